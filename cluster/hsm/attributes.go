@@ -1,0 +1,148 @@
+package hsm
+
+import (
+	"encoding/hex"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"unicode"
+	"unicode/utf8"
+)
+
+// Attribute describes one key attribute (cloudhsm.md §2.4, hsm2m column).
+type Attribute struct {
+	Name string
+	// Modifiable tells how it may change after creation.
+	Modifiable Modifiable
+	// AtCreation tells whether a template may set it.
+	AtCreation bool
+	// Text tells whether it is a string rather than a flag.
+	Text bool
+	// Stored attributes are registers; the others follow from the core.
+	Stored bool
+	// Not lists the classes that may not have it set to true.
+	Not []Class
+}
+
+// Modifiable tells how an attribute may change.
+type Modifiable uint8
+
+// The ways an attribute may change.
+const (
+	Never Modifiable = iota
+	Freely
+	ToTrue
+	ToFalse
+	ByAdmin
+)
+
+// Bounds of textual attributes, in bytes.
+const (
+	MaxLabel = 127
+	MaxID    = 64
+)
+
+var attributes = []Attribute{
+	{Name: "always-sensitive"},
+	{Name: "check-value"},
+	{Name: "class"},
+	{Name: "curve"},
+	{Name: "decrypt", Modifiable: Freely, AtCreation: true, Stored: true},
+	{Name: "derive", Modifiable: Freely, AtCreation: true, Stored: true, Not: []Class{ClassPublic}},
+	{Name: "destroyable", Modifiable: Freely, AtCreation: true, Stored: true},
+	{Name: "ec-point"},
+	{Name: "encrypt", Modifiable: Freely, AtCreation: true, Stored: true},
+	{Name: "extractable", Modifiable: ToFalse, AtCreation: true, Stored: true},
+	{Name: "id", Modifiable: Freely, AtCreation: true, Text: true, Stored: true},
+	{Name: "key-length-bytes"},
+	{Name: "key-type"},
+	{Name: "label", Modifiable: Freely, AtCreation: true, Text: true, Stored: true},
+	{Name: "local"},
+	{Name: "modifiable", Modifiable: ToFalse, AtCreation: true, Stored: true},
+	{Name: "modulus"},
+	{Name: "modulus-size-bits"},
+	{Name: "never-extractable"},
+	{Name: "private", AtCreation: true, Stored: true},
+	{Name: "public-exponent"},
+	{Name: "sensitive", Modifiable: ToTrue, AtCreation: true, Stored: true},
+	{Name: "sign", Modifiable: Freely, AtCreation: true, Stored: true, Not: []Class{ClassPublic}},
+	{Name: "token", Modifiable: ToTrue, AtCreation: true},
+	{Name: "trusted", Modifiable: ByAdmin, Stored: true},
+	{Name: "unwrap", Modifiable: Freely, AtCreation: true, Stored: true, Not: []Class{ClassPublic}},
+	{Name: "verify", Modifiable: Freely, AtCreation: true, Stored: true, Not: []Class{ClassPrivate}},
+	{Name: "wrap", Modifiable: Freely, AtCreation: true, Stored: true, Not: []Class{ClassPrivate}},
+	{Name: "wrap-with-trusted", Modifiable: ToTrue, AtCreation: true, Stored: true},
+}
+
+// LookupAttribute finds an attribute by name; ErrInvalid names those there are.
+func LookupAttribute(name string) (Attribute, error) {
+	i := slices.IndexFunc(attributes, func(a Attribute) bool { return a.Name == name })
+	if i < 0 {
+		names := make([]string, len(attributes))
+		for i, a := range attributes {
+			names[i] = a.Name
+		}
+		return Attribute{}, fmt.Errorf("%w: attribute %s does not exist; there are %s", ErrInvalid, quote(name), strings.Join(names, ", "))
+	}
+	return attributes[i], nil
+}
+
+// ParseAttribute encodes a value as a register holds it: true or false for a
+// flag; text for a label; hexadecimal digits, with or without 0x, for an id. Attributes
+// that follow from the key are refused, as is every malformed value: ErrInvalid.
+func ParseAttribute(a Attribute, value string) ([]byte, error) {
+	switch {
+	case !a.Stored && !a.AtCreation:
+		return nil, fmt.Errorf("%w: attribute %s follows from the key and cannot be given", ErrInvalid, a.Name)
+	case !a.Text:
+		v, err := strconv.ParseBool(value)
+		if err != nil {
+			return nil, fmt.Errorf("%w: attribute %s=%s: want true or false", ErrInvalid, a.Name, quote(value))
+		}
+		return BoolValue(v), nil
+	case a.Name == "id":
+		b, err := hex.DecodeString(strings.TrimPrefix(value, "0x"))
+		if err != nil || len(b) > MaxID {
+			return nil, fmt.Errorf("%w: attribute id=%s: want at most %d bytes in hexadecimal", ErrInvalid, quote(value), MaxID)
+		}
+		return b, nil
+	}
+	if len(value) > MaxLabel || !utf8.ValidString(value) || strings.ContainsFunc(value, unprintable) {
+		return nil, fmt.Errorf("%w: attribute %s: want at most %d bytes of printable UTF-8", ErrInvalid, a.Name, MaxLabel)
+	}
+	return []byte(value), nil
+}
+
+// unprintable refuses control and format characters and all spaces but the plain
+// one: a label must look like what it is.
+func unprintable(r rune) bool { return !unicode.IsPrint(r) }
+
+// FormatAttribute is the inverse of ParseAttribute.
+func FormatAttribute(a Attribute, value []byte) string {
+	switch {
+	case !a.Text:
+		return strconv.FormatBool(Register{Value: value}.Bool())
+	case a.Name == "id":
+		return hex.EncodeToString(value)
+	}
+	return string(value)
+}
+
+// DefaultAttributes returns the stored attributes of a new key before its
+// template is applied (cloudhsm.md §2.4).
+func DefaultAttributes(class Class, keyType string) map[string]string {
+	secret, public := class == ClassSecret, class == ClassPublic
+	symmetric := secret && (keyType == "aes" || keyType == "generic-secret")
+	flags := map[string]bool{
+		"decrypt": false, "derive": false, "destroyable": true, "encrypt": false,
+		"extractable": true, "modifiable": true, "private": !public, "sensitive": !public,
+		"sign": symmetric, "trusted": false, "unwrap": false, "verify": symmetric, "wrap": false,
+		"wrap-with-trusted": false,
+	}
+	out := map[string]string{"label": "", "id": ""}
+	for name, v := range flags {
+		out[name] = strconv.FormatBool(v)
+	}
+	return out
+}

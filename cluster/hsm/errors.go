@@ -1,0 +1,47 @@
+package hsm
+
+import "errors"
+
+// The sentinels of the contract. Every implementation, local or remote,
+// returns errors that match them with errors.Is.
+var (
+	// ErrInvalid: the request is malformed: a name, size, attribute or
+	// encoding that does not exist. Nothing was done.
+	ErrInvalid = errors.New("invalid")
+	// ErrNotFound: no such key or user here, or none this caller may see.
+	ErrNotFound = errors.New("not found")
+	// ErrExist: the name or reference is already taken.
+	ErrExist = errors.New("already exists")
+	// ErrDenied: the caller's role or ownership does not allow it.
+	ErrDenied = errors.New("permission denied")
+	// ErrLogin: unknown user or wrong password; which of both is not said.
+	ErrLogin = errors.New("login failed")
+	// ErrLocked: the user is locked after too many failed logins.
+	ErrLocked = errors.New("user is locked")
+	// ErrSession: the session is unknown or over; log in again.
+	ErrSession = errors.New("session is over")
+	// ErrAttribute: a key attribute forbids the operation (not extractable,
+	// not modifiable, sign is false, …).
+	ErrAttribute = errors.New("key attribute forbids it")
+	// ErrLineage: the object or peer belongs to another lineage.
+	ErrLineage = errors.New("no common lineage")
+	// ErrConflict: one reference, two different births. Never merged.
+	ErrConflict = errors.New("conflicting keys under one reference")
+	// ErrCorrupt: bytes do not authenticate or do not decode.
+	ErrCorrupt = errors.New("corrupt")
+	// ErrFuture: a stamp lies minutes ahead of this clock.
+	ErrFuture = errors.New("stamp lies in the future")
+	// ErrDestroyed: the key was destroyed; its tombstone answers.
+	ErrDestroyed = errors.New("key is destroyed")
+	// ErrOp: the provisional operation is unknown, aborted or expired here.
+	ErrOp = errors.New("operation is not pending")
+	// ErrSignature: the signature or MAC does not verify.
+	ErrSignature = errors.New("signature does not verify")
+	// ErrCrypto: decryption or unwrapping failed, without saying why.
+	ErrCrypto = errors.New("cryptographic operation failed")
+	// ErrFull: the disk is full. Nothing was done.
+	ErrFull = errors.New("no space left")
+	// ErrUnavailable: the HSM cannot be reached or does not serve yet. The
+	// operation may or may not have been done.
+	ErrUnavailable = errors.New("HSM is unavailable")
+)

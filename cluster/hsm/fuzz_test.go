@@ -1,0 +1,249 @@
+package hsm
+
+import (
+	"bytes"
+	"errors"
+	"os"
+	"path/filepath"
+	"reflect"
+	"testing"
+
+	"github.com/fxamacker/cbor/v2"
+)
+
+// eachVector calls f with every vector.
+func eachVector(t testing.TB, f func(vector)) {
+	t.Helper()
+	for _, file := range result(filepath.Glob(filepath.Join(vectorDir, "*.txt")))(t) {
+		f(parseVector(t, string(result(os.ReadFile(file))(t))))
+	}
+}
+
+func FuzzUnmask(f *testing.F) {
+	eachVector(f, func(v vector) { f.Add(v.masked.Bytes) })
+	k := testKeyring(f, 1, 2)
+	f.Fuzz(func(t *testing.T, b []byte) {
+		m := claimOf(k, b)
+		r, err := k.Unmask(m)
+		if err != nil {
+			if r != nil || !errors.Is(err, ErrCorrupt) && !errors.Is(err, ErrLineage) {
+				t.Fatalf("%v, %v", r, err)
+			}
+			return
+		}
+		if again := mask(t, k, r); again.Object != m.Object {
+			t.Fatal("what opens does not mask to the same object")
+		}
+	})
+}
+
+// The types of FORMAT.md for a general CBOR library: a second reading of the
+// specification.
+type refEnvelope struct {
+	_       struct{} `cbor:",toarray"`
+	Version uint64
+	Epoch   uint64
+	SIV     []byte
+	Clear   []byte
+	Sealed  []byte
+}
+
+type refClear struct {
+	Kind        uint8                  `cbor:"1,keyasint"`
+	Ref         uint64                 `cbor:"2,keyasint"`
+	Lineage     []byte                 `cbor:"3,keyasint"`
+	Cluster     uint64                 `cbor:"4,keyasint,omitempty"`
+	Birth       []byte                 `cbor:"5,keyasint"`
+	Incarnation uint64                 `cbor:"6,keyasint,omitempty"`
+	Destroyed   bool                   `cbor:"7,keyasint,omitempty"`
+	Core        refCore                `cbor:"8,keyasint"`
+	Registers   map[string]refRegister `cbor:"9,keyasint,omitempty"`
+}
+
+type refCore struct {
+	Class       string    `cbor:"1,keyasint,omitempty"`
+	Type        string    `cbor:"2,keyasint,omitempty"`
+	Size        uint32    `cbor:"3,keyasint,omitempty"`
+	Curve       string    `cbor:"4,keyasint,omitempty"`
+	Origin      string    `cbor:"5,keyasint,omitempty"`
+	Created     *refStamp `cbor:"6,keyasint,omitempty"`
+	Owner       string    `cbor:"7,keyasint,omitempty"`
+	Public      []byte    `cbor:"8,keyasint,omitempty"`
+	Check       []byte    `cbor:"9,keyasint,omitempty"`
+	Pair        uint64    `cbor:"10,keyasint,omitempty"`
+	Sensitive   bool      `cbor:"11,keyasint,omitempty"`
+	Extractable bool      `cbor:"12,keyasint,omitempty"`
+}
+
+type refStamp struct {
+	_         struct{} `cbor:",toarray"`
+	Time, HSM uint64
+}
+
+type refRegister struct {
+	_         struct{} `cbor:",toarray"`
+	Time, HSM uint64
+	Value     []byte
+}
+
+var (
+	refEnc = must(cbor.EncOptions{Sort: cbor.SortCoreDeterministic, NilContainers: cbor.NilContainerAsEmpty}.EncMode())
+	refDec = must(cbor.DecOptions{
+		DupMapKey: cbor.DupMapKeyEnforcedAPF, IndefLength: cbor.IndefLengthForbidden, TagsMd: cbor.TagsForbidden, ExtraReturnErrors: cbor.ExtraDecErrorUnknownField,
+		MaxArrayElements: 1 << 20, MaxMapPairs: 1 << 20, UTF8: cbor.UTF8RejectInvalid,
+	}.DecMode())
+)
+
+// refDecode accepts what encodes to the same bytes again.
+func refDecode(b []byte, into any) bool {
+	if refDec.Unmarshal(b, into) != nil {
+		return false
+	}
+	again, err := refEnc.Marshal(into)
+	return err == nil && bytes.Equal(again, b)
+}
+
+// refParse is ParseMasked by the book.
+func refParse(b []byte) bool {
+	var e refEnvelope
+	var c refClear
+	if len(b) > MaxMasked || !refDecode(b, &e) || e.Version != 1 || len(e.SIV) != 32 || !refDecode(e.Clear, &c) {
+		return false
+	}
+	fits := c.Destroyed == (len(e.Sealed) == 0) && c.Destroyed == (e.Epoch == 0) && len(c.Lineage) == 16 && len(c.Birth) == 16 &&
+		c.Kind >= 1 && c.Kind <= 5 && (c.Kind >= 4) == (c.Cluster != 0) && c.Ref != 0 && c.Ref < 1<<63 && c.Core.Pair < 1<<63 && c.Core.Size < 1<<31 &&
+		(c.Core.Created == nil || *c.Core.Created != refStamp{})
+	erased := len(c.Registers) == 0 && reflect.DeepEqual(c.Core, refCore{Owner: c.Core.Owner})
+	return fits && (!c.Destroyed || erased)
+}
+
+func FuzzParseMasked(f *testing.F) {
+	eachVector(f, func(v vector) { f.Add(v.masked.Bytes) })
+	k := testKeyring(f, 1)
+	f.Fuzz(func(t *testing.T, b []byte) {
+		m, r, err := ParseMasked(b)
+		if (err == nil) != refParse(b) {
+			t.Fatalf("%x: %v, but a general implementation says %v", b, err, refParse(b))
+		}
+		if err != nil {
+			if !errors.Is(err, ErrCorrupt) {
+				t.Fatal(err)
+			}
+			return
+		}
+		env := result(decodeEnvelope(b))(t)
+		same := *k
+		same.lineage = m.Lineage
+		if !bytes.Equal(same.encodeClear(r), env.clear) || !bytes.Equal(env.append(nil), b) {
+			t.Fatalf("%x: a second encoding of one state", b)
+		}
+	})
+}
+
+func FuzzJoinMasked(f *testing.F) {
+	eachVector(f, func(v vector) {
+		if c, err := SplitMasked(v.masked.Bytes); err == nil {
+			f.Add(c.Clear, c.Opaque)
+		}
+		f.Add(v.masked.Bytes, []byte{0x84})
+	})
+	f.Fuzz(func(t *testing.T, clearColumn, opaque []byte) {
+		b, err := JoinMasked(Columns{Clear: clearColumn, Opaque: opaque})
+		if err != nil {
+			if !errors.Is(err, ErrCorrupt) {
+				t.Fatal(err)
+			}
+			return
+		}
+		back := result(SplitMasked(b))(t)
+		if !bytes.Equal(back.Clear, clearColumn) || !bytes.Equal(back.Opaque, opaque) {
+			t.Fatalf("%x and %x come back as %x and %x", clearColumn, opaque, back.Clear, back.Opaque)
+		}
+	})
+}
+
+func FuzzParseFilter(f *testing.F) {
+	for _, s := range []string{"", "attr.label=a b", "key-reference=0x1 attr.sign=true owner=bob", "attr.id=0xff  attr.label= ", "owner=", "attr.=x", "key-reference=", "=", "attr.token=1"} {
+		f.Add(s, "attr.label=x")
+	}
+	f.Fuzz(func(t *testing.T, a, b string) {
+		filter, err := ParseFilter([]string{a, b})
+		if err != nil {
+			if !errors.Is(err, ErrInvalid) || !reflect.DeepEqual(filter, Filter{}) {
+				t.Fatalf("%v, %v", filter, err)
+			}
+			return
+		}
+		if filter.Empty() {
+			t.Fatalf("%q and %q select everything", a, b)
+		}
+		k := KeyInfo{Ref: testRef, Owner: filter.Owner, Attributes: filter.Attrs}
+		if len(filter.Refs) > 0 {
+			k.Ref = filter.Refs[0]
+		}
+		if !filter.Match(k) {
+			t.Fatalf("%+v does not match what it asks for", filter)
+		}
+	})
+}
+
+func FuzzParseIdentifiers(f *testing.F) {
+	for _, s := range []string{"0x0000000000000001", "42", "hsm-aaaaaaaaaaaab", "cluster-7777777777776", "lineage-000102030405060708090a0b0c0d0e0f", "0x", ""} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		if r, err := ParseKeyRef(s); err == nil {
+			if again := result(ParseKeyRef(r.String()))(t); again != r || !r.valid() {
+				t.Fatal(s, r)
+			}
+		}
+		if id, err := ParseHSMID(s); err == nil && id.String() != s {
+			t.Fatal(s, id)
+		}
+		if id, err := ParseClusterID(s); err == nil && id.String() != s {
+			t.Fatal(s, id)
+		}
+		if l, err := ParseLineage(s); err == nil && result(ParseLineage(l.String()))(t) != l {
+			t.Fatal(s, l)
+		}
+		if name, err := CanonicalUserName(s); err == nil && result(CanonicalUserName(name))(t) != name {
+			t.Fatal(s, name)
+		}
+	})
+}
+
+// FuzzSealedPart authenticates whatever it is given, as a faulty HSM of the
+// lineage might, so that the decoder behind the authentication is reached.
+func FuzzSealedPart(f *testing.F) {
+	k := testKeyring(f, 1)
+	for _, r := range sampleRecords(f, k) {
+		if !r.Destroyed {
+			f.Add(encodeHidden(r))
+		}
+	}
+	eachVector(f, func(v vector) {
+		if env, err := decodeEnvelope(v.masked.Bytes); err == nil {
+			if hidden, err := k.openHidden(env); err == nil {
+				f.Add(hidden)
+			}
+		}
+	})
+	clearBytes := k.encodeClear(aesRecord(f, k))
+	f.Fuzz(func(t *testing.T, hidden []byte) {
+		if len(hidden) == 0 || len(hidden) > MaxMasked/2 {
+			return
+		}
+		m := claimOf(k, authentic(t, k, clearBytes, hidden, 1))
+		r, err := k.Unmask(m)
+		var ref struct {
+			Material []byte                 `cbor:"1,keyasint,omitempty"`
+			Hidden   map[string]refRegister `cbor:"2,keyasint,omitempty"`
+		}
+		if want := refDecode(hidden, &ref); (err == nil) != want {
+			t.Fatalf("%x: %v, but a general implementation says %v", hidden, err, want)
+		}
+		if err == nil && !bytes.Equal(mask(t, k, r).Bytes, m.Bytes) {
+			t.Fatalf("%x: a second encoding of one state", hidden)
+		}
+	})
+}

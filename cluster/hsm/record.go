@@ -1,0 +1,260 @@
+package hsm
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+	"time"
+)
+
+// Record is an unmasked object: the state that replicas merge. Its maps and
+// slices are not shared with the record it was merged or decoded from.
+type Record struct {
+	Kind    Kind
+	Ref     KeyRef
+	Cluster ClusterID // members and lockouts only, otherwise 0
+	// Birth fingerprints the immutable part, key material included, under the
+	// lineage's secret. Two births under one reference are a conflict.
+	Birth       [16]byte
+	Incarnation uint64 // raised only when an operator revives a destroyed object
+	Destroyed   bool
+	Core        Core                // of a tombstone: only Owner remains
+	Registers   map[string]Register // in clear in the masked object
+	Hidden      map[string]Register // sealed: a user's password verifier
+	Material    Secret              // sealed: key material
+}
+
+// Core is what never changes after birth.
+type Core struct {
+	Class   Class
+	Type    string
+	Size    int
+	Curve   string
+	Origin  Method // generate, import, unwrap, derive
+	Created Stamp
+	Owner   string // crypto user; or the name of a user, policy or member
+	Public  []byte // SPKI DER of an asymmetric key
+	Check   []byte // key check value, 3 bytes or none
+	Pair    KeyRef // other half of a key pair, or 0
+	// SensitiveAtBirth and ExtractableAtBirth decide always-sensitive and
+	// never-extractable, since both attributes change one way only.
+	SensitiveAtBirth, ExtractableAtBirth bool
+}
+
+// Register is a mutable field: the later stamp wins.
+type Register struct {
+	Stamp Stamp
+	Value []byte
+}
+
+// Bool reads the register as a flag.
+func (r Register) Bool() bool { return len(r.Value) == 1 && r.Value[0] == 1 }
+
+// BoolValue encodes a flag.
+func BoolValue(v bool) []byte {
+	if v {
+		return []byte{1}
+	}
+	return []byte{0}
+}
+
+// The register namespaces.
+const (
+	attrPrefix  = "attr/"  // attr/NAME: a key attribute
+	sharePrefix = "share/" // share/USER: shared with USER
+)
+
+// AttributeRegister names the register of a key attribute.
+func AttributeRegister(name string) string { return attrPrefix + name }
+
+// ShareRegister names the register that tells whether a key is shared with user.
+func ShareRegister(user string) string { return sharePrefix + user }
+
+// oneWay maps the registers that change one way only to the value that wins
+// whatever the clock says (PKCS #11 v2.40 §4.4, cloudhsm.md §2.4).
+var oneWay = map[string]bool{
+	attrPrefix + "extractable":       false,
+	attrPrefix + "sensitive":         true,
+	attrPrefix + "wrap-with-trusted": true,
+	attrPrefix + "modifiable":        false,
+}
+
+// Merge returns the state that knows all that a and b know. It is commutative,
+// associative and idempotent (TestMergeLaws), so replicas converge whatever the
+// order in which they hear of each other. ErrConflict if a and b are different
+// births or different things under one reference. The result shares nothing
+// with a and b, and neither is changed.
+func Merge(a, b *Record) (*Record, error) {
+	if a.Kind != b.Kind || a.Ref != b.Ref || a.Cluster != b.Cluster || a.Birth != b.Birth || !sameThing(a, b) {
+		return nil, fmt.Errorf("%w: %s %s was born twice; compare both with key show and destroy the one that is not wanted", ErrConflict, a.Kind, a.Ref)
+	}
+	if c := compareState(a, b); c > 0 {
+		return a.Clone(), nil
+	} else if c < 0 {
+		return b.Clone(), nil
+	}
+	m := a.Clone()
+	mergeRegisters(m.Registers, b.Registers)
+	mergeRegisters(m.Hidden, b.Hidden)
+	return m, nil
+}
+
+// sameThing tells whether what never changes is the same in two records of one
+// state. Equal births say so already when every HSM computes births as it
+// must; were one to err, this keeps the material of neither from being lost.
+func sameThing(a, b *Record) bool {
+	return compareState(a, b) != 0 || a.Core.equal(&b.Core) && a.Material.Equal(b.Material)
+}
+
+func (c *Core) equal(o *Core) bool {
+	return c.Class == o.Class && c.Type == o.Type && c.Size == o.Size && c.Curve == o.Curve && c.Origin == o.Origin &&
+		c.Created == o.Created && c.Owner == o.Owner && bytes.Equal(c.Public, o.Public) && bytes.Equal(c.Check, o.Check) &&
+		c.Pair == o.Pair && c.SensitiveAtBirth == o.SensitiveAtBirth && c.ExtractableAtBirth == o.ExtractableAtBirth
+}
+
+// compareState orders by incarnation, destroyed above live.
+func compareState(a, b *Record) int {
+	switch {
+	case a.Incarnation != b.Incarnation:
+		if a.Incarnation > b.Incarnation {
+			return 1
+		}
+		return -1
+	case a.Destroyed == b.Destroyed:
+		return 0
+	case a.Destroyed:
+		return 1
+	}
+	return -1
+}
+
+func mergeRegisters(into, from map[string]Register) {
+	for name, theirs := range from {
+		if ours, ok := into[name]; !ok || registerWins(name, theirs, ours) {
+			into[name] = Register{Stamp: theirs.Stamp, Value: slices.Clone(theirs.Value)}
+		}
+	}
+}
+
+// registerWins tells whether x beats y: the one-way value first, then the
+// later stamp, then the larger bytes, so that the order is total.
+func registerWins(name string, x, y Register) bool {
+	if winner, ok := oneWay[name]; ok && x.Bool() != y.Bool() {
+		return x.Bool() == winner
+	}
+	if c := x.Stamp.Compare(y.Stamp); c != 0 {
+		return c > 0
+	}
+	return bytes.Compare(x.Value, y.Value) > 0
+}
+
+// Set writes a register with a fresh stamp. The record keeps value.
+func (r *Record) Set(name string, value []byte, at Stamp) {
+	if r.Registers == nil {
+		r.Registers = map[string]Register{}
+	}
+	r.Registers[name] = Register{Stamp: at, Value: value}
+}
+
+// Clone copies the record, its bytes included, so that wiping the material of
+// one leaves the other whole.
+func (r *Record) Clone() *Record {
+	c := *r
+	c.Core.Public, c.Core.Check = bytes.Clone(r.Core.Public), bytes.Clone(r.Core.Check)
+	c.Registers, c.Hidden = cloneRegisters(r.Registers), cloneRegisters(r.Hidden)
+	c.Material = r.Material.clone()
+	return &c
+}
+
+// cloneRegisters copies registers and their values, the latter into one
+// buffer.
+func cloneRegisters(m map[string]Register) map[string]Register {
+	c, size := make(map[string]Register, len(m)), 0
+	for _, reg := range m {
+		size += len(reg.Value)
+	}
+	buf := make([]byte, 0, size)
+	for name, reg := range m {
+		at := len(buf)
+		buf = append(buf, reg.Value...)
+		c[name] = Register{Stamp: reg.Stamp, Value: buf[at:len(buf):len(buf)]}
+	}
+	return c
+}
+
+// Destroy turns the record into its tombstone: material, registers and all of
+// the core but the owner are erased, and what stays is the same on whichever
+// HSM the destruction happens.
+func (r *Record) Destroy() {
+	r.Destroyed = true
+	r.Registers, r.Hidden, r.Material = map[string]Register{}, map[string]Register{}, Secret{}
+	r.Core = Core{Owner: r.Core.Owner}
+}
+
+// Latest returns the latest stamp in the record, for the clock to observe.
+func (r *Record) Latest() Stamp {
+	last := r.Core.Created
+	for _, m := range []map[string]Register{r.Registers, r.Hidden} {
+		for _, reg := range m {
+			if reg.Stamp.Compare(last) > 0 {
+				last = reg.Stamp
+			}
+		}
+	}
+	return last
+}
+
+// Shares lists the users the key is shared with, sorted.
+func (r *Record) Shares() []string {
+	shares := []string{}
+	for name, reg := range r.Registers {
+		if user, ok := strings.CutPrefix(name, sharePrefix); ok && reg.Bool() {
+			shares = append(shares, user)
+		}
+	}
+	slices.Sort(shares)
+	return shares
+}
+
+// SharedWith tells whether the key is shared with user.
+func (r *Record) SharedWith(user string) bool { return r.Registers[sharePrefix+user].Bool() }
+
+// Flag reads a boolean key attribute.
+func (r *Record) Flag(name string) bool { return r.Registers[attrPrefix+name].Bool() }
+
+// Text reads a textual key attribute.
+func (r *Record) Text(name string) string { return string(r.Registers[attrPrefix+name].Value) }
+
+// CreatedAt is the time of birth.
+func (c Core) CreatedAt() time.Time {
+	if c.Created.Time == 0 {
+		return time.Time{}
+	}
+	return c.Created.Wall()
+}
+
+// Format prints what the record is and none of its registers, some of which
+// are sealed. Where fmt does not ask for methods, that is in unexported fields,
+// keep a *Record, which prints as an address; a Record would show its registers
+// (its material never: see Secret).
+func (r Record) Format(f fmt.State, _ rune) {
+	state := "live"
+	if r.Destroyed {
+		state = "destroyed"
+	}
+	fmt.Fprintf(f, "[%s %s, %s, incarnation %d]", r.Kind, r.Ref, state, r.Incarnation)
+}
+
+// LogValue is Format, for slog.
+func (r Record) LogValue() slog.Value { return slog.StringValue(fmt.Sprint(r)) }
+
+// MarshalText refuses, and with it encoding/json: a record leaves an HSM masked.
+func (r Record) MarshalText() ([]byte, error) {
+	return nil, errors.New("hsm: a record is not to be marshalled; mask it")
+}
+
+// MarshalBinary refuses, and with it gob and CBOR.
+func (r Record) MarshalBinary() ([]byte, error) { return r.MarshalText() }

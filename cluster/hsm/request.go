@@ -1,0 +1,150 @@
+package hsm
+
+import "time"
+
+// Method is how a key comes to be.
+type Method string
+
+// The methods.
+const (
+	MethodGenerate Method = "generate"
+	MethodImport   Method = "import"  // Data holds the key in clear
+	MethodUnwrap   Method = "unwrap"  // Data holds the wrapped key, Key the unwrapping key
+	MethodDerive   Method = "derive"  // Key is the base key
+	MethodPromote  Method = "promote" // Key is a session key of this session
+	MethodInsert   Method = "insert"  // Masked holds masked objects exported earlier
+)
+
+// Params are the parameters of a mechanism. Which are read depends on it.
+type Params struct {
+	Mechanism  string // "rsa-pkcs", "aes-gcm", "aes-kwp", …
+	Hash       string // "sha256", …
+	Digest     bool   // Data is already hashed
+	SaltLength int    // PSS; 0 means the hash's length
+	AAD        []byte
+	Peer       []byte // ECDH: the other side's public key (SPKI DER or point)
+	SharedInfo []byte // KDF
+	Context    []byte // KDF
+}
+
+// CreateRequest asks for a key, or for a pair when Type is asymmetric and
+// Method is generate.
+type CreateRequest struct {
+	Method Method
+	Token  bool   // token key; otherwise a session key
+	Type   string // "aes", "generic-secret", "rsa", "ec", "ed25519"
+	Size   int    // bytes for secret keys, bits for RSA
+	Curve  string
+	Class  Class // import, unwrap: what the data is; empty: detect
+	// Attributes are the wanted attributes by name, with the values of
+	// ParseAttribute. Public are those of a pair's public key.
+	Attributes, Public map[string]string
+	Shares             []string // crypto users
+	Data               Secret
+	Key                KeyRef
+	Params             Params
+	Masked             []MaskedObject
+	Lease              time.Duration // how long the provisional objects wait for Commit; 0: 30 s
+}
+
+// Created is what Create made. For a pair Keys holds the private key first.
+type Created struct {
+	Keys    []KeyInfo
+	Objects []MaskedObject // provisional, to be prepared elsewhere; none for session keys
+}
+
+// ChangeKind names what Change does.
+type ChangeKind string
+
+// The changes.
+const (
+	ChangeDestroy      ChangeKind = "destroy"       // Ref
+	ChangeAttribute    ChangeKind = "set-attribute" // Ref, Name, Value
+	ChangeShare        ChangeKind = "share"         // Ref, User
+	ChangeUnshare      ChangeKind = "unshare"       // Ref, User
+	ChangeUserCreate   ChangeKind = "user-create"   // User, Role, Password
+	ChangeUserDelete   ChangeKind = "user-delete"   // User, Role
+	ChangeUserPassword ChangeKind = "user-password" // User, Role, Password; unlocks
+	ChangeUserUnlock   ChangeKind = "user-unlock"   // User, Role
+	ChangeSettings     ChangeKind = "settings"      // Settings
+	ChangeMember       ChangeKind = "member"        // Member
+)
+
+// Change is one change to a key, user, policy or member.
+type Change struct {
+	Kind     ChangeKind
+	Ref      KeyRef
+	Name     string
+	Value    string
+	User     string
+	Role     Role
+	Password Secret
+	Settings *Settings
+	Member   *Member
+}
+
+// UseKind names a cryptographic operation.
+type UseKind string
+
+// The operations. Verify and VerifyMAC return no bytes, and ErrSignature when
+// the data does not verify. Wrap wraps the key Payload under the key Key.
+const (
+	UseSign      UseKind = "sign"
+	UseVerify    UseKind = "verify"
+	UseEncrypt   UseKind = "encrypt"
+	UseDecrypt   UseKind = "decrypt"
+	UseMAC       UseKind = "mac"
+	UseVerifyMAC UseKind = "verify-mac"
+	UseWrap      UseKind = "wrap"
+	UsePublic    UseKind = "public" // the public key, SPKI DER
+	UseRandom    UseKind = "random" // Length bytes; no key
+)
+
+// Use is one cryptographic operation.
+type Use struct {
+	Kind      UseKind
+	Key       KeyRef
+	Params    Params
+	Data      []byte
+	Signature []byte // verify, verify-mac
+	Payload   KeyRef // wrap
+	Length    int    // random
+}
+
+// Class is the class of a key object.
+type Class string
+
+// The classes, in CloudHSM's words.
+const (
+	ClassSecret  Class = "secret-key"
+	ClassPublic  Class = "public-key"
+	ClassPrivate Class = "private-key"
+)
+
+// KeyInfo is what may be shown of a key.
+type KeyInfo struct {
+	Ref         KeyRef
+	Class       Class
+	Type        string
+	Size        int // bytes for secret keys, bits for RSA
+	Curve       string
+	Label, ID   string // ID in hexadecimal
+	CheckValue  string // 6 hexadecimal digits, or empty
+	Attributes  map[string]string
+	Owner       string
+	Shares      []string
+	Pair        KeyRef // the other half, 0 if none
+	Token       bool
+	Created     time.Time
+	Incarnation uint64
+	Digest      Digest
+}
+
+// UserInfo is what may be shown of a user.
+type UserInfo struct {
+	Name   string
+	Role   Role
+	Locked bool
+	Ref    KeyRef
+	Digest Digest
+}
