@@ -1,0 +1,48 @@
+package reconcile
+
+import (
+	"encoding/binary"
+
+	"github.com/hsmbackup/hsmbackup/cluster/hsm"
+)
+
+// CellBytes is what one cell costs on the wire, framing included; ObjectBytes
+// what one listed object costs. Diff chooses by them.
+const (
+	CellBytes   = 48
+	ObjectBytes = 34
+)
+
+// toggle puts an item into a cell (sign 1) or takes it out (sign -1).
+func toggle(c *hsm.Cell, item *Item, check uint64, sign int64) {
+	xor(&c.Item, (*[24]byte)(item))
+	c.Check ^= check
+	c.Count += sign
+}
+
+// spread puts an item into those cells of [base, base+len(cells)) that it is
+// mapped to, or takes it out.
+func spread(cells []hsm.Cell, base uint64, h hasher, item *Item, sign int64) {
+	seed, check := h.hash(item)
+	end := base + uint64(len(cells))
+	for m := newMapping(seed); m.index < end; m.next() {
+		if m.index >= base {
+			toggle(&cells[m.index-base], item, check, sign)
+		}
+	}
+}
+
+// subtract returns the cell of the items that only one of two sets has.
+func subtract(a, b hsm.Cell) hsm.Cell {
+	xor(&a.Item, &b.Item)
+	a.Check ^= b.Check
+	a.Count -= b.Count
+	return a
+}
+
+func xor(dst, src *[24]byte) {
+	e := binary.LittleEndian
+	e.PutUint64(dst[0:], e.Uint64(dst[0:])^e.Uint64(src[0:]))
+	e.PutUint64(dst[8:], e.Uint64(dst[8:])^e.Uint64(src[8:]))
+	e.PutUint64(dst[16:], e.Uint64(dst[16:])^e.Uint64(src[16:]))
+}
