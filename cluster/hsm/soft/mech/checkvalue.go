@@ -1,0 +1,46 @@
+package mech
+
+import (
+	"crypto/aes"
+	"crypto/sha1"
+)
+
+const kcvLen = 3
+
+// CheckValueSecret returns the key check value of a secret key: for aes the first
+// three bytes of an encrypted block of zeros, for generic-secret nothing (nil). The
+// errors are those of [ParseSecret].
+func CheckValueSecret(t KeyType, raw []byte) ([]byte, error) {
+	k, err := ParseSecret(t, raw)
+	if err != nil {
+		return nil, err
+	}
+	return k.KCV(), nil
+}
+
+// CheckValuePublic returns the key check value of a key pair, the first three
+// bytes of SHA-1 over the public key. The public key is what the BIT STRING
+// subjectPublicKey of its SPKI holds: RSAPublicKey DER (PKCS #1) for rsa, the
+// uncompressed point for ec, the 32 bytes for ed25519. Private and public key of a
+// pair have the same value. The errors are those of [ParsePublic].
+func CheckValuePublic(spki []byte) ([]byte, error) {
+	k, err := ParsePublic(spki)
+	if err != nil {
+		return nil, err
+	}
+	return k.KCV(), nil
+}
+
+func (k *secretKey) kcv() []byte {
+	if k.block == nil {
+		return nil
+	}
+	var b [aes.BlockSize]byte
+	k.block.Encrypt(b[:], b[:])
+	return b[:kcvLen:kcvLen]
+}
+
+func (k *publicKey) kcv() []byte {
+	sum := sha1.Sum(k.bits)
+	return sum[:kcvLen:kcvLen]
+}

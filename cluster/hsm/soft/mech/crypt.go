@@ -1,0 +1,220 @@
+package mech
+
+import (
+	"bytes"
+	"crypto"
+	"crypto/aes"
+	"crypto/cipher"
+	"crypto/rsa"
+	"crypto/subtle"
+	"fmt"
+	"io"
+)
+
+// Mechanisms that encrypt. All but aes-cbc-pad also wrap.
+const (
+	AESGCM      = "aes-gcm"
+	AESCBCPad   = "aes-cbc-pad"
+	RSAOAEP     = "rsa-oaep"
+	gcmOverhead = 12 + 16 // nonce and tag
+)
+
+// CryptParams chooses how to encrypt or wrap.
+//
+// AAD is for aes-gcm: authenticated, not encrypted, and the same on both sides. For
+// rsa-oaep it is the label. Hash is for rsa-oaep and rsa-aes, both for the label
+// and for MGF1; empty means sha256.
+type CryptParams struct {
+	Mechanism string
+	AAD       []byte
+	Hash      string
+}
+
+// aliases of mechanism names, as the CloudHSM command line has them.
+var cryptAliases = map[string]string{
+	"cloudhsm-aes-gcm": AESGCM,
+	"aes-zero-pad":     AESKWP,
+	"aes-no-pad":       AESKW,
+}
+
+// name returns the mechanism's canonical name.
+func (p CryptParams) name() string {
+	if canonical, ok := cryptAliases[p.Mechanism]; ok {
+		return canonical
+	}
+	return p.Mechanism
+}
+
+// Encrypt encrypts data under an aes key.
+//
+// aes-gcm returns nonce||ciphertext||tag with a nonce of 12 bytes made inside.
+// aes-cbc-pad returns iv||ciphertext, padded as in PKCS #7, with an IV made inside. It
+// does not authenticate: who can alter ciphertexts and see which of them decrypt can
+// read them. It is here for those who must; prefer aes-gcm.
+func (k *SecretKey) Encrypt(random io.Reader, p CryptParams, data []byte) ([]byte, error) {
+	switch name := p.name(); name {
+	case AESGCM:
+		return k.k().sealGCM(p, data)
+	case AESCBCPad:
+		if err := k.k().checkCBC(p); err != nil {
+			return nil, err
+		}
+		return k.k().encryptCBC(random, data)
+	default:
+		return nil, refuse(ErrMechanism, "%.40q does not encrypt with %s keys; there are %s and %s", p.Mechanism, k.k().spec.Type, AESGCM, AESCBCPad)
+	}
+}
+
+// Decrypt reverses [SecretKey.Encrypt]. Whatever is wrong with the ciphertext, the AAD or
+// the key, the answer is [ErrDecrypt] and no more.
+func (k *SecretKey) Decrypt(_ io.Reader, p CryptParams, data []byte) ([]byte, error) {
+	switch name := p.name(); name {
+	case AESGCM:
+		return k.k().openGCM(p, data, ErrDecrypt)
+	case AESCBCPad:
+		if err := k.k().checkCBC(p); err != nil {
+			return nil, err
+		}
+		return k.k().decryptCBC(data)
+	default:
+		return nil, refuse(ErrMechanism, "%.40q does not decrypt with %s keys; there are %s and %s", p.Mechanism, k.k().spec.Type, AESGCM, AESCBCPad)
+	}
+}
+
+func (k *secretKey) checkGCM(p CryptParams) error {
+	if err := k.needAES(AESGCM); err != nil {
+		return err
+	}
+	return noHash(p)
+}
+
+func (k *secretKey) checkCBC(p CryptParams) error {
+	if err := k.needAES(AESCBCPad); err != nil {
+		return err
+	}
+	if len(p.AAD) > 0 {
+		return refuse(ErrParam, "%s has no additional authenticated data", AESCBCPad)
+	}
+	return noHash(p)
+}
+
+func noHash(p CryptParams) error {
+	if p.Hash != "" {
+		return refuse(ErrHash, "%s takes no hash, %.40q was given", p.name(), p.Hash)
+	}
+	return nil
+}
+
+func (k *secretKey) sealGCM(p CryptParams, data []byte) ([]byte, error) {
+	if err := k.checkGCM(p); err != nil {
+		return nil, err
+	}
+	return k.gcm.Seal(nil, nil, data, p.AAD), nil
+}
+
+func (k *secretKey) openGCM(p CryptParams, data []byte, failed error) ([]byte, error) {
+	if err := k.checkGCM(p); err != nil {
+		return nil, err
+	}
+	if len(data) < gcmOverhead {
+		return nil, failed
+	}
+	plain, err := k.gcm.Open(nil, nil, data, p.AAD)
+	if err != nil {
+		return nil, failed
+	}
+	return plain, nil
+}
+
+func (k *secretKey) encryptCBC(random io.Reader, data []byte) ([]byte, error) {
+	pad := aes.BlockSize - len(data)%aes.BlockSize
+	out := make([]byte, aes.BlockSize+len(data)+pad)
+	iv, body := out[:aes.BlockSize], out[aes.BlockSize:]
+	if _, err := io.ReadFull(source(random), iv); err != nil {
+		return nil, fmt.Errorf("%w: %w", errRandom, err)
+	}
+	copy(body, data)
+	copy(body[len(data):], bytes.Repeat([]byte{byte(pad)}, pad))
+	cipher.NewCBCEncrypter(k.block, iv).CryptBlocks(body, body)
+	return out, nil
+}
+
+func (k *secretKey) decryptCBC(data []byte) ([]byte, error) {
+	if len(data) < 2*aes.BlockSize || len(data)%aes.BlockSize != 0 {
+		return nil, ErrDecrypt
+	}
+	iv, body := data[:aes.BlockSize], bytes.Clone(data[aes.BlockSize:])
+	cipher.NewCBCDecrypter(k.block, iv).CryptBlocks(body, body)
+	pad, ok := padLen(body[len(body)-aes.BlockSize:])
+	if !ok {
+		clear(body)
+		return nil, ErrDecrypt
+	}
+	return body[:len(body)-pad], nil
+}
+
+// padLen reads PKCS #7 padding off the last block in time that does not depend on it.
+func padLen(last []byte) (int, bool) {
+	pad := int(last[len(last)-1])
+	good := subtle.ConstantTimeLessOrEq(1, pad) & subtle.ConstantTimeLessOrEq(pad, len(last))
+	for i, b := range last {
+		inPad := subtle.ConstantTimeLessOrEq(len(last)-pad, i)
+		good &= subtle.ConstantTimeSelect(inPad, subtle.ConstantTimeByteEq(b, byte(pad)), 1)
+	}
+	return pad, good == 1
+}
+
+// Encrypt encrypts data with rsa-oaep. Data longer than the key's bytes less two
+// hashes less 2 is [ErrDataLen].
+func (k *PublicKey) Encrypt(random io.Reader, p CryptParams, data []byte) ([]byte, error) {
+	if p.name() != RSAOAEP {
+		return nil, refuse(ErrMechanism, "%.40q does not encrypt with public keys; there is %s", p.Mechanism, RSAOAEP)
+	}
+	return k.k().encryptOAEP(random, p, data)
+}
+
+func (k *publicKey) encryptOAEP(random io.Reader, p CryptParams, data []byte) ([]byte, error) {
+	h, err := k.oaepHash(p)
+	if err != nil {
+		return nil, err
+	}
+	if limit := k.spec.Size/8 - 2*h.Size() - 2; len(data) > limit {
+		return nil, refuse(ErrDataLen, "%d bytes of data; %s with this key and hash takes up to %d", len(data), RSAOAEP, limit)
+	}
+	out, err := rsa.EncryptOAEP(h.New(), source(random), k.rsa, data, p.AAD)
+	if err != nil {
+		return nil, fmt.Errorf("encrypting with %s: %w", RSAOAEP, err)
+	}
+	return out, nil
+}
+
+// Decrypt reverses [PublicKey.Encrypt]. Whatever is wrong with the ciphertext, the label
+// or the key, the answer is [ErrDecrypt] and no more.
+func (k *PrivateKey) Decrypt(_ io.Reader, p CryptParams, data []byte) ([]byte, error) {
+	if p.name() != RSAOAEP {
+		return nil, refuse(ErrMechanism, "%.40q does not decrypt with private keys; there is %s", p.Mechanism, RSAOAEP)
+	}
+	return k.k().decryptOAEP(p, data, ErrDecrypt)
+}
+
+func (k *privateKey) decryptOAEP(p CryptParams, data []byte, failed error) ([]byte, error) {
+	h, err := k.pub.oaepHash(p)
+	if err != nil {
+		return nil, err
+	}
+	plain, err := rsa.DecryptOAEP(h.New(), nil, k.rsa, data, p.AAD)
+	if err != nil {
+		return nil, failed
+	}
+	return plain, nil
+}
+
+func (k *publicKey) oaepHash(p CryptParams) (crypto.Hash, error) {
+	if k.rsa == nil {
+		return 0, refuse(ErrMechanism, "%s needs an rsa key, this is %s", p.name(), k.spec.Type)
+	}
+	if p.Hash == "" {
+		return crypto.SHA256, nil
+	}
+	return parseHash(p.Hash)
+}
