@@ -1,0 +1,82 @@
+package soft
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/hsmbackup/hsmbackup/cluster/hsm"
+)
+
+// Change implements hsm.Session. Of a session key that was changed nothing is
+// returned: it is on no other HSM.
+func (s *session) Change(ctx context.Context, c hsm.Change) (m hsm.MaskedObject, err error) {
+	done, err := s.enter(ctx, everyone...)
+	if err != nil {
+		return hsm.MaskedObject{}, err
+	}
+	defer done()
+	defer func() { s.audit(string(c.Kind), c.Ref, detail(c), err) }()
+	if err := ctx.Err(); err != nil {
+		return hsm.MaskedObject{}, err
+	}
+	switch c.Kind {
+	case hsm.ChangeDestroy, hsm.ChangeAttribute, hsm.ChangeShare, hsm.ChangeUnshare:
+		return s.changeKey(c)
+	case hsm.ChangeUserCreate, hsm.ChangeUserDelete, hsm.ChangeUserPassword, hsm.ChangeUserUnlock:
+		return s.changeUser(c)
+	case hsm.ChangeSettings:
+		return s.changeSettings(c)
+	case hsm.ChangeMember:
+		return s.changeMember(c)
+	}
+	return hsm.MaskedObject{}, fmt.Errorf("%w: there is no change %q", hsm.ErrInvalid, c.Kind)
+}
+
+// detail is what the audit log is told of a change.
+func detail(c hsm.Change) string {
+	switch {
+	case c.Member != nil:
+		return fmt.Sprintf("%s %s removed %t", c.Member.ID, c.Member.Address, c.Member.Removed)
+	case c.Settings != nil:
+		return fmt.Sprintf("min-copies %d check-on-use %t custodians %d threshold %d", c.Settings.MinCopies, c.Settings.CheckOnUse, len(c.Settings.Custodians), c.Settings.Threshold)
+	case c.Name != "":
+		return fmt.Sprintf("%s=%q", c.Name, c.Value)
+	}
+	return fmt.Sprintf("%s %s", c.Role, c.User)
+}
+
+// changeUser checks the rights and changes a user.
+func (s *session) changeUser(c hsm.Change) (hsm.MaskedObject, error) {
+	if err := s.mayChangeUser(c); err != nil {
+		return hsm.MaskedObject{}, err
+	}
+	switch c.Kind {
+	case hsm.ChangeUserCreate:
+		return s.h.createUser(c)
+	case hsm.ChangeUserDelete:
+		return s.h.deleteUser(c)
+	case hsm.ChangeUserPassword:
+		return s.setPassword(c)
+	}
+	return s.h.unlockUser(c)
+}
+
+// mayChangeUser: admins may; a crypto user changes its own password; an HSM
+// makes an admin where there is none, and unlocks.
+func (s *session) mayChangeUser(c hsm.Change) error {
+	switch s.who.Role {
+	case hsm.RoleAdmin:
+		return nil
+	case hsm.RoleCryptoUser:
+		name, err := hsm.CanonicalUserName(c.User)
+		if c.Kind == hsm.ChangeUserPassword && err == nil && name == s.who.Name {
+			return nil
+		}
+	case hsm.RoleHSM:
+		first := c.Kind == hsm.ChangeUserCreate && c.Role == hsm.RoleAdmin && s.h.users.count(hsm.RoleAdmin) == 0
+		if first || c.Kind == hsm.ChangeUserUnlock {
+			return nil
+		}
+	}
+	return s.denied(hsm.RoleAdmin)
+}

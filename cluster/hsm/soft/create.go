@@ -1,0 +1,275 @@
+package soft
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/hsmbackup/hsmbackup/cluster/hsm"
+)
+
+// Create implements hsm.Session. Keys are made by crypto users, and by MethodInsert also
+// by those who may insert masked objects.
+func (s *session) Create(ctx context.Context, op hsm.OpID, r hsm.CreateRequest) (made hsm.Created, err error) {
+	done, err := s.enter(ctx, createRoles(r.Method)...)
+	if err != nil {
+		return hsm.Created{}, err
+	}
+	defer done()
+	defer func() {
+		var ref hsm.KeyRef
+		if len(made.Keys) > 0 {
+			ref = made.Keys[0].Ref
+		}
+		s.audit("create", ref, fmt.Sprintf("%s token %t op %x", r.Method, r.Token, op), err)
+	}()
+	s.uses.RLock()
+	defer s.uses.RUnlock()
+	switch r.Method {
+	case hsm.MethodInsert:
+		return s.insertMasked(op, r)
+	case hsm.MethodPromote:
+		return s.promote(op, r)
+	}
+	recs, err := s.bear(r)
+	if err != nil {
+		return hsm.Created{}, err
+	}
+	if !r.Token {
+		return s.keepAll(recs)
+	}
+	return s.prepareNew(op, r, recs, nil)
+}
+
+func createRoles(m hsm.Method) []hsm.Role {
+	if m == hsm.MethodInsert {
+		return everyone
+	}
+	return []hsm.Role{hsm.RoleCryptoUser}
+}
+
+// bear makes the records that a request asks for, the private key of a pair
+// first.
+func (s *session) bear(r hsm.CreateRequest) ([]*hsm.Record, error) {
+	shares, err := s.checkShares(r.Shares)
+	if err != nil {
+		return nil, err
+	}
+	born, err := s.conceive(r)
+	if err != nil {
+		return nil, err
+	}
+	recs := make([]*hsm.Record, len(born))
+	refs := []hsm.KeyRef{hsm.NewKeyRef(), hsm.NewKeyRef()}
+	for i, b := range born {
+		wanted, pair := r.Attributes, hsm.KeyRef(0)
+		if len(born) == 2 {
+			pair = refs[1-i]
+		}
+		if i == 1 {
+			wanted, shares = publicTemplate(r), nil // every crypto user sees it
+		}
+		if recs[i], err = s.record(b, refs[i], pair, wanted, shares, r.Token); err != nil {
+			return nil, err
+		}
+	}
+	return recs, nil
+}
+
+// checkShares returns the canonical names of crypto users.
+func (s *session) checkShares(names []string) ([]string, error) {
+	var shares []string
+	for _, name := range names {
+		user, err := s.h.shareable(name)
+		if err != nil {
+			return nil, err
+		}
+		if user == s.who.Name {
+			return nil, fmt.Errorf("%w: %q is the owner; share with others", hsm.ErrInvalid, user)
+		}
+		shares = append(shares, user)
+	}
+	return shares, nil
+}
+
+func (s *session) conceive(r hsm.CreateRequest) ([]newborn, error) {
+	if len(r.Public) > 0 && r.Method != hsm.MethodGenerate {
+		return nil, fmt.Errorf("%w: attributes of a public key are for generated pairs", hsm.ErrInvalid)
+	}
+	var b newborn
+	var err error
+	switch r.Method {
+	case hsm.MethodGenerate:
+		return generated(r)
+	case hsm.MethodImport:
+		b, err = imported(r, hsm.MethodImport)
+	case hsm.MethodUnwrap:
+		b, err = s.unwrapped(r)
+	case hsm.MethodDerive:
+		b, err = s.derived(r)
+	default:
+		err = fmt.Errorf("%w: method %q: want %s, %s, %s, %s, %s or %s", hsm.ErrInvalid, r.Method, hsm.MethodGenerate,
+			hsm.MethodImport, hsm.MethodUnwrap, hsm.MethodDerive, hsm.MethodPromote, hsm.MethodInsert)
+	}
+	return []newborn{b}, err
+}
+
+// publicTemplate is the template of a pair's public key: label and id are
+// those of the private key unless it has its own.
+func publicTemplate(r hsm.CreateRequest) map[string]string {
+	t := map[string]string{}
+	for _, name := range []string{"label", "id"} {
+		if v, ok := r.Attributes[name]; ok {
+			t[name] = v
+		}
+	}
+	for name, v := range r.Public {
+		t[name] = v
+	}
+	return t
+}
+
+// record turns key material into a record and counts its birth.
+func (s *session) record(b newborn, ref, pair hsm.KeyRef, wanted map[string]string, shares []string, token bool) (*hsm.Record, error) {
+	registers, err := template(b.class, string(b.spec.Type), token, wanted)
+	if err != nil {
+		return nil, err
+	}
+	check, err := b.checkValue()
+	if err != nil {
+		return nil, err
+	}
+	if err := b.keepCareful(registers, wanted); err != nil {
+		return nil, err
+	}
+	at := s.h.clock.Next()
+	r := &hsm.Record{
+		Kind: hsm.KindKey, Ref: ref, Registers: map[string]hsm.Register{}, Hidden: map[string]hsm.Register{}, Material: hsm.NewSecret(b.secret),
+		Core: hsm.Core{
+			Class: b.class, Type: string(b.spec.Type), Size: b.spec.Size, Curve: string(b.spec.Curve), Origin: b.origin,
+			Created: at, Owner: s.who.Name, Public: b.public, Check: check, Pair: pair,
+		},
+	}
+	for name, v := range registers {
+		r.Set(name, v, at)
+	}
+	for _, user := range shares {
+		r.Set(hsm.ShareRegister(user), hsm.BoolValue(true), at)
+	}
+	b.rememberBirth(r)
+	r.Birth, err = s.h.keyring.Birth(r)
+	return r, err
+}
+
+// keepCareful makes a key that a trusted key unwrapped one that only trusted keys
+// wrap: it may have been one before, and would lose that otherwise.
+func (b newborn) keepCareful(registers map[string][]byte, wanted map[string]string) error {
+	if !b.careful {
+		return nil
+	}
+	register := hsm.AttributeRegister("wrap-with-trusted")
+	if _, asked := wanted["wrap-with-trusted"]; asked && !(hsm.Register{Value: registers[register]}).Bool() {
+		return fmt.Errorf("%w: a key unwrapped with a trusted key has wrap-with-trusted set; leave it out", hsm.ErrAttribute)
+	}
+	registers[register] = hsm.BoolValue(true)
+	return nil
+}
+
+// rememberBirth decides always-sensitive and never-extractable (PKCS #11 v2.40
+// §4.9): what was ever outside was neither; what was derived inherits.
+func (b newborn) rememberBirth(r *hsm.Record) {
+	sensitive, extractable := r.Flag("sensitive"), r.Flag("extractable")
+	switch {
+	case b.origin == hsm.MethodGenerate:
+	case b.base != nil:
+		sensitive = sensitive && b.base.Core.SensitiveAtBirth
+		extractable = extractable || b.base.Core.ExtractableAtBirth
+	default:
+		sensitive, extractable = false, true
+	}
+	r.Core.SensitiveAtBirth, r.Core.ExtractableAtBirth = sensitive, extractable
+}
+
+// keepAll keeps new keys as session keys.
+func (s *session) keepAll(recs []*hsm.Record) (hsm.Created, error) {
+	var made hsm.Created
+	var keys []*sessionKey
+	for _, r := range recs {
+		k := &sessionKey{entry: newEntry(r, hsm.Digest{})}
+		keys, made.Keys = append(keys, k), append(made.Keys, k.info())
+	}
+	if err := s.keep(keys...); err != nil {
+		return hsm.Created{}, err
+	}
+	return made, nil
+}
+
+func (k *sessionKey) info() hsm.KeyInfo {
+	i := infoOf(k.entry.rec, hsm.Digest{})
+	i.SetToken(false)
+	return i
+}
+
+// prepareNew makes records durable and provisional.
+func (s *session) prepareNew(op hsm.OpID, r hsm.CreateRequest, recs []*hsm.Record, committed func()) (hsm.Created, error) {
+	var made hsm.Created
+	p := &pending{op: op, by: s.who, recs: recs, births: map[hsm.KeyRef][16]byte{}, fresh: true, committed: committed}
+	for _, rec := range recs {
+		m, err := s.h.keyring.Mask(rec)
+		if err != nil {
+			return hsm.Created{}, err
+		}
+		p.objects, p.births[rec.Ref] = append(p.objects, m), rec.Birth
+		made.Keys = append(made.Keys, infoOf(rec, m.Digest))
+	}
+	if err := s.h.prepareFresh(p, r); err != nil {
+		return hsm.Created{}, err
+	}
+	made.Objects = p.objects
+	return made, nil
+}
+
+// prepareFresh is prepare for an operation that makes new keys: an operation
+// that the HSM has seen before is refused, since its keys would be others.
+func (h *HSM) prepareFresh(p *pending, r hsm.CreateRequest) error {
+	if h.ops.get(p.op) != nil {
+		return fmt.Errorf("%w: operation %x is pending here", hsm.ErrExist, p.op)
+	}
+	return h.prepare(p, r.Lease)
+}
+
+// insertMasked prepares masked objects exported earlier.
+func (s *session) insertMasked(op hsm.OpID, r hsm.CreateRequest) (hsm.Created, error) {
+	if !r.Token {
+		return hsm.Created{}, fmt.Errorf("%w: masked objects are inserted as token keys", hsm.ErrInvalid)
+	}
+	p := &pending{op: op, by: s.who, objects: r.Masked, births: map[hsm.KeyRef][16]byte{}, copies: true}
+	if err := s.admitAll(p); err != nil {
+		return hsm.Created{}, err
+	}
+	made := hsm.Created{Objects: p.objects}
+	for i, m := range p.objects {
+		made.Keys = append(made.Keys, infoOf(p.recs[i], m.Digest))
+	}
+	if err := s.h.prepare(p, r.Lease); err != nil {
+		return hsm.Created{}, err
+	}
+	return made, nil
+}
+
+// promote makes a token key of a session key: under the same reference and with
+// the same birth. The session key stays as it is until the operation is
+// committed, and is gone then.
+func (s *session) promote(op hsm.OpID, r hsm.CreateRequest) (hsm.Created, error) {
+	switch {
+	case !r.Token:
+		return hsm.Created{}, fmt.Errorf("%w: promotion makes a token key; set token", hsm.ErrInvalid)
+	case len(r.Attributes) > 0 || len(r.Shares) > 0:
+		return hsm.Created{}, fmt.Errorf("%w: a promoted key keeps its attributes; change them before or after", hsm.ErrInvalid)
+	}
+	k := s.sessionKey(r.Key)
+	if k == nil {
+		return hsm.Created{}, fmt.Errorf("%w: this session has no session key %s", hsm.ErrNotFound, r.Key)
+	}
+	ref := k.entry.rec.Ref
+	return s.prepareNew(op, r, []*hsm.Record{k.entry.rec}, func() { s.forget(ref) })
+}

@@ -1,0 +1,331 @@
+package soft
+
+import (
+	"encoding/binary"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2"
+	"github.com/fxamacker/cbor/v2"
+
+	"github.com/hsmbackup/hsmbackup/cluster/hsm"
+)
+
+// pending is a provisional operation. Its fields do not change.
+type pending struct {
+	op      hsm.OpID
+	by      hsm.Principal
+	since   time.Time
+	lease   time.Time // its end
+	objects []hsm.MaskedObject
+	recs    []*hsm.Record // of the objects, authenticated; nil after a restart
+	births  map[hsm.KeyRef][16]byte
+	fresh   bool // its keys were made by this HSM for it; not kept over a restart
+	copies  bool // its keys were exported earlier, and exist apart from it
+	// committed is called when the objects have become visible; nil after a
+	// restart.
+	committed func()
+}
+
+func (p *pending) refs() []hsm.KeyRef {
+	refs := make([]hsm.KeyRef, len(p.objects))
+	for i, m := range p.objects {
+		refs[i] = m.Ref
+	}
+	return refs
+}
+
+// opTable holds the provisional operations. An operation is in it from the
+// moment its references are reserved.
+type opTable struct {
+	mu      sync.Mutex
+	pending map[hsm.OpID]*pending
+	byRef   map[hsm.KeyRef]*pending
+	aborted map[hsm.OpID]bool // resolved as aborted, and still pending
+	locks   [4096]sync.Mutex  // by operation: one step of it at a time
+	marks   marks
+}
+
+func (t *opTable) lock(op hsm.OpID) (unlock func()) {
+	m := &t.locks[(int(op[0])<<8|int(op[1]))%len(t.locks)]
+	m.Lock()
+	return m.Unlock
+}
+
+func (t *opTable) get(op hsm.OpID) *pending {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.pending[op]
+}
+
+// reserve takes the operation's references. ErrExist or ErrConflict if another
+// operation has one of them.
+func (t *opTable) reserve(p *pending) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.pending == nil {
+		t.pending, t.byRef, t.aborted = map[hsm.OpID]*pending{}, map[hsm.KeyRef]*pending{}, map[hsm.OpID]bool{}
+	}
+	for ref, birth := range p.births {
+		if other := t.byRef[ref]; other != nil {
+			if other.births[ref] != birth {
+				return fmt.Errorf("%w: %s is being created as another key", hsm.ErrConflict, ref)
+			}
+			return fmt.Errorf("%w: %s is being created by another operation", hsm.ErrExist, ref)
+		}
+	}
+	t.pending[p.op] = p
+	for ref := range p.births {
+		t.byRef[ref] = p
+	}
+	return nil
+}
+
+func (t *opTable) remove(p *pending) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	delete(t.pending, p.op)
+	delete(t.aborted, p.op)
+	for ref := range p.births {
+		delete(t.byRef, ref)
+	}
+}
+
+// holding returns the operation under which a reference is provisional.
+func (t *opTable) holding(scope hsm.Scope, ref hsm.KeyRef) *pending {
+	if scope != hsm.ScopeLineage {
+		return nil
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.byRef[ref]
+}
+
+// countBy counts the provisional keys of a crypto user.
+func (t *opTable) countBy(name string) (n int) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, p := range t.pending {
+		if p.by.Role == hsm.RoleCryptoUser && p.by.Name == name {
+			n += len(p.objects)
+		}
+	}
+	return n
+}
+
+// promise marks a pending operation as one that no client commits any more.
+func (t *opTable) promise(op hsm.OpID) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.aborted[op] = true
+}
+
+func (t *opTable) promised(op hsm.OpID) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.aborted[op]
+}
+
+// pendingRow is a provisional operation on disk.
+type pendingRow struct {
+	_       struct{} `cbor:",toarray"`
+	Role    hsm.Role
+	Name    string
+	Since   int64 // Unix milliseconds
+	Lease   int64
+	Copies  bool
+	Objects [][]byte
+}
+
+// born tells whether all keys of the operation came into being for it: this HSM
+// made them, or they are no older than a creation may last. Keys that existed
+// before are only copied by it.
+func (p *pending) born() bool {
+	if p == nil || p.copies || len(p.recs) == 0 {
+		return false
+	}
+	oldest := p.since.Add(-maxLease)
+	return p.fresh || !slices.ContainsFunc(p.recs, func(r *hsm.Record) bool { return r.Core.CreatedAt().Before(oldest) })
+}
+
+func (p *pending) row() ([]byte, error) {
+	row := pendingRow{Role: p.by.Role, Name: p.by.Name, Since: p.since.UnixMilli(), Lease: p.lease.UnixMilli(), Copies: p.copies}
+	for _, m := range p.objects {
+		row.Objects = append(row.Objects, m.Bytes)
+	}
+	return cborMode.Marshal(row)
+}
+
+// loadOps reads the provisional operations and counts the marks.
+func (h *HSM) loadOps() error {
+	err := scan(h.store.db, []byte{prefixProvisional}, func(key, value []byte) (bool, error) {
+		p, err := h.parsePending(key, value)
+		if err != nil {
+			return false, err
+		}
+		return true, h.ops.reserve(p)
+	})
+	if err != nil {
+		return err
+	}
+	for op := range h.ops.pending {
+		m, err := readMark(h.store.db, op)
+		if err != nil {
+			return err
+		}
+		if m != nil && m.state() == hsm.OpAborted {
+			h.ops.promise(op)
+		}
+	}
+	return h.ops.marks.load(h.store.db)
+}
+
+func (h *HSM) parsePending(key, value []byte) (*pending, error) {
+	damaged := fmt.Errorf("%w: object store %s: a provisional operation does not decode; replace this HSM: a new one fills itself from its peers", hsm.ErrCorrupt, h.store.dir)
+	var row pendingRow
+	if err := cbor.Unmarshal(value, &row); err != nil || len(key) != 1+len(hsm.OpID{}) {
+		return nil, damaged
+	}
+	p := &pending{
+		op: hsm.OpID(key[1:]), by: hsm.Principal{Role: row.Role, Name: row.Name}, births: map[hsm.KeyRef][16]byte{},
+		since: time.UnixMilli(row.Since), lease: time.UnixMilli(row.Lease), copies: row.Copies,
+	}
+	for _, b := range row.Objects {
+		m, r, err := hsm.ParseMasked(b)
+		if err != nil {
+			return nil, damaged
+		}
+		p.objects = append(p.objects, m)
+		p.births[m.Ref] = r.Birth
+	}
+	return p, nil
+}
+
+// mark is what remains of an operation that was committed or aborted.
+type mark struct {
+	_     struct{} `cbor:",toarray"`
+	State uint8
+	Time  uint64 // Unix milliseconds
+	Role  hsm.Role
+	Name  string
+	Refs  []hsm.KeyRef
+	// Born tells of a committed operation that its keys were born for it, so that
+	// an abort may destroy them.
+	Born bool
+}
+
+func (m *mark) state() hsm.OpState { return hsm.OpState(m.State) }
+
+func readMark(r pebble.Reader, op hsm.OpID) (*mark, error) {
+	b, err := get(r, opKey(prefixMark, op))
+	if b == nil || err != nil {
+		return nil, err
+	}
+	var m mark
+	if err := cbor.Unmarshal(b, &m); err != nil {
+		return nil, fmt.Errorf("%w: mark of an operation does not decode", hsm.ErrCorrupt)
+	}
+	return &m, nil
+}
+
+// Bounds of the marks kept. A duplicate that comes after its mark is gone meets
+// an unknown operation: it cannot commit, and what it prepares falls in doubt
+// and is dropped.
+const (
+	markLife  = 24 * time.Hour
+	maxMarks  = 1 << 20
+	pruneEach = 1 << 10
+)
+
+// marks bounds the number of marks on disk.
+type marks struct {
+	mu    sync.Mutex
+	count int
+	added int // since the last pruning
+}
+
+func (c *marks) load(r pebble.Reader) error {
+	return scan(r, []byte{prefixMarkTime}, func(_, _ []byte) (bool, error) {
+		c.count++
+		return true, nil
+	})
+}
+
+// due counts one more mark and tells, once in a while, how many to drop
+// whatever their age.
+func (c *marks) due() (excess int, due bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.count++
+	if c.added++; c.added < pruneEach {
+		return 0, false
+	}
+	c.added = 0
+	return max(0, c.count-maxMarks), true
+}
+
+func (c *marks) dropped(n int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.count -= n
+}
+
+// mark adds to the step that an operation is over.
+func (t *tx) mark(p *pending, op hsm.OpID, state hsm.OpState) {
+	m := mark{State: uint8(state), Time: uint64(t.h.opts.Now().UnixMilli()), Born: state == hsm.OpCommitted && p.born()}
+	if p != nil {
+		m.Role, m.Name, m.Refs = p.by.Role, p.by.Name, p.refs()
+	}
+	b, err := cborMode.Marshal(m)
+	if t.err == nil {
+		t.err = err
+	}
+	t.set(opKey(prefixMark, op), b)
+	t.set(markTimeKey(m.Time, op), nil)
+}
+
+// pruneMarks drops old marks, once in a while. It is called after a mark was
+// written.
+func (h *HSM) pruneMarks() error {
+	excess, due := h.ops.marks.due()
+	if !due {
+		return nil
+	}
+	t, n := h.begin(), 0
+	oldest := uint64(h.opts.Now().Add(-markLife).UnixMilli())
+	err := scan(h.store.db, []byte{prefixMarkTime}, func(key, _ []byte) (bool, error) {
+		op, at, err := markOf(key)
+		if err != nil || (n >= excess && at >= oldest) || n >= 4*pruneEach {
+			return false, err
+		}
+		n++
+		t.delete(append([]byte{}, key...))
+		t.dropMark(op, at)
+		return true, nil
+	})
+	if err != nil {
+		return h.store.wrap("prune", err)
+	}
+	h.ops.marks.dropped(n)
+	return t.commit()
+}
+
+// dropMark deletes an operation's mark, unless a later one has replaced it.
+func (t *tx) dropMark(op hsm.OpID, at uint64) {
+	m, err := readMark(t.h.store.db, op)
+	if t.err == nil {
+		t.err = err
+	}
+	if m != nil && m.Time == at {
+		t.delete(opKey(prefixMark, op))
+	}
+}
+
+func markOf(key []byte) (op hsm.OpID, millis uint64, err error) {
+	if len(key) != 1+8+len(op) {
+		return op, 0, fmt.Errorf("%w: mark of an operation", hsm.ErrCorrupt)
+	}
+	return hsm.OpID(key[9:]), binary.BigEndian.Uint64(key[1:9]), nil
+}

@@ -1,0 +1,82 @@
+package soft
+
+import (
+	"fmt"
+
+	"github.com/hsmbackup/hsmbackup/cluster/hsm"
+)
+
+// A trusted key wraps keys that their owners may not take out otherwise
+// (wrap-with-trusted). So nobody may know a trusted key or decrypt with it, its
+// owner included, for as long as it is trusted.
+
+// trusted tells whether a key is trusted, or is the private half of one that is.
+// The other half is read without its lock: it counts as it was a moment ago.
+func (h *HSM) trusted(r *hsm.Record) (bool, error) {
+	if r.Flag("trusted") || r.Core.Class != hsm.ClassPrivate {
+		return r.Flag("trusted"), nil
+	}
+	pair, err := h.pairOf(r)
+	return pair != nil && pair.Flag("trusted"), err
+}
+
+// pairOf returns the other half of a pair, nil if there is none here.
+func (h *HSM) pairOf(r *hsm.Record) (*hsm.Record, error) {
+	if r.Core.Pair == 0 {
+		return nil, nil
+	}
+	cur, err := h.read(hsm.ScopeLineage, r.Core.Pair)
+	if cur == nil || err != nil || cur.rec.Kind != hsm.KindKey || cur.rec.Destroyed {
+		return nil, err
+	}
+	return cur.rec, nil
+}
+
+// mayTrust checks that a key is fit to be trusted: it does not encrypt or
+// decrypt; a secret or private key was also generated here and never leaves.
+// Who has the private half of an imported public key is for the admin to know.
+func (h *HSM) mayTrust(r *hsm.Record) error {
+	if err := fitToTrust(r); err != nil || r.Core.Class != hsm.ClassPublic {
+		return err
+	}
+	pair, err := h.pairOf(r)
+	if pair == nil || err != nil {
+		return err
+	}
+	return fitToTrust(pair)
+}
+
+func fitToTrust(r *hsm.Record) error {
+	unfit := func(what string) error {
+		return fmt.Errorf("%w: key %s: %s; whoever could learn what a key wraps must not have it trusted", hsm.ErrAttribute, r.Ref, what)
+	}
+	switch {
+	case r.Flag("encrypt"):
+		return unfit("encrypt is true")
+	case r.Flag("decrypt"):
+		return unfit("decrypt is true")
+	case r.Core.Class == hsm.ClassPublic:
+		return nil
+	case r.Core.Origin != hsm.MethodGenerate:
+		return unfit("it was not generated in an HSM")
+	case r.Flag("extractable") || r.Core.ExtractableAtBirth:
+		return unfit("it is or was extractable")
+	}
+	return nil
+}
+
+// mindTrust refuses to trust a key that is unfit, and changes that would make a
+// trusted key unfit.
+func (h *HSM) mindTrust(a hsm.Attribute, r *hsm.Record, value []byte) error {
+	if a.Name == "trusted" && (hsm.Register{Value: value}).Bool() {
+		return h.mayTrust(r)
+	}
+	if a.Name != "encrypt" && a.Name != "decrypt" && a.Name != "extractable" {
+		return nil
+	}
+	trusted, err := h.trusted(r)
+	if err == nil && trusted {
+		return fmt.Errorf("%w: key %s is trusted, so its %s stays; an admin withdraws trusted first", hsm.ErrAttribute, r.Ref, a.Name)
+	}
+	return err
+}
