@@ -1,0 +1,143 @@
+package rpc
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/tls"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/peer"
+
+	"github.com/hsmbackup/hsmbackup/cluster/hsm"
+	"github.com/hsmbackup/hsmbackup/cluster/rpc/pki"
+)
+
+const (
+	tokenHeader = "hsmbackup-session-bin"
+	tokenSize   = 32
+)
+
+// connection is the server's side of one TLS connection: who is there, and
+// which sessions they have. gRPC hands it to every call as the AuthInfo, so a
+// token can only ever be looked up on the connection it was made for.
+type connection struct {
+	credentials.CommonAuthInfo
+	identity pki.Identity
+
+	mu       sync.Mutex
+	sessions map[[sha256.Size]byte]hsm.Session // by hash of the token
+}
+
+// AuthType implements credentials.AuthInfo.
+func (c *connection) AuthType() string { return "tls" }
+
+func (c *connection) add(s hsm.Session) (token []byte) {
+	token = make([]byte, tokenSize)
+	rand.Read(token)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.sessions[sha256.Sum256(token)] = s
+	return token
+}
+
+func (c *connection) remove(token []byte) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.sessions, sha256.Sum256(token))
+}
+
+func (c *connection) find(token string) (hsm.Session, bool) {
+	hash := sha256.Sum256([]byte(token))
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	s, ok := c.sessions[hash]
+	return s, ok
+}
+
+func connectionOf(ctx context.Context) (*connection, error) {
+	if p, ok := peer.FromContext(ctx); ok {
+		if c, ok := p.AuthInfo.(*connection); ok {
+			return c, nil
+		}
+	}
+	return nil, fmt.Errorf("%w: no TLS identity", hsm.ErrDenied)
+}
+
+// sessionOf finds the session a call belongs to.
+func sessionOf(ctx context.Context) (hsm.Session, error) {
+	c, err := connectionOf(ctx)
+	if err != nil {
+		return nil, err
+	}
+	tokens := metadata.ValueFromIncomingContext(ctx, tokenHeader)
+	if len(tokens) != 1 || len(tokens[0]) != tokenSize {
+		return nil, fmt.Errorf("%w: the request names no session", hsm.ErrSession)
+	}
+	s, ok := c.find(tokens[0])
+	if !ok {
+		return nil, fmt.Errorf("%w: it is not known on this connection; log in again", hsm.ErrSession)
+	}
+	return s, nil
+}
+
+// serverCredentials make a connection of every TLS handshake.
+type serverCredentials struct {
+	credentials.TransportCredentials
+	log *slog.Logger
+}
+
+func newServerCredentials(cfg *tls.Config, log *slog.Logger) credentials.TransportCredentials {
+	return &serverCredentials{credentials.NewTLS(cfg), log}
+}
+
+// ServerHandshake implements credentials.TransportCredentials.
+func (s *serverCredentials) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	young := &youngConn{Conn: raw}
+	conn, info, err := s.TransportCredentials.ServerHandshake(young) // closes it on error
+	if err != nil {
+		s.log.Warn("connection refused", "from", raw.RemoteAddr().String(), "reason", err.Error())
+		return nil, nil, err
+	}
+	young.grown = true
+	tlsInfo, ok := info.(credentials.TLSInfo)
+	if !ok {
+		conn.Close()
+		return nil, nil, fmt.Errorf("%w: no TLS state", hsm.ErrDenied)
+	}
+	id, err := pki.PeerIdentity(tlsInfo.State)
+	if err != nil {
+		conn.Close()
+		return nil, nil, err
+	}
+	return conn, &connection{CommonAuthInfo: tlsInfo.CommonAuthInfo, identity: id, sessions: map[[sha256.Size]byte]hsm.Session{}}, nil
+}
+
+// youngConn is a connection during its handshake. Closing it lets the alert
+// arrive: a connection closed with unread data is reset, and the reset would
+// overtake the reason.
+type youngConn struct {
+	net.Conn
+	grown bool // set by the goroutine of the handshake, before anyone else has the connection
+}
+
+func (c *youngConn) Close() error {
+	if w, ok := c.Conn.(interface{ CloseWrite() error }); ok && !c.grown {
+		w.CloseWrite()
+		c.SetReadDeadline(time.Now().Add(lingerTime))
+		io.Copy(io.Discard, io.LimitReader(c.Conn, lingerBytes))
+	}
+	return c.Conn.Close()
+}
+
+// Clone implements credentials.TransportCredentials.
+func (s *serverCredentials) Clone() credentials.TransportCredentials {
+	return &serverCredentials{s.TransportCredentials.Clone(), s.log}
+}

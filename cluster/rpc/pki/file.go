@@ -1,0 +1,128 @@
+package pki
+
+import (
+	"bytes"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"github.com/hsmbackup/hsmbackup/cluster/hsm"
+)
+
+// Credential is the content of an identity file: a certificate, its key and
+// the authority that signed it.
+type Credential struct {
+	Identity Identity // claimed by Cert; ClientConfig and ServerConfig verify it
+	Cert, CA []byte   // PEM
+	Key      hsm.Secret
+}
+
+// ClientConfig is the package's ClientConfig for this credential's cluster.
+func (c *Credential) ClientConfig(ids ...hsm.HSMID) (*tls.Config, error) {
+	return ClientConfig(c.Cert, c.Key, c.CA, c.Identity.Cluster, ids...)
+}
+
+// ServerConfig is the package's ServerConfig for this credential's cluster.
+func (c *Credential) ServerConfig() (*tls.Config, error) {
+	return ServerConfig(c.Cert, c.Key, c.CA, c.Identity.Cluster)
+}
+
+// maxIdentityFile is more than any identity file: a few certificates and a key.
+const maxIdentityFile = 64 << 10
+
+// WriteIdentityFile writes a certificate, its key and the CA's certificate into
+// one file of mode 0600. The file appears whole and durable, or not at all, and
+// never replaces another: fs.ErrExist.
+func WriteIdentityFile(path string, certPEM []byte, keyPEM hsm.Secret, caPEM []byte) error {
+	content := bytes.Join([][]byte{certPEM, keyPEM.Reveal(), caPEM}, nil)
+	defer clear(content)
+	if _, err := parseCredential(content); err != nil {
+		return fmt.Errorf("identity file %s: %w", path, err)
+	}
+	if err := writeNew(path, content); err != nil {
+		return fmt.Errorf("identity file %s: %w", path, err)
+	}
+	return nil
+}
+
+func writeNew(path string, content []byte) (err error) {
+	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*") // mode 0600
+	if err != nil {
+		return err
+	}
+	defer os.Remove(f.Name())
+	_, err = f.Write(content)
+	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
+		return err
+	}
+	if err := os.Link(f.Name(), path); err != nil { // fails if path exists
+		return err
+	}
+	return syncDir(filepath.Dir(path))
+}
+
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}
+
+// LoadIdentityFile reads an identity file. hsm.ErrDenied if others may read it,
+// since its key must then be taken for known; hsm.ErrInvalid if it is not an
+// identity file.
+func LoadIdentityFile(path string) (*Credential, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, fmt.Errorf("identity file: %w", err)
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return nil, fmt.Errorf("identity file: %w", err)
+	}
+	if info.Mode().Perm()&0o077 != 0 {
+		return nil, fmt.Errorf("%w: identity file %s holds a private key and others may read it (mode %s); run chmod 600 %s", hsm.ErrDenied, path, fs.FileMode(info.Mode().Perm()), path)
+	}
+	content, err := io.ReadAll(io.LimitReader(f, maxIdentityFile))
+	if err != nil {
+		return nil, fmt.Errorf("identity file: %w", err)
+	}
+	defer clear(content)
+	c, err := parseCredential(content)
+	if err != nil {
+		return nil, fmt.Errorf("identity file %s: %w", path, err)
+	}
+	return c, nil
+}
+
+// parseCredential reads one leaf certificate, its key, and CA certificates.
+func parseCredential(content []byte) (*Credential, error) {
+	b, err := readBlocks(content)
+	if err != nil || b.key == nil {
+		return nil, fmt.Errorf("%w: want a certificate, a private key and a CA certificate in PEM", hsm.ErrInvalid)
+	}
+	c := &Credential{Key: encodeKey(b.key)}
+	var leaf *x509.Certificate
+	for _, cert := range b.certs {
+		if cert.IsCA {
+			c.CA = append(c.CA, encodeCert(cert.Raw)...)
+			continue
+		}
+		if leaf != nil {
+			return nil, fmt.Errorf("%w: it holds two certificates beside the CA's", hsm.ErrInvalid)
+		}
+		leaf, c.Cert = cert, encodeCert(cert.Raw)
+	}
+	if leaf == nil || c.CA == nil || !b.key.PublicKey.Equal(leaf.PublicKey) {
+		return nil, fmt.Errorf("%w: want a certificate with its own private key, and a CA certificate", hsm.ErrInvalid)
+	}
+	c.Identity, err = IdentityOf(leaf)
+	return c, err
+}
