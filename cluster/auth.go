@@ -1,0 +1,161 @@
+package cluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/hsmbackup/hsmbackup/cluster/hsm"
+)
+
+// Credential is how to become someone in the cluster.
+type Credential struct {
+	// Role, Name and Password log a user in; RoleNone stands for whatever role
+	// the user has. An empty Name logs nobody in: the
+	// rights are those of the certificate, an appliance's or none.
+	Role     hsm.Role
+	Name     string
+	Password hsm.Secret
+	// Identity is the path of an identity file (certificate and private key,
+	// PEM), the appliance's for instance. Empty: the profile's client identity.
+	Identity string
+}
+
+// refusalPauses are the times for which a password that has worked before is not
+// tried again after it was refused. An HSM may refuse because it does not know of
+// the user yet; after the last pause the password has been changed, and is given
+// up well before it locks the user.
+var refusalPauses = []time.Duration{time.Minute, 10 * time.Minute}
+
+// auth logs in on HSMs: the password on one of them, its ticket on the others.
+// The password is tried on one HSM at a time, and rarely again once refused, so
+// that a client whose password was changed does not lock its user.
+type auth struct {
+	role     hsm.Role
+	name     string
+	password atomic.Pointer[hsm.Secret]
+	ticket   atomic.Pointer[hsm.Secret]
+	who      atomic.Pointer[hsm.Principal]
+	refused  atomic.Pointer[error] // set once the credential is given up
+
+	turn     chan struct{} // held while a password is tried; guards what follows
+	refusals int
+	resume   time.Time
+	stale    *hsm.Secret // the password that was refused
+}
+
+func newAuth(c Credential) *auth {
+	a := &auth{role: c.Role, name: c.Name, turn: make(chan struct{}, 1)}
+	a.setPassword(c.Password)
+	return a
+}
+
+// setPassword keeps a copy, which wipe erases.
+func (a *auth) setPassword(p hsm.Secret) {
+	s := hsm.NewSecret(slices.Clone(p.Reveal()))
+	a.password.Store(&s)
+}
+
+func (a *auth) wipe() { a.password.Load().Wipe() }
+
+// principal is who is logged in; the role is the user's own once a login worked.
+func (a *auth) principal() hsm.Principal {
+	if p := a.who.Load(); p != nil {
+		return *p
+	}
+	return hsm.Principal{Role: a.role, Name: a.name}
+}
+
+// is tells whether name is who is logged in.
+func (a *auth) is(name string) bool { return a.name != "" && strings.EqualFold(a.name, name) }
+
+// refusal returns why the credential is given up, or nil.
+func (a *auth) refusal() error {
+	if err := a.refused.Load(); err != nil {
+		return *err
+	}
+	return nil
+}
+
+// open starts a session on one HSM.
+func (a *auth) open(ctx context.Context, m hsm.Module) (hsm.Session, error) {
+	if a.name == "" {
+		return m.Session(ctx)
+	}
+	ticket := a.ticket.Load()
+	if ticket == nil {
+		// Whoever is first must not hold up the others on an HSM that is away.
+		if err := answers(ctx, m); err != nil {
+			return nil, err
+		}
+		return a.login(ctx, m, ticket)
+	}
+	s, err := m.Redeem(ctx, *ticket)
+	if errors.Is(err, hsm.ErrLogin) || errors.Is(err, hsm.ErrSession) {
+		return a.login(ctx, m, ticket)
+	}
+	return s, err
+}
+
+func answers(ctx context.Context, m hsm.Module) error {
+	s, err := m.Session(ctx)
+	if err != nil {
+		return err
+	}
+	_, err = s.Info(ctx)
+	return errors.Join(err, s.Close())
+}
+
+// login tries the password, unless another HSM has given a newer ticket
+// meanwhile than the one tried.
+func (a *auth) login(ctx context.Context, m hsm.Module, tried *hsm.Secret) (hsm.Session, error) {
+	select {
+	case a.turn <- struct{}{}:
+		defer func() { <-a.turn }()
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	if newer := a.ticket.Load(); newer != tried {
+		return m.Redeem(ctx, *newer)
+	}
+	if err := a.mayTry(); err != nil {
+		return nil, err
+	}
+	password := a.password.Load()
+	s, ticket, err := m.Login(ctx, a.role, a.name, *password)
+	switch {
+	case err == nil:
+		who := s.Principal()
+		a.who.Store(&who)
+		a.refusals = 0
+		a.ticket.Store(&ticket)
+	case errors.Is(err, hsm.ErrLogin), errors.Is(err, hsm.ErrLocked), errors.Is(err, hsm.ErrInvalid):
+		a.stale = password
+		a.noteRefusal(err)
+	}
+	return s, err
+}
+
+func (a *auth) mayTry() error {
+	if err := a.refusal(); err != nil {
+		return err
+	}
+	if wait := time.Until(a.resume); wait > 0 && a.stale == a.password.Load() {
+		return fmt.Errorf("%w: the password was refused; it is tried again in %s", hsm.ErrLogin, wait.Round(time.Second))
+	}
+	return nil
+}
+
+// noteRefusal gives the credential up if it has never worked, or not for long.
+func (a *auth) noteRefusal(err error) {
+	if a.ticket.Load() == nil || a.refusals == len(refusalPauses) {
+		a.refused.Store(&err)
+		return
+	}
+	a.resume = time.Now().Add(refusalPauses[a.refusals])
+	a.refusals++
+}

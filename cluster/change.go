@@ -1,0 +1,219 @@
+package cluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/hsmbackup/hsmbackup/cluster/hsm"
+)
+
+// Changed is what Change did.
+type Changed struct {
+	// Object is the new state; without Bytes when a session key was changed.
+	Object hsm.MaskedObject
+	// Copies are the HSMs that have the change; Missing the other members, which
+	// get it from server-side sync.
+	Copies, Missing []hsm.HSMID
+	Results         []Result
+}
+
+// Change changes a key, user or policy on one HSM, durably, and copies the result
+// to all others at once.
+//
+// It is refused with ErrMinCopies, and nothing done, when fewer HSMs answer than
+// the policy wants copies (or than there are, if those are fewer). Settings and
+// members may be changed with one HSM left, since that is how an operator gets
+// out of such a state. If HSMs fail on the way, so that the change is on too few,
+// it stands: Changed is returned together with ErrMinCopies, and server-side sync
+// finishes it.
+//
+// If the change is on too few HSMs, or on one alone, because others refuse it for
+// the clock of the HSM it was made on, the error matches hsm.ErrFuture too: the
+// change is not acknowledged, even where the policy wants one copy. The next
+// changes are made on other HSMs for a while.
+//
+// hsm.ErrUnavailable: the change may or may not have been made; look, and repeat.
+func (c *Cluster) Change(ctx context.Context, ch hsm.Change) (*Changed, error) {
+	p := c.Policy()
+	need := min(p.MinCopies, len(c.all()))
+	if ch.Kind == hsm.ChangeSettings || ch.Kind == hsm.ChangeMember {
+		need = 1
+	}
+	if n := c.answering(ctx, need); n < need {
+		p.MinCopies, p.CheckOnUse = need, false
+		return nil, c.tooFew("the change would be", n, p, "nothing was done")
+	}
+	object, on, err := c.changeFirst(ctx, ch)
+	if err != nil {
+		return nil, err
+	}
+	c.noteChange(ch)
+	if len(object.Bytes) == 0 && ch.Ref != 0 { // a session key
+		return &Changed{Object: object, Copies: []hsm.HSMID{on.id()}, Missing: []hsm.HSMID{}}, nil
+	}
+	changed, err := c.copyChange(ctx, ch, object, on, need)
+	if !errors.Is(err, hsm.ErrFuture) { // otherwise most HSMs keep the password before
+		c.noteOwnPassword(ch)
+	}
+	return changed, err
+}
+
+// changeFirst applies the change on one HSM: for a key on one that holds it, and
+// for a user on the next if one does not know the user yet. When it is not known
+// whether an HSM has made the change, the next one makes it again: both states
+// merge into one, since users, policies and members are born alike everywhere.
+func (c *Cluster) changeFirst(ctx context.Context, ch hsm.Change) (hsm.MaskedObject, *remote, error) {
+	var last error
+	passed := map[*remote]bool{}
+	for range len(c.all()) {
+		r, err := c.routeChange(ctx, passed, ch.Ref)
+		if err != nil {
+			return hsm.MaskedObject{}, nil, errors.Join(last, err)
+		}
+		if r == nil {
+			break
+		}
+		m, err := call(ctx, r, c.timing.call, func(ctx context.Context, s hsm.Session) (hsm.MaskedObject, error) { return s.Change(ctx, ch) })
+		if err == nil {
+			return m, r, nil
+		}
+		again := errors.Is(err, hsm.ErrNotFound) || errors.Is(err, hsm.ErrFull) || away(err)
+		if !again || ctx.Err() != nil {
+			return hsm.MaskedObject{}, nil, err
+		}
+		if errors.Is(err, hsm.ErrNotFound) {
+			c.coverage.remove(ch.Ref, r.id())
+		}
+		passed[r], last = true, err
+	}
+	return hsm.MaskedObject{}, nil, last
+}
+
+// routeChange picks an HSM for a change: one that holds the key, whatever its
+// coverage, and preferably none whose objects its peers refuse. Nil if all have been passed over.
+func (c *Cluster) routeChange(ctx context.Context, passed map[*remote]bool, ref hsm.KeyRef) (*remote, error) {
+	var where []covered
+	if ref != 0 {
+		k, err := c.locate(ctx, ref, 1)
+		if err != nil {
+			return nil, err
+		}
+		where = append(where, k)
+	}
+	if r := c.pickToWrite(passed, where); r != nil || len(passed) > 0 {
+		return r, nil
+	}
+	if len(c.up()) == 0 {
+		return nil, c.noHSM()
+	}
+	return nil, fmt.Errorf("%w: no HSM that holds %s is in use", hsm.ErrUnavailable, ref)
+}
+
+// noteChange keeps up what the client remembers.
+func (c *Cluster) noteChange(ch hsm.Change) {
+	switch {
+	case ch.Kind == hsm.ChangeDestroy:
+		c.coverage.forget(ch.Ref)
+	case ch.Kind == hsm.ChangeSettings && ch.Settings != nil:
+		c.applySettings(*ch.Settings)
+	case ch.Kind == hsm.ChangeMember && ch.Member != nil:
+		c.learn([]hsm.Member{*ch.Member})
+	}
+}
+
+// noteOwnPassword takes over the password that the client has changed for itself.
+func (c *Cluster) noteOwnPassword(ch hsm.Change) {
+	if ch.Kind == hsm.ChangeUserPassword && c.auth.is(ch.User) { // names are unique over all roles
+		c.auth.setPassword(ch.Password)
+	}
+}
+
+// answering counts the HSMs that answer at this moment, as far as n of them.
+func (c *Cluster) answering(ctx context.Context, n int) (answering int) {
+	if n <= 1 {
+		return len(c.ready(ctx, n))
+	}
+	count := func(as []answer[hsm.Info]) (n int) {
+		for _, a := range as {
+			if a.err == nil {
+				n++
+			}
+		}
+		return n
+	}
+	ask := func(ctx context.Context, s hsm.Session) (hsm.Info, error) { return s.Info(ctx) }
+	return count(gather(ctx, c, c.ready(ctx, n), func(as []answer[hsm.Info]) bool { return count(as) >= n }, nil, ask))
+}
+
+// apply brings a change to one more HSM: by its result, or where the principal
+// may not insert that, a member or its own password, by the change itself.
+func apply(ctx context.Context, s hsm.Session, ch hsm.Change, m hsm.MaskedObject) error {
+	if len(m.Bytes) > 0 {
+		err := insertAll(ctx, s.Scoped(m.Kind.Scope()), []hsm.MaskedObject{m})
+		if !errors.Is(err, hsm.ErrDenied) {
+			return err
+		}
+	}
+	_, err := s.Change(ctx, ch)
+	return err
+}
+
+// copyChange brings a change to all HSMs but the one it was made on.
+func (c *Cluster) copyChange(ctx context.Context, ch hsm.Change, m hsm.MaskedObject, on *remote, need int) (*Changed, error) {
+	others := slices.DeleteFunc(slices.Clone(c.all()), func(r *remote) bool { return r == on || r.current() == nil })
+	enough := func(as []answer[struct{}]) bool {
+		n := 1
+		for _, a := range as {
+			if a.err == nil {
+				n++
+			}
+		}
+		return n >= need
+	}
+	answers := gather(ctx, c, others, enough, nil, func(ctx context.Context, s hsm.Session) (struct{}, error) {
+		return struct{}{}, apply(ctx, s, ch, m)
+	})
+	out := &Changed{Object: m, Copies: []hsm.HSMID{on.id()}}
+	out.Results = append(out.Results, Result{HSM: on.id(), State: "changed"})
+	var conflict error
+	for _, a := range answers {
+		out.Results = append(out.Results, Result{HSM: a.from.id(), Name: a.from.name(), State: "changed", Err: a.err})
+		if a.err == nil {
+			out.Copies = append(out.Copies, a.from.id())
+		} else if errors.Is(a.err, hsm.ErrConflict) {
+			conflict = a.err
+		}
+	}
+	slices.Sort(out.Copies)
+	out.Missing = c.without(out.Copies)
+	if conflict != nil {
+		return out, conflict
+	}
+	return out, c.shortChange(out, on, need)
+}
+
+// shortChange returns what is wrong with a change that is on too few HSMs, or that
+// others refuse as from the future while none has it but the one it was made on.
+func (c *Cluster) shortChange(out *Changed, on *remote, need int) error {
+	copies, refused := len(out.Copies), len(refusedForTime(out.Results))
+	if mostRefuse(refused, copies-1) || refused > 0 && copies < need {
+		on.avoid()
+	}
+	alone := copies == 1 && refused > 0
+	if copies >= need && !alone {
+		return nil
+	}
+	e := &CopiesError{
+		What: "the change is", Copies: copies, Members: len(c.all()), Min: need, Results: out.Results,
+		Outcome: "it stands, and server-side sync brings it to the others",
+	}
+	if refused > 0 {
+		e.Ahead = on.id()
+	}
+	if alone {
+		e.Outcome = "it was made on " + on.name() + " and not on the others; repeat it"
+	}
+	return e
+}

@@ -1,0 +1,183 @@
+package cluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/hsmbackup/hsmbackup/cluster/hsm"
+)
+
+// on fails the named calls to one HSM.
+func (w *world) on(target *box, f fault, calls ...string) {
+	w.setFaults(func(b *box, call string) fault {
+		if b == target && slices.Contains(calls, call) {
+			return f
+		}
+		return pass
+	})
+}
+
+// TestTooFewPreparedLeavesNoTombstone: nothing is committed before enough HSMs
+// are prepared.
+func TestTooFewPreparedLeavesNoTombstone(t *testing.T) {
+	w := newWorld(t, 3, 3, false)
+	c := w.open(asUser)
+	w.on(w.boxes[1], drop, "Prepare", "Create")
+	_, err := c.Create(t.Context(), aes(), Policy{})
+	if !errors.Is(err, ErrMinCopies) || !strings.Contains(err.Error(), "on 2 of 3 HSMs, min-copies is 3") {
+		t.Errorf("Create: %v", err)
+	}
+	w.converge()
+	for _, b := range w.boxes {
+		if live, destroyed := b.keysOn(); len(live)+len(destroyed) > 0 {
+			t.Errorf("%s has %v, and tombstones %v", b.member.Name, live, destroyed)
+		}
+	}
+}
+
+// TestHSMThatMissedPrepareGetsTheKey: without server-side sync.
+func TestHSMThatMissedPrepareGetsTheKey(t *testing.T) {
+	w := newWorld(t, 3, 2, false)
+	c := w.open(asUser)
+	w.on(w.boxes[1], full, "Prepare", "Create")
+	made, err := c.Create(t.Context(), aes(), Policy{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.Close()
+	if n := w.holders(made.Keys[0].Ref); n != 3 {
+		t.Errorf("the key is on %d HSMs; want 3 without server-side sync", n)
+	}
+}
+
+// TestPartialCommitIsUndone: two of three have committed when time runs out. All
+// that answer end with a tombstone, at once.
+func TestPartialCommitIsUndone(t *testing.T) {
+	for _, calls := range [][]string{{"Commit"}, {"Commit", "Insert"}} {
+		w := newWorld(t, 3, 3, false)
+		c := w.open(asUser)
+		w.setFaults(func(b *box, call string) fault {
+			if b == w.boxes[2] && slices.Contains(calls, call) && w.tombstones() == 0 {
+				return drop
+			}
+			return pass
+		})
+		_, err := c.Create(t.Context(), aes(), Policy{Timeout: 250 * time.Millisecond})
+		if !errors.Is(err, ErrMinCopies) {
+			t.Fatalf("Create: %v; want ErrMinCopies", err)
+		}
+		w.quiet()
+		for _, b := range w.boxes {
+			if live, destroyed := b.keysOn(); len(live) != 0 || len(destroyed) != 1 {
+				t.Errorf("%s: live %v, destroyed %v; want a tombstone", b.member.Name, live, destroyed)
+			}
+		}
+		w.converge()
+		w.checkNoKeys()
+	}
+}
+
+func (w *world) tombstones() (n int) {
+	for _, b := range w.boxes {
+		_, destroyed := b.keysOn()
+		n += len(destroyed)
+	}
+	return n
+}
+
+// TestCommitOfUnknownOutcomeIsUndone: an HSM commits and dies before it answers,
+// and the others cannot commit in time. When it is back its key must not spread.
+func TestCommitOfUnknownOutcomeIsUndone(t *testing.T) {
+	for _, hsms := range []int{2, 3} {
+		for _, commitsLater := range []bool{true, false} {
+			t.Run(fmt.Sprintf("%dHSMs/%t", hsms, commitsLater), func(t *testing.T) {
+				w := newWorld(t, hsms, hsms, false)
+				c := w.open(asUser)
+				late := time.Now().Add(time.Hour)
+				if commitsLater {
+					late = time.Now().Add(300 * time.Millisecond)
+				}
+				w.setFaults(func(b *box, call string) fault {
+					switch {
+					case call != "Commit":
+					case b == w.boxes[0]:
+						return killing
+					case time.Now().Before(late):
+						return drop
+					}
+					return pass
+				})
+				_, err := c.Create(t.Context(), aes(), Policy{Timeout: 250 * time.Millisecond})
+				id := w.boxes[0].member.ID.String()
+				if !errors.Is(err, ErrMinCopies) || !strings.Contains(err.Error(), "failed to tombstone on node:"+id) {
+					t.Errorf("Create: %v", err)
+				}
+				c.Close() // it will not help
+				w.converge()
+				w.checkNoKeys()
+			})
+		}
+	}
+}
+
+// TestRandomFaults lets any number of calls fail in any way. A failing seed is
+// printed and replays.
+func TestRandomFaults(t *testing.T) {
+	seed := rand.Uint64()
+	for round := range uint64(16) {
+		t.Run(fmt.Sprintf("seed=%d", seed+round), func(t *testing.T) {
+			t.Parallel()
+			randomFaults(t, seed+round)
+		})
+	}
+}
+
+func randomFaults(t *testing.T, seed uint64) {
+	r := rand.New(rand.NewPCG(seed, 0))
+	n := 1 + r.IntN(3)
+	w := newWorld(t, 3, n, false)
+	quick := fast
+	quick.call, quick.cleanup = 100*time.Millisecond, 300*time.Millisecond
+	c := w.open(asUser, withTiming(quick))
+	rolls := make(chan fault, 1000)
+	for range cap(rolls) {
+		rolls <- []fault{pass, pass, pass, pass, drop, lose, lose, killing, kill, full}[r.IntN(10)]
+	}
+	w.setFaults(func(b *box, call string) fault {
+		if !slices.Contains(protocol, call) {
+			return pass
+		}
+		select {
+		case f := <-rolls:
+			return f
+		default:
+			return pass
+		}
+	})
+	made, err := c.Create(context.Background(), aes(), Policy{Timeout: 250 * time.Millisecond})
+	c.Close()
+	w.quiet()
+	if err == nil && w.holders(made.Keys[0].Ref) < n {
+		t.Errorf("Create succeeded, and the key is on %d HSMs; want %d", w.holders(made.Keys[0].Ref), n)
+	}
+	w.converge()
+	on := map[hsm.KeyRef]int{}
+	for _, b := range w.boxes {
+		live, _ := b.keysOn()
+		for _, ref := range live {
+			on[ref]++
+		}
+	}
+	switch {
+	case err == nil && (len(on) != 1 || on[made.Keys[0].Ref] != 3):
+		t.Errorf("Create made %s; there is %v", made.Keys[0].Ref, on)
+	case err != nil && len(on) > 0 && !strings.Contains(err.Error(), "is not known before"):
+		t.Errorf("Create failed with %v; there is %v", err, on)
+	}
+}

@@ -1,0 +1,136 @@
+package cluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/hsmbackup/hsmbackup/cluster/hsm"
+)
+
+// Use performs one cryptographic operation on an HSM that holds the key, the
+// least loaded first. If that HSM fails or does not have the key after all, the
+// next one is asked. A key that is known to be on enough HSMs costs one round
+// trip.
+//
+// ErrAvailability if the policy checks on use and the token key is on fewer than
+// MinCopies HSMs; session keys are exempt. hsm.ErrNotFound, hsm.ErrDestroyed.
+// ErrNoHSM or hsm.ErrUnavailable if the HSMs that hold the key are away.
+func (c *Cluster) Use(ctx context.Context, u hsm.Use) ([]byte, error) {
+	refs := slices.DeleteFunc([]hsm.KeyRef{u.Key, u.Payload}, func(r hsm.KeyRef) bool { return r == 0 })
+	use := func(ctx context.Context, s hsm.Session) ([]byte, error) { return s.Use(ctx, u) }
+	if len(refs) == 0 {
+		return anyHSM(ctx, c, use)
+	}
+	var last error
+	for range 2*len(c.all()) + 1 {
+		r, err := c.route(ctx, c.pick, nil, refs...)
+		if err != nil {
+			return nil, err
+		}
+		out, err := call(ctx, r, c.timing.call, use)
+		switch {
+		case away(err):
+		case errors.Is(err, hsm.ErrNotFound):
+			for _, ref := range refs {
+				c.coverage.remove(ref, r.id())
+			}
+		case errors.Is(err, hsm.ErrDestroyed):
+			c.forget(refs)
+			return nil, err
+		default:
+			return out, err
+		}
+		last = err
+	}
+	return nil, last
+}
+
+func (c *Cluster) forget(refs []hsm.KeyRef) {
+	for _, ref := range refs {
+		c.coverage.forget(ref)
+	}
+}
+
+// available returns where a key is. ErrAvailability if that is too few HSMs for
+// a token key to be used.
+func (c *Cluster) available(ctx context.Context, ref hsm.KeyRef) (covered, error) {
+	p := c.Policy()
+	need := 1
+	if p.CheckOnUse {
+		need = p.MinCopies
+	}
+	k, err := c.locate(ctx, ref, need)
+	if err != nil {
+		return k, err
+	}
+	if !k.session && c.countMembers(k.holders) < need {
+		return k, &AvailabilityError{Ref: ref, Min: need, Holders: k.holders}
+	}
+	return k, nil
+}
+
+// picker chooses an HSM that holds everything asked for and was not passed over:
+// pick or pickToWrite.
+type picker func(passed map[*remote]bool, where []covered) *remote
+
+// route picks the HSM to use the keys on: in use, holding all of them, not passed
+// over before, and of those the one that pick prefers. Without keys, any HSM will
+// do. If all that hold the keys are away, they are tried once more now.
+func (c *Cluster) route(ctx context.Context, pick picker, passed map[*remote]bool, refs ...hsm.KeyRef) (*remote, error) {
+	var where []covered
+	for _, ref := range refs {
+		if ref == 0 {
+			continue
+		}
+		k, err := c.available(ctx, ref)
+		if err != nil {
+			return nil, err
+		}
+		where = append(where, k)
+	}
+	if r := pick(passed, where); r != nil {
+		return r, nil
+	}
+	c.muster(ctx)
+	if r := pick(passed, where); r != nil {
+		return r, nil
+	}
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	if len(c.up()) == 0 {
+		return nil, c.noHSM()
+	}
+	return nil, fmt.Errorf("%w: no HSM that holds %s is in use", hsm.ErrUnavailable, refs)
+}
+
+// pick chooses the least loaded HSM that holds everything asked for; of equals,
+// each in its turn.
+func (c *Cluster) pick(passed map[*remote]bool, where []covered) *remote {
+	all := c.all()
+	first := int(c.turn.Add(1))
+	var best *remote
+	var load int64
+	for i := range all {
+		r := all[(first+i)%len(all)]
+		if r.current() == nil || passed[r] || !holdsAll(r, where) {
+			continue
+		}
+		if n := r.load.Load(); best == nil || n < load {
+			best, load = r, n
+		}
+	}
+	return best
+}
+
+func holdsAll(r *remote, where []covered) bool {
+	id := r.id()
+	for _, k := range where {
+		if !k.on(id) {
+			return false
+		}
+	}
+	return true
+}
