@@ -1,0 +1,90 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"path/filepath"
+	"time"
+
+	"github.com/hsmbackup/hsmbackup/cluster/hsm"
+	"github.com/hsmbackup/hsmbackup/cluster/hsm/soft"
+	"github.com/hsmbackup/hsmbackup/cluster/server/audit"
+)
+
+// device is the HSM in a folder, without a network: the software HSM, its audit
+// log, and a session with the rights of a member.
+type device struct {
+	soft  *soft.HSM
+	audit *audit.Log
+	self  hsm.Session
+	id    hsm.HSMID
+	log   *slog.Logger
+}
+
+// deviceOptions are what a process adds to the folder.
+type deviceOptions struct {
+	create       bool // make object store and audit log; otherwise they must be there
+	version      string
+	sealEnvelope SealEnvelope
+	iterations   int
+	now          func() time.Time
+	log          *slog.Logger
+}
+
+// openDevice opens the HSM of folder. Only a cluster in the making may make the
+// object store: an HSM whose store is gone does not start empty.
+func openDevice(ctx context.Context, folder string, c *Config, keys *secrets, o deviceOptions) (_ *device, err error) {
+	d := &device{id: c.ID, log: o.log}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, d.close())
+		}
+	}()
+	if d.audit, err = audit.Open(filepath.Join(folder, AuditFile), o.now); err != nil {
+		return nil, err
+	}
+	if d.soft, err = soft.Open(soft.Options{
+		Existing: !o.create, Dir: filepath.Join(folder, storeDir), ID: c.ID, Cluster: c.Cluster, ClusterName: c.ClusterName, Region: c.Region, Zone: c.Zone,
+		Version: o.version, Keyring: keys.keyring, CA: keys.ca, Seal: o.sealEnvelope, Now: o.now, Audit: d.record, Iterations: o.iterations,
+	}); err != nil {
+		return nil, err
+	}
+	d.self, err = d.soft.Module(d.principal()).Session(ctx)
+	return d, err
+}
+
+// principal is the HSM itself, as a member.
+func (d *device) principal() hsm.Principal {
+	return hsm.Principal{Role: hsm.RoleHSM, Name: d.id.String()}
+}
+
+// record writes one event to the audit log.
+func (d *device) record(event string, who hsm.Principal, ref hsm.KeyRef, detail string, outcome error) {
+	e := audit.Entry{Event: event, Role: string(who.Role), Name: who.Name, Detail: detail}
+	if ref != 0 {
+		e.Key = ref.String()
+	}
+	if outcome != nil {
+		e.Result = outcome.Error()
+	}
+	if err := d.audit.Append(e); err != nil {
+		d.log.Error("the audit log cannot be written; keys, users, settings and members are not changed until it can", "hsm", d.id.String(), "event", event, "error", err)
+	}
+}
+
+// close releases the folder. It may be called again, and on a device that was
+// opened half way.
+func (d *device) close() error {
+	var errs []error
+	if d.self != nil {
+		errs = append(errs, d.self.Close())
+	}
+	if d.soft != nil {
+		errs = append(errs, d.soft.Close())
+	}
+	if d.audit != nil {
+		errs = append(errs, d.audit.Close())
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,207 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/hsmbackup/hsmbackup/cluster/hsm"
+	"github.com/hsmbackup/hsmbackup/cluster/reconcile"
+)
+
+// peerTimeout bounds an exchange in which nothing has to be moved.
+const peerTimeout = 5 * time.Second
+
+// syncTimeout bounds a reconciliation; an interrupted one keeps what it moved.
+const syncTimeout = 10 * time.Minute
+
+// patience is how many rounds a peer may fail before it is called away: HSMs
+// that start together do not all come up at once.
+const patience = 3
+
+// peer is another member, and the connection to it.
+type peer struct {
+	member   hsm.Member
+	stop     context.CancelFunc
+	failures int // rounds in a row
+
+	mu      sync.Mutex
+	module  hsm.Module
+	session hsm.Session // nil: not connected
+	synced  time.Time   // beginning of the last exchange that ended well
+}
+
+// keepUp syncs with one peer until the context ends.
+func (s *syncer) keepUp(ctx context.Context, p *peer) {
+	defer p.disconnect()
+	for {
+		err := s.exchange(ctx, p)
+		if ctx.Err() != nil {
+			return
+		}
+		if err != nil {
+			p.disconnect() // the next round dials again
+		}
+		s.note(p, err)
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(s.pause()):
+		}
+	}
+}
+
+// note says once when a peer goes away, and once when it is back.
+func (s *syncer) note(p *peer, err error) {
+	if err == nil {
+		if p.failures >= patience {
+			s.log.Info("server-side sync: peer is back", "hsm", p.member.ID.String(), "address", p.member.Address)
+		}
+		p.failures = 0
+		return
+	}
+	if p.failures++; p.failures == patience {
+		s.log.Warn("server-side sync: no sync with peer", "hsm", p.member.ID.String(), "address", p.member.Address, "error", err)
+	}
+}
+
+// exchange compares roots with one peer and pulls what differs: first members
+// and lockouts, then what belongs to the lineage.
+func (s *syncer) exchange(ctx context.Context, p *peer) error {
+	session, theirs, err := s.ask(ctx, p)
+	if err != nil {
+		return err
+	}
+	began := time.Now()
+	ours, err := s.session.Info(ctx)
+	if err != nil {
+		return err
+	}
+	if ours.ClusterRoot != theirs.ClusterRoot {
+		if err := s.pull(ctx, p, session, hsm.ScopeCluster); err != nil {
+			return err
+		}
+	}
+	if ours.Root != theirs.Root {
+		if err := s.pull(ctx, p, session, hsm.ScopeLineage); err != nil {
+			return err
+		}
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.synced = began
+	return nil
+}
+
+// ask connects if need be, and asks the peer for its state.
+func (s *syncer) ask(ctx context.Context, p *peer) (hsm.Session, hsm.Info, error) {
+	ctx, cancel := context.WithTimeout(ctx, peerTimeout)
+	defer cancel()
+	session := p.current()
+	if session == nil {
+		var err error
+		if session, err = s.connect(ctx, p); err != nil {
+			return nil, hsm.Info{}, err
+		}
+	}
+	info, err := session.Info(ctx)
+	if err == nil && info.ID != p.member.ID {
+		err = fmt.Errorf("%w: %s answers at %s, where %s was expected", hsm.ErrUnavailable, info.ID, p.member.Address, p.member.ID)
+	}
+	return session, info, err
+}
+
+// connect starts a session and makes sure that the peer knows this HSM as it is
+// now. One that was removed while it was down has nobody else to tell it, and one
+// that has moved is looked for where it was.
+func (s *syncer) connect(ctx context.Context, p *peer) (hsm.Session, error) {
+	module, err := s.dial(ctx, p.member)
+	if err != nil {
+		return nil, err
+	}
+	session, err := module.Session(ctx)
+	if err != nil {
+		return nil, errors.Join(err, module.Close())
+	}
+	p.mu.Lock()
+	p.module, p.session = module, session
+	p.mu.Unlock()
+	members, err := session.Members(ctx)
+	if err != nil {
+		return nil, err
+	}
+	i := slices.IndexFunc(members, func(m hsm.Member) bool { return m.ID == s.self })
+	if i >= 0 && members[i].Removed {
+		s.expel()
+		return nil, removed(s.self)
+	}
+	if i < 0 || members[i] != s.own() {
+		return session, s.introduce(ctx, session)
+	}
+	return session, nil
+}
+
+// own returns this HSM's member record as it is here.
+func (s *syncer) own() hsm.Member {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, m := range s.members {
+		if m.ID == s.self {
+			return m
+		}
+	}
+	return hsm.Member{}
+}
+
+// introduce brings this HSM's member record to a peer, which merges it with what
+// it has.
+func (s *syncer) introduce(ctx context.Context, peer hsm.Session) error {
+	own := s.session.Scoped(hsm.ScopeCluster).Extract(ctx, slices.Values([]hsm.KeyRef{hsm.MemberRef(s.self)}))
+	_, err := peer.Scoped(hsm.ScopeCluster).Insert(ctx, own)
+	if err != nil {
+		return fmt.Errorf("introduce this HSM: %w", err)
+	}
+	return nil
+}
+
+// pull brings one scope of the local HSM up to the peer.
+func (s *syncer) pull(ctx context.Context, p *peer, from hsm.Session, scope hsm.Scope) error {
+	ctx, cancel := context.WithTimeout(ctx, syncTimeout)
+	defer cancel()
+	applied, err := reconcile.Sync(ctx, from.Scoped(scope), s.session.Scoped(scope))
+	if n := applied.Added + applied.Inserted.Changed; n > 0 {
+		s.log.Info("server-side sync: pulled", "from", p.member.ID.String(), "added", applied.Added, "changed", applied.Inserted.Changed, "bytes", applied.Bytes)
+	}
+	for _, ref := range applied.Conflicts {
+		s.log.Error("server-side sync: one reference, two births; compare with key show and destroy one", "key_reference", ref.String(), "from", p.member.ID.String())
+	}
+	return err
+}
+
+func (p *peer) current() hsm.Session {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.session
+}
+
+func (p *peer) lastSync() time.Time {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.synced
+}
+
+// disconnect closes the connection, and the session with it: a peer that does
+// not answer is not waited for.
+func (p *peer) disconnect() {
+	p.mu.Lock()
+	module, session := p.module, p.session
+	p.module, p.session = nil, nil
+	p.mu.Unlock()
+	if session != nil {
+		_ = module.Close() // it is going away, whatever it says
+		_ = session.Close()
+	}
+}

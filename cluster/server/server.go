@@ -1,0 +1,270 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/hsmbackup/hsmbackup/cluster/hsm"
+	"github.com/hsmbackup/hsmbackup/cluster/rpc"
+	"github.com/hsmbackup/hsmbackup/cluster/rpc/pki"
+	"github.com/hsmbackup/hsmbackup/cluster/server/seal"
+)
+
+// SealEnvelope seals the recovery envelope to custodians (backup.SealEnvelope).
+type SealEnvelope func(ctx context.Context, secret hsm.Secret, custodians []string, threshold int) ([]byte, error)
+
+// Options are what a process adds to the folder it serves.
+type Options struct {
+	Version      string
+	SealEnvelope SealEnvelope
+	// OpenSeal opens the seal named by the configuration; nil knows file only.
+	OpenSeal     func(kind, folder string) (seal.Seal, error)
+	SyncInterval time.Duration    // 0: SyncInterval
+	Log          *slog.Logger     // nil: slog.Default
+	Now          func() time.Time // nil: time.Now
+	Iterations   int              // PBKDF2 of new passwords; 0: the default
+}
+
+func (o *Options) complete(folder string) {
+	if o.OpenSeal == nil {
+		o.OpenSeal = func(kind, _ string) (seal.Seal, error) {
+			if kind != "file" {
+				return seal.Seal{}, fmt.Errorf("%w: seal %q is not known here", hsm.ErrInvalid, kind)
+			}
+			return seal.OpenFile(folder)
+		}
+	}
+	if o.SyncInterval == 0 {
+		o.SyncInterval = SyncInterval
+	}
+	if o.Log == nil {
+		o.Log = slog.Default()
+	}
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+}
+
+// Server is one HSM serving its folder.
+type Server struct {
+	config  *Config
+	options Options
+	lock    *os.File
+	secrets *secrets
+	device  *device
+	lis     net.Listener
+	rpc     *rpc.Server
+	sync    *syncer
+}
+
+// Open opens the HSM in folder: seal, audit log, object store, listener; and
+// writes its own member record anew if it has moved. It does not serve yet.
+//
+// ErrFolder if the folder is no HSM's, is damaged, or is being served by another
+// process; seal.ErrSeal if the seal does not open; audit.ErrBroken; hsm.ErrLineage
+// if the keys are not those the configuration names; hsm.ErrCorrupt if the object
+// store is damaged; hsm.ErrDenied if the HSM was removed from its cluster;
+// hsm.ErrUnavailable if it cannot listen at its address.
+func Open(ctx context.Context, folder string, o Options) (_ *Server, err error) {
+	o.complete(folder)
+	s := &Server{options: o}
+	if s.config, err = LoadConfig(folder); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, s.Close())
+		}
+	}()
+	if s.lock, err = lockPath(filepath.Join(folder, lockFile), folder); err != nil {
+		return nil, err
+	}
+	if err = s.unseal(folder); err != nil {
+		return nil, err
+	}
+	s.device, err = openDevice(ctx, folder, s.config, s.secrets, deviceOptions{
+		version: o.Version, sealEnvelope: o.SealEnvelope, iterations: o.Iterations, now: o.Now, log: o.Log,
+	})
+	if err != nil {
+		return nil, err
+	}
+	if err = s.listen(folder); err != nil {
+		return nil, err
+	}
+	if err = s.announce(ctx); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+func (s *Server) unseal(folder string) error {
+	sl, err := s.options.OpenSeal(s.config.Seal, folder)
+	if err != nil {
+		return err
+	}
+	if s.secrets, err = openSecrets(folder, sl); err != nil {
+		return err
+	}
+	if got := s.secrets.keyring.Lineage(); got != s.config.Lineage {
+		return fmt.Errorf("%w: %s holds the keys of %s, its configuration names %s", hsm.ErrLineage, folder, got, s.config.Lineage)
+	}
+	return nil
+}
+
+// listen makes everything that has to do with the network.
+func (s *Server) listen(folder string) error {
+	cert, err := os.ReadFile(filepath.Join(folder, certFile))
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrFolder, err)
+	}
+	ca, err := os.ReadFile(filepath.Join(folder, caFile))
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrFolder, err)
+	}
+	serverTLS, err := pki.ServerConfig(cert, s.secrets.tlsKey, ca, s.config.Cluster)
+	if err != nil {
+		return fmt.Errorf("%s: %w", folder, err)
+	}
+	// A peer must be the very member that is expected at its address: two answers
+	// of one HSM must never count as those of two (see settle).
+	dial := func(ctx context.Context, m hsm.Member) (hsm.Module, error) {
+		clientTLS, err := pki.ClientConfig(cert, s.secrets.tlsKey, ca, s.config.Cluster, m.ID)
+		if err != nil {
+			return nil, err
+		}
+		return rpc.Dial(ctx, m.Address, clientTLS)
+	}
+	s.sync = newSyncer(s.config.ID, s.device.self, softLocal{s.device.soft}, dial, s.options.SyncInterval, s.options.Log)
+	s.rpc = rpc.NewServer(s.module, serverTLS, rpc.WithLogger(s.options.Log))
+	if s.lis, err = net.Listen("tcp", s.config.listen()); err != nil {
+		return fmt.Errorf("%w: %s cannot listen on %s: %w; stop what listens there, or change the address in %s", hsm.ErrUnavailable, s.config.Name, s.config.listen(), err, configFile)
+	}
+	return nil
+}
+
+// announce writes the HSM's own member record where it differs from the
+// configuration: the address may have changed while it was down. The others
+// learn of it when server-side sync connects to them.
+func (s *Server) announce(ctx context.Context) error {
+	members, err := s.device.self.Members(ctx)
+	if err != nil {
+		return err
+	}
+	me := hsm.Member{ID: s.config.ID, Name: s.config.Name, Address: s.advertised(), Zone: s.config.Zone}
+	for _, m := range members {
+		if m.ID == me.ID && m.Removed {
+			return removed(me.ID)
+		}
+		if m == me {
+			return nil
+		}
+	}
+	_, err = s.device.self.Change(ctx, hsm.Change{Kind: hsm.ChangeMember, Member: &me})
+	return err
+}
+
+// advertised returns the address that others use: the configuration's, with the
+// port that a free one turned out to be.
+func (s *Server) advertised() string {
+	host, port, _ := net.SplitHostPort(s.config.Address) // checked by LoadConfig
+	if port != "0" {
+		return s.config.Address
+	}
+	_, port, _ = net.SplitHostPort(s.lis.Addr().String())
+	return net.JoinHostPort(host, port)
+}
+
+// removed is the error of an HSM that is no member any more.
+func removed(id hsm.HSMID) error {
+	return fmt.Errorf("%w: %s was removed from the cluster; invite it again as a new HSM", hsm.ErrDenied, id)
+}
+
+// module maps the identity in a peer's certificate to its rights. A removed
+// member keeps a valid certificate and has no more rights than anybody; it can
+// still ask for the members, and so learns that it was removed.
+func (s *Server) module(id pki.Identity) hsm.Module {
+	p := hsm.Principal{Role: hsm.RoleNone, Name: id.Name}
+	switch id.Kind {
+	case pki.KindAppliance:
+		p.Role = hsm.RoleAppliance
+	case pki.KindHSM:
+		if s.isMember(id) {
+			p.Role = hsm.RoleHSM
+		}
+	}
+	return served{Module: s.device.soft.Module(p), server: s}
+}
+
+// isMember asks the object store each time: a removal counts at once for new
+// sessions.
+func (s *Server) isMember(who pki.Identity) bool {
+	id, ok := who.HSM()
+	if !ok {
+		return false
+	}
+	members, err := s.device.self.Members(context.Background())
+	if err != nil {
+		s.options.Log.Error("members", "error", err)
+		return false
+	}
+	for _, m := range members {
+		if m.ID == id {
+			return !m.Removed
+		}
+	}
+	return false
+}
+
+// Address returns where the server is reached.
+func (s *Server) Address() string { return s.advertised() }
+
+// Config returns the HSM's configuration.
+func (s *Server) Config() Config { return *s.config }
+
+// Serve serves until the context ends, and then lets calls finish for a moment:
+// nil. hsm.ErrDenied when the HSM learns that it was removed from the cluster. It
+// is called once.
+func (s *Server) Serve(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	synced := make(chan error, 1)
+	go func() {
+		synced <- s.sync.run(ctx)
+		cancel()
+	}()
+	served := make(chan error, 1)
+	go func() {
+		served <- s.rpc.Serve(s.lis)
+		cancel()
+	}()
+	<-ctx.Done()
+	s.rpc.Stop()
+	return errors.Join(<-served, <-synced)
+}
+
+// Close releases the folder. If the server was opened and not served, it stops
+// listening. It is called after Serve has returned, and may be called again.
+func (s *Server) Close() error {
+	var errs []error
+	if s.rpc != nil {
+		s.rpc.Stop()
+	}
+	if s.lis != nil {
+		s.lis.Close() // Serve has closed it already, if it was called
+	}
+	if s.device != nil {
+		errs = append(errs, s.device.close())
+	}
+	if s.lock != nil {
+		errs = append(errs, s.lock.Close())
+		s.lock = nil
+	}
+	s.secrets.wipe()
+	return errors.Join(errs...)
+}
