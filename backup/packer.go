@@ -1,0 +1,245 @@
+package backup
+
+import (
+	"context"
+	"fmt"
+	"iter"
+	"slices"
+	"sync"
+
+	"github.com/hsmbackup/hsmbackup/backup/format"
+	"github.com/hsmbackup/hsmbackup/cluster/hsm"
+	"github.com/hsmbackup/hsmbackup/cluster/reconcile"
+	"github.com/hsmbackup/hsmbackup/storage"
+)
+
+// extractBatch is how many objects one Extract is asked for.
+const extractBatch = 512
+
+// packer extracts objects from a source and stores them as packs. Each worker
+// fills a pack of its own and stores it while the others go on; what is in
+// memory is one pack and one block for each.
+type packer struct {
+	store      storage.Store
+	lineage    hsm.Lineage
+	recipients []Recipient
+	target     int // stored size at which a pack is finished
+	workers    int
+	progress   func(objects, bytes int)
+
+	mu      sync.Mutex
+	writers []*format.PackWriter // idle, with their buffers
+}
+
+// run stores what src holds of refs, which ascend strictly. It returns the packs
+// in no particular order; each reference is in one of them. Every pack and
+// index it returns is durable. An object that src does not answer with is an
+// error: objects do not vanish, they leave tombstones.
+func (p *packer) run(ctx context.Context, src NamedSource, refs iter.Seq2[hsm.KeyRef, error], expected int, alternate bool) ([]packed, error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	workers := min(p.workers, 1+expected/(p.target>>10)) // an object takes about 1 KiB
+	batches := make(chan []hsm.KeyRef)
+	var wg sync.WaitGroup
+	var mu sync.Mutex
+	var out []packed
+	for range workers {
+		wg.Go(func() {
+			w := &packWorker{packer: p, src: src, alternate: alternate, reserve: min(p.target+2*format.BlockBytes, expected<<10+64<<10)}
+			if err := w.run(ctx, batches); err != nil {
+				cancel(err)
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			out = append(out, w.done...)
+		})
+	}
+	if err := cutBatches(ctx, refs, batches); err != nil {
+		cancel(at(src, err))
+	}
+	close(batches)
+	wg.Wait()
+	if err := context.Cause(ctx); err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+// cutBatches sends the references in batches, in order.
+func cutBatches(ctx context.Context, refs iter.Seq2[hsm.KeyRef, error], batches chan<- []hsm.KeyRef) error {
+	batch := make([]hsm.KeyRef, 0, extractBatch)
+	send := func() error {
+		select {
+		case batches <- batch:
+			batch = make([]hsm.KeyRef, 0, extractBatch)
+			return nil
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+	var last hsm.KeyRef
+	for ref, err := range refs {
+		if err != nil {
+			return err
+		}
+		if ref <= last {
+			return fmt.Errorf("%w: it lists %s after %s", reconcile.ErrPeer, ref, last)
+		}
+		last = ref
+		if batch = append(batch, ref); len(batch) < extractBatch {
+			continue
+		}
+		if err := send(); err != nil {
+			return err
+		}
+	}
+	if len(batch) == 0 {
+		return nil
+	}
+	return send()
+}
+
+func (p *packer) writer() (*format.PackWriter, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if n := len(p.writers); n > 0 {
+		w := p.writers[n-1]
+		p.writers = p.writers[:n-1]
+		return w, nil
+	}
+	return format.NewPackWriter(p.lineage, p.recipients)
+}
+
+func (p *packer) recycle(w *format.PackWriter) {
+	w.Reset()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.writers = append(p.writers, w)
+}
+
+// packWorker fills one pack after the other.
+type packWorker struct {
+	*packer
+	src       NamedSource
+	alternate bool
+	reserve   int // bytes that a pack is expected to have
+	pack      *format.PackWriter
+	block     []hsm.MaskedObject
+	bytes     int // of the block
+	done      []packed
+}
+
+func (w *packWorker) run(ctx context.Context, batches <-chan []hsm.KeyRef) (err error) {
+	if w.pack, err = w.writer(); err != nil {
+		return err
+	}
+	defer w.recycle(w.pack)
+	w.pack.Reserve(w.reserve)
+	for refs := range batches {
+		for m, err := range extractExactly(ctx, w.src, refs) {
+			if err != nil {
+				return at(w.src, err)
+			}
+			if err := w.take(ctx, m); err != nil {
+				return err
+			}
+		}
+	}
+	return w.finish(ctx)
+}
+
+func (w *packWorker) take(ctx context.Context, m hsm.MaskedObject) error {
+	w.block = append(w.block, m)
+	if w.bytes += len(m.Bytes); w.bytes < format.BlockBytes && len(w.block) < format.BlockObjects {
+		return nil
+	}
+	if err := w.endBlock(); err != nil {
+		return err
+	}
+	if w.pack.Size() < w.target {
+		return nil
+	}
+	return w.finish(ctx)
+}
+
+func (w *packWorker) endBlock() error {
+	if err := w.pack.Append(w.block); err != nil {
+		return err
+	}
+	w.progress(len(w.block), w.bytes)
+	clear(w.block)
+	w.block, w.bytes = w.block[:0], 0
+	return nil
+}
+
+// finish stores the pack and then its index. If we die between the two, or
+// after, an object lies in the store that no manifest names: it costs space
+// until it is pruned, and nothing else.
+func (w *packWorker) finish(ctx context.Context) error {
+	if err := w.endBlock(); err != nil || w.pack.Size() == 0 {
+		return err
+	}
+	pack, err := w.pack.Finish()
+	if err != nil {
+		return err
+	}
+	defer w.pack.Reset()
+	index := format.EncodeIndex(pack.Index)
+	if err := put(ctx, w.store, format.PackPath(pack.Name), pack.Stored); err != nil {
+		return err
+	}
+	indexName := format.NameOf(index)
+	if err := put(ctx, w.store, format.IndexPath(indexName), index); err != nil {
+		return err
+	}
+	w.done = append(w.done, packed{
+		entry: format.PackEntry{
+			Pack: pack.Name, Size: uint64(len(pack.Stored)), Objects: uint64(len(pack.Index.Items)),
+			Index: indexName, IndexSize: uint64(len(index)), Alternate: w.alternate,
+		},
+		items: pack.Index.Items, epoch: pack.Epoch,
+	})
+	return nil
+}
+
+// extractExactly yields the objects of refs, in their order, each checked to be
+// what it says it is and of the source's lineage. reconcile.ErrPeer if the
+// source answers otherwise.
+func extractExactly(ctx context.Context, src hsm.Source, refs []hsm.KeyRef) iter.Seq2[hsm.MaskedObject, error] {
+	return func(yield func(hsm.MaskedObject, error) bool) {
+		n := 0
+		for m, err := range src.Extract(ctx, slices.Values(refs)) {
+			if err == nil && (n >= len(refs) || m.Ref != refs[n]) {
+				err = fmt.Errorf("%w: it answers with %s, which was not asked for now", reconcile.ErrPeer, m.Ref)
+			}
+			if err == nil {
+				err = checkObject(m, src.Lineage())
+			}
+			if err != nil {
+				yield(hsm.MaskedObject{}, fmt.Errorf("extract: %w", err))
+				return
+			}
+			if n++; !yield(m, nil) {
+				return
+			}
+		}
+		if n < len(refs) {
+			yield(hsm.MaskedObject{}, fmt.Errorf("extract: %w: it lists %s and does not hold it", reconcile.ErrPeer, refs[n]))
+		}
+	}
+}
+
+// checkObject compares an object with what its bytes claim. Whether the claim
+// is true only an HSM can tell.
+func checkObject(m hsm.MaskedObject, lineage hsm.Lineage) error {
+	claim, _, err := hsm.ParseMasked(m.Bytes)
+	switch {
+	case err != nil:
+		return fmt.Errorf("object %s: %w", m.Ref, err)
+	case claim.Object != m.Object:
+		return fmt.Errorf("%w: object %s does not match its bytes", hsm.ErrCorrupt, m.Ref)
+	case claim.Lineage != lineage || m.Lineage != lineage:
+		return fmt.Errorf("%w: object %s is of %s, not of %s", hsm.ErrLineage, m.Ref, claim.Lineage, lineage)
+	}
+	return nil
+}

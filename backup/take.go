@@ -1,0 +1,589 @@
+package backup
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"runtime"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/hsmbackup/hsmbackup/backup/format"
+	"github.com/hsmbackup/hsmbackup/cluster/hsm"
+	"github.com/hsmbackup/hsmbackup/storage"
+)
+
+// TakeOptions says how to take a snapshot.
+type TakeOptions struct {
+	// Recipients can decrypt the packs; see ParseRecipient. At least one.
+	Recipients []string
+	// Full writes everything again instead of an increment to the newest
+	// snapshot of the cluster.
+	Full bool
+	// RequireAll refuses (ErrCoverage) if an HSM does not answer.
+	RequireAll bool
+	// Tags are kept in the manifest, in clear.
+	Tags map[string]string
+	// PackSize is the stored size of a pack, format.MinPackSize to MaxPackSize;
+	// 0 means format.DefaultPackSize.
+	PackSize int
+	// Workers is how many packs are made at a time, each in memory; 0 means up
+	// to 4, and fewer for large packs.
+	Workers int
+	// Settle is how long to wait for HSMs that hold different states of one
+	// object to agree; 0 means five seconds, below 0 not at all.
+	Settle time.Duration
+	// Progress is called now and then, never twice at a time.
+	Progress func(Progress)
+}
+
+// Progress is how far a take, an extraction or a verification is.
+type Progress struct {
+	Objects      int   // so far
+	TotalObjects int   // to come in all, as far as known
+	Bytes        int64 // of masked objects, or of packs when verifying
+}
+
+// Coverage tells which HSMs a snapshot was taken from.
+type Coverage struct {
+	Answered []hsm.HSMID `json:"answered"`
+	Missing  []hsm.HSMID `json:"missing"`
+}
+
+// Report is what Take did.
+type Report struct {
+	ID          string        `json:"id"`     // the snapshot, or the parent if Unchanged
+	Parent      string        `json:"parent"` // "" for a full snapshot
+	Unchanged   bool          `json:"unchanged"`
+	FullReason  string        `json:"full_reason,omitempty"` // why it is full although an increment was asked for
+	Objects     uint64        `json:"objects"`               // in the snapshot, tombstones included
+	Keys        uint64        `json:"keys"`
+	NewObjects  uint64        `json:"new_objects"`
+	BytesStored uint64        `json:"bytes_stored"`
+	Packs       int           `json:"packs"` // written
+	Root        hsm.Root      `json:"-"`
+	Unsettled   int           `json:"unsettled"`
+	Coverage    Coverage      `json:"coverage"`
+	Started     time.Time     `json:"started"`
+	Elapsed     time.Duration `json:"-"`
+	Notes       []string      `json:"notes,omitempty"` // what an operator should look at
+}
+
+// maxTries is how often a take starts over because another one was first.
+const maxTries = 16
+
+// defaultSettle is long compared with the interval of server-side sync, 1 s.
+const defaultSettle = 5 * time.Second
+
+// Take writes a snapshot that holds every object acknowledged before Take was
+// called on any HSM that answers, and says which did not.
+//
+// Unless Full is set, it is an increment to the newest snapshot of the same
+// cluster in the repository, and costs what differs; nothing is written if
+// nothing differs (Report.Unchanged). A take is full by itself, and says why in
+// FullReason, when there is no snapshot to build on, when that one is damaged,
+// when the recipients are others, when no HSM answers of which the parent is
+// known to hold no more than it does, or when increments have piled up.
+//
+// Objects are written in the order packs, indexes, envelope, manifest, each
+// durable before the next: the snapshot exists if and only if its manifest
+// does. A take that fails or dies leaves at most objects that nothing names,
+// and the same command again succeeds. Several takes may run at the same time,
+// on any host: of two that want the same number one is first, and the other
+// starts over from its result.
+//
+// Errors: those of the sources and of storage; ErrCoverage, ErrUnsettled,
+// ErrRecipient, ErrRaced; hsm.ErrLineage if a source is of another lineage than
+// the origin.
+func Take(ctx context.Context, origin Origin, store storage.Store, o TakeOptions) (*Report, error) {
+	t := &take{origin: origin, store: store, options: o, begun: time.Now()}
+	report, err := t.run(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("snapshot: %w", err)
+	}
+	report.Elapsed = time.Since(t.begun)
+	return report, nil
+}
+
+// take is one call of Take.
+type take struct {
+	origin  Origin
+	store   storage.Store
+	options TakeOptions
+	begun   time.Time
+
+	packer     *packer
+	recipients [32]byte // fingerprint
+	custody    [32]byte
+	desc       Description
+	settings   hsm.Settings
+	hsms       []NamedSource
+	absent     []hsm.HSMID
+
+	mu       sync.Mutex
+	progress Progress
+
+	// of one attempt
+	parent     *format.Manifest // nil: full
+	contents   *contents
+	fullReason string
+	notes      []string
+}
+
+func (t *take) run(ctx context.Context) (*Report, error) {
+	if err := t.prepare(ctx); err != nil {
+		return nil, err
+	}
+	for range maxTries {
+		report, err := t.attempt(ctx)
+		switch {
+		case errors.Is(err, errTaken):
+			continue
+		case errors.Is(err, errAgain): // an HSM went away, or the parent is of no use
+			continue
+		}
+		return report, err
+	}
+	return nil, fmt.Errorf("%w: %d times in a row", ErrRaced, maxTries)
+}
+
+var (
+	errTaken = errors.New("the number is taken")
+	errAgain = errors.New("start over")
+)
+
+// prepare checks the options and asks the origin what there is. Nothing is
+// written.
+func (t *take) prepare(ctx context.Context) error {
+	o := &t.options
+	recipients, err := ParseRecipients(o.Recipients)
+	if err != nil {
+		return err
+	}
+	t.recipients = fingerprint(o.Recipients, 1)
+	if err := checkTags(o.Tags); err != nil {
+		return err
+	}
+	if err := t.size(); err != nil {
+		return err
+	}
+	if t.desc, err = t.origin.Describe(ctx); err != nil {
+		return fmt.Errorf("describe the cluster: %w", err)
+	}
+	if t.settings, err = t.origin.Settings(ctx); err != nil {
+		return fmt.Errorf("settings of the cluster: %w", err)
+	}
+	t.settings.Threshold = max(t.settings.Threshold, 1)
+	if _, err := checkCustodians(t.settings.Custodians, t.settings.Threshold); err != nil {
+		return err
+	}
+	t.custody = fingerprint(t.settings.Custodians, t.settings.Threshold)
+	if err := t.sources(ctx); err != nil {
+		return err
+	}
+	t.packer = &packer{
+		store: t.store, lineage: t.desc.Lineage, recipients: recipients, target: o.PackSize, workers: o.Workers, progress: t.count,
+	}
+	return nil
+}
+
+// memory is what all packs in the making may take together.
+const memory = 96 << 20
+
+func (t *take) size() error {
+	o := &t.options
+	if o.PackSize == 0 {
+		o.PackSize = format.DefaultPackSize
+	}
+	if o.PackSize < format.MinPackSize || o.PackSize > format.MaxPackSize {
+		return fmt.Errorf("%w: packs of %d bytes: want %d to %d", hsm.ErrInvalid, o.PackSize, format.MinPackSize, format.MaxPackSize)
+	}
+	if o.Workers <= 0 {
+		o.Workers = min(4, 2*runtime.GOMAXPROCS(0), max(1, memory/o.PackSize))
+	}
+	if o.Settle == 0 {
+		o.Settle = defaultSettle
+	}
+	return nil
+}
+
+func checkTags(tags map[string]string) error {
+	if len(tags) > format.MaxTags {
+		return fmt.Errorf("%w: %d tags, at most %d", hsm.ErrInvalid, len(tags), format.MaxTags)
+	}
+	for k, v := range tags {
+		if k == "" || format.CheckText(k) != nil || format.CheckText(v) != nil {
+			return fmt.Errorf("%w: tag %q=%q: want at most %d printable characters", hsm.ErrInvalid, k, v, format.MaxText)
+		}
+	}
+	return nil
+}
+
+func (t *take) sources(ctx context.Context) (err error) {
+	if t.hsms, t.absent, err = t.origin.Sources(ctx); err != nil {
+		return fmt.Errorf("reach the HSMs: %w", err)
+	}
+	for _, h := range t.hsms {
+		if h.Lineage() != t.desc.Lineage {
+			return fmt.Errorf("%w: %s is of %s, the cluster of %s", hsm.ErrLineage, h.ID, h.Lineage(), t.desc.Lineage)
+		}
+	}
+	return t.checkCoverage()
+}
+
+func (t *take) checkCoverage() error {
+	switch {
+	case len(t.hsms) == 0:
+		return fmt.Errorf("%w: none of the %d HSMs answers", hsm.ErrUnavailable, len(t.absent))
+	case len(t.absent) > 0 && t.options.RequireAll:
+		return fmt.Errorf("%w: %s", ErrCoverage, t.absent)
+	}
+	return nil
+}
+
+// lost moves an HSM that went away from the answering to the missing ones.
+func (t *take) lost(id hsm.HSMID) error {
+	t.hsms = slices.DeleteFunc(t.hsms, func(h NamedSource) bool { return h.ID == id })
+	t.absent = append(t.absent, id)
+	return t.checkCoverage()
+}
+
+func (t *take) count(objects, bytes int) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.progress.Objects += objects
+	t.progress.Bytes += int64(bytes)
+	if t.options.Progress != nil {
+		t.options.Progress(t.progress)
+	}
+}
+
+// note keeps what an operator should look at, once.
+func (t *take) note(format string, args ...any) {
+	if s := fmt.Sprintf(format, args...); !slices.Contains(t.notes, s) {
+		t.notes = append(t.notes, s)
+	}
+}
+
+func (t *take) expect(objects int) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.progress.TotalObjects += objects
+}
+
+// attempt builds on the newest snapshot there is now. errTaken if another
+// snapshot was written meanwhile, errAgain if the circumstances changed: then
+// the same again will do.
+func (t *take) attempt(ctx context.Context) (*Report, error) {
+	numbers, err := sequences(ctx, t.store)
+	if errors.Is(err, storage.ErrNoBucket) {
+		err = nil // a folder that the first Put makes; a missing bucket refuses the Put
+	}
+	if err != nil {
+		return nil, err
+	}
+	if err := t.begin(ctx, numbers); err != nil {
+		return nil, err
+	}
+	if err := t.gather(ctx); err != nil {
+		return nil, t.recover(err)
+	}
+	if err := t.checkParent(ctx); err != nil {
+		return nil, t.recover(err)
+	}
+	if t.unchanged() {
+		return t.report(t.parent, nil), nil
+	}
+	number, err := t.next(ctx, numbers)
+	if err != nil {
+		return nil, err
+	}
+	m, err := t.manifest(ctx, number)
+	if err != nil {
+		return nil, t.recover(err)
+	}
+	if err := t.commit(ctx, m); err != nil {
+		return nil, err
+	}
+	return t.report(m, t.contents.added), nil
+}
+
+// next returns the number of the snapshot to be written: the first free one
+// after the newest manifest that the cluster's lineage signed. What others put
+// under manifests/, with whatever number, is stepped over; it cannot use the
+// numbers up.
+func (t *take) next(ctx context.Context, numbers []uint64) (uint64, error) {
+	var base uint64
+	for i, n := range slices.Backward(numbers) {
+		if len(numbers)-i > maxBack {
+			break
+		}
+		m, _, err := loadManifest(ctx, t.store, n)
+		if err != nil && !damaged(err) && !errors.Is(err, hsm.ErrSignature) && !errors.Is(err, ErrNoSnapshot) {
+			return 0, err
+		}
+		if err == nil && m.Lineage == t.desc.Lineage {
+			base = n
+			break
+		}
+	}
+	for base++; slices.Contains(numbers, base); {
+		base++
+	}
+	return base, nil
+}
+
+// begin decides what to build on. A full snapshot that lost a race keeps what
+// it has gathered and only looks for what came since.
+func (t *take) begin(ctx context.Context, numbers []uint64) error {
+	if t.contents != nil && t.parent == nil {
+		return nil
+	}
+	t.parent, t.contents = nil, nil
+	if !t.options.Full && t.fullReason == "" {
+		if err := t.findParent(ctx, numbers); err != nil {
+			return err
+		}
+	}
+	if t.parent != nil {
+		c := &catalog{store: t.store, lineage: t.parent.Lineage, packs: t.parent.Packs}
+		t.contents = contentsOf(t.parent, c)
+		return nil
+	}
+	keys, err := t.hsms[0].FingerprintKeys(ctx)
+	if err != nil {
+		return fmt.Errorf("%s: %w", t.hsms[0].ID, err)
+	}
+	t.contents = emptyContents(t.desc.Lineage, keys, t.hsms)
+	return nil
+}
+
+// maxBack is how many manifests are looked at for one of this cluster.
+const maxBack = 256
+
+// findParent finds the newest snapshot of this cluster that an increment can
+// build on, or says why there is none.
+func (t *take) findParent(ctx context.Context, numbers []uint64) error {
+	for i, n := range slices.Backward(numbers) {
+		if len(numbers)-i > maxBack {
+			break
+		}
+		m, _, err := loadManifest(ctx, t.store, n)
+		switch {
+		case damaged(err) || errors.Is(err, hsm.ErrSignature):
+			t.note("passed over: %v", err)
+			continue
+		case errors.Is(err, ErrNoSnapshot):
+			continue
+		case err != nil:
+			return err
+		}
+		if m.Lineage != t.desc.Lineage || m.Cluster != t.desc.Cluster {
+			continue
+		}
+		if t.fullReason = t.unfit(m); t.fullReason == "" {
+			t.parent = m
+		}
+		return nil
+	}
+	return nil
+}
+
+// A chain of increments ends with a full snapshot when it has minChain packs
+// and a full one would write little for each of them (a request costs a store
+// what some hundred KiB cost it), or would need half the objects; and at
+// maxChain packs in any case.
+const (
+	minChain     = 64
+	maxChain     = 4096
+	bytesPerPack = 256 << 10
+	chainOverrun = 2
+)
+
+// unfit tells why no increment can build on m, or "".
+func (t *take) unfit(m *format.Manifest) string {
+	var objects, bytes uint64
+	for _, p := range m.Packs {
+		objects += p.Objects
+		bytes += p.Size
+	}
+	packs := uint64(len(m.Packs))
+	long := packs >= maxChain || packs >= minChain && (objects > chainOverrun*m.Root.Count || bytes < packs*bytesPerPack)
+	switch {
+	case m.Recipients != t.recipients:
+		return fmt.Sprintf("the recipients are others than those of snapshot %s", format.ID(m.Sequence))
+	case long:
+		return fmt.Sprintf("%d packs have piled up since the last full snapshot", len(m.Packs))
+	}
+	return ""
+}
+
+// recover decides whether to start over: without an HSM that went away, or
+// without a parent that is damaged.
+func (t *take) recover(err error) error {
+	var gone *goneError
+	switch {
+	case errors.As(err, &gone):
+		if lostErr := t.lost(gone.id); lostErr != nil {
+			return errors.Join(lostErr, err)
+		}
+		t.contents = nil
+		t.note("%v", err)
+		return errAgain
+	case errors.Is(err, ErrCorrupt) && t.parent != nil:
+		t.fullReason = fmt.Sprintf("snapshot %s is damaged: %v", format.ID(t.parent.Sequence), err)
+		return errAgain
+	}
+	return err
+}
+
+// unchanged tells whether the parent already says everything.
+func (t *take) unchanged() bool {
+	return t.parent != nil && !t.contents.anything && t.parent.Custody == t.custody &&
+		slices.Equal(t.parent.Unsettled, t.contents.open)
+}
+
+// checkParent sees to it that neither an increment nor the word that nothing
+// has changed rests on packs, indexes or an envelope that are gone. A bit that
+// flipped without changing a size is for Verify to find.
+func (t *take) checkParent(ctx context.Context) error {
+	if t.parent == nil {
+		return nil
+	}
+	sizes := map[string]int64{}
+	for _, prefix := range []string{format.PackPrefix, format.IndexPrefix} {
+		for info, err := range t.store.List(ctx, prefix) {
+			if err != nil {
+				return fmt.Errorf("list %s: %w", prefix, err)
+			}
+			sizes[info.Name] = info.Size
+		}
+	}
+	for _, p := range t.parent.Packs {
+		for path, want := range map[string]uint64{format.PackPath(p.Pack): p.Size, format.IndexPath(p.Index): p.IndexSize} {
+			if size, ok := sizes[path]; !ok || size != int64(want) {
+				return fmt.Errorf("%w: %s is missing or has another size", ErrCorrupt, path)
+			}
+		}
+	}
+	_, err := fetch(ctx, t.store, format.EnvelopePath(t.parent.Envelope), t.parent.Envelope, format.MaxEnvelope)
+	return missing(err)
+}
+
+// manifest describes what was gathered. Packs and indexes are durable; if we
+// die before commit, no manifest names them.
+func (t *take) manifest(ctx context.Context, sequence uint64) (*format.Manifest, error) {
+	c := t.contents
+	cells, err := c.sketch(ctx)
+	if err != nil {
+		return nil, err
+	}
+	m := &format.Manifest{
+		Sequence: sequence, Started: t.begun, Created: time.Now(), Lineage: t.desc.Lineage,
+		Cluster: t.desc.Cluster, ClusterName: t.desc.Name, Region: t.desc.Region, Software: t.desc.Version,
+		Fingerprints: c.keys, Root: c.root, Live: c.live, Tombstones: c.dead, Cells: cells,
+		Custody: t.custody, Recipients: t.recipients, Tags: t.options.Tags, Unsettled: c.open,
+	}
+	if t.parent != nil {
+		m.Parent, m.Epoch = t.parent.Sequence, t.parent.Epoch
+		m.Packs = slices.Clone(t.parent.Packs)
+	}
+	for _, p := range c.added {
+		m.Packs = append(m.Packs, p.entry)
+		m.Epoch = max(m.Epoch, p.epoch)
+	}
+	for _, h := range t.hsms {
+		m.Answered = append(m.Answered, h.ID)
+		if c.covers[h.ID] {
+			m.Covers = append(m.Covers, h.ID)
+		}
+	}
+	m.Missing = slices.Clone(t.absent)
+	for _, ids := range [][]hsm.HSMID{m.Answered, m.Covers, m.Missing} {
+		slices.Sort(ids)
+	}
+	m.Envelope, err = t.envelope(ctx, m.Epoch)
+	return m, err
+}
+
+// envelope returns the name of a durable recovery envelope that fits: the
+// parent's, or a new one if the custodians changed, if an object needs a newer
+// masking key, or if the old one is damaged.
+func (t *take) envelope(ctx context.Context, epoch uint64) (format.Name, error) {
+	if p := t.parent; p != nil && p.Custody == t.custody && p.Epoch == epoch {
+		_, err := fetch(ctx, t.store, format.EnvelopePath(p.Envelope), p.Envelope, format.MaxEnvelope)
+		if err == nil {
+			return p.Envelope, nil
+		}
+		if !damaged(err) {
+			return format.Name{}, err
+		}
+		t.note("sealed the recovery envelope again: %v", err)
+	}
+	stored, err := t.origin.Envelope(ctx, slices.Clone(t.settings.Custodians), t.settings.Threshold)
+	if err != nil {
+		return format.Name{}, fmt.Errorf("recovery envelope: %w", err)
+	}
+	e, err := format.DecodeEnvelope(stored)
+	if err != nil || e.Threshold != t.settings.Threshold || e.Custodians != len(t.settings.Custodians) {
+		return format.Name{}, fmt.Errorf("recovery envelope: the HSM sealed something else than %d of %d custodians: %w",
+			t.settings.Threshold, len(t.settings.Custodians), errors.Join(err, hsm.ErrInvalid))
+	}
+	name := format.NameOf(stored)
+	return name, put(ctx, t.store, format.EnvelopePath(name), stored)
+}
+
+// commit signs the manifest and writes it. Until the put the snapshot does not
+// exist; from the put on it exists, whole, since all that it names is durable.
+// errTaken if another writer has the number.
+func (t *take) commit(ctx context.Context, m *format.Manifest) error {
+	body, err := format.EncodeManifestBody(m)
+	if err != nil {
+		return err
+	}
+	signature, err := t.origin.Sign(ctx, hsm.PurposeManifest, body)
+	if err != nil {
+		return fmt.Errorf("sign the manifest: %w", err)
+	}
+	if err := signature.Verify(t.desc.Lineage, hsm.PurposeManifest, body); err != nil {
+		return fmt.Errorf("sign the manifest: %w", err)
+	}
+	stored, err := format.EncodeManifest(body, signature)
+	if err != nil {
+		return err
+	}
+	err = t.store.Put(ctx, format.ManifestPath(m.Sequence), bytes.NewReader(stored), int64(len(stored)))
+	if !errors.Is(err, storage.ErrExist) {
+		return err
+	}
+	// Taken by another take, or by ourselves if an answer was lost on its way.
+	_, there, err := loadManifest(ctx, t.store, m.Sequence)
+	switch {
+	case err == nil && bytes.Equal(there, stored):
+		return nil
+	case err == nil, damaged(err), errors.Is(err, hsm.ErrSignature), errors.Is(err, ErrNoSnapshot):
+		return errTaken
+	}
+	return err
+}
+
+func (t *take) report(m *format.Manifest, added []packed) *Report {
+	r := &Report{
+		ID: format.ID(m.Sequence), Unchanged: added == nil && m == t.parent, FullReason: t.fullReason, Objects: m.Root.Count,
+		Keys: m.Live[hsm.KindKey], Root: m.Root, Unsettled: len(m.Unsettled), Started: t.begun, Notes: t.notes, Packs: len(added),
+		Coverage: Coverage{Answered: []hsm.HSMID{}, Missing: slices.Clone(t.absent)},
+	}
+	if m.Parent != 0 {
+		r.Parent = format.ID(m.Parent)
+	}
+	for _, h := range t.hsms {
+		r.Coverage.Answered = append(r.Coverage.Answered, h.ID)
+	}
+	for _, p := range added {
+		r.NewObjects += p.entry.Objects
+		r.BytesStored += p.entry.Size + p.entry.IndexSize
+	}
+	return r
+}

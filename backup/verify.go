@@ -1,0 +1,244 @@
+package backup
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+
+	"github.com/hsmbackup/hsmbackup/backup/format"
+	"github.com/hsmbackup/hsmbackup/cluster/hsm"
+	"github.com/hsmbackup/hsmbackup/cluster/reconcile"
+	"github.com/hsmbackup/hsmbackup/storage"
+)
+
+// Level is how thoroughly Verify looks.
+type Level string
+
+// The levels. The third of the design, use, is a drill: it takes HSMs.
+const (
+	// LevelHashes needs no key: signature, presence and hash of every object,
+	// and the root recomputed from the indexes.
+	LevelHashes Level = "hashes"
+	// LevelRoot decrypts every pack as well, compares every object with the
+	// index, and recomputes the root from the objects. If the identities also
+	// open the recovery envelope, every object is unmasked, which proves that it
+	// is authentic.
+	LevelRoot Level = "root"
+)
+
+// ParseLevel reads a level. hsm.ErrInvalid.
+func ParseLevel(s string) (Level, error) {
+	if l := Level(s); l == LevelHashes || l == LevelRoot {
+		return l, nil
+	}
+	return "", fmt.Errorf("%w: level %q: want %s or %s", hsm.ErrInvalid, s, LevelHashes, LevelRoot)
+}
+
+// Problem is one thing that Verify found wrong.
+type Problem struct {
+	Object string `json:"object"` // its name in the store
+	Err    error  `json:"-"`
+}
+
+// VerifyReport is what Verify found.
+type VerifyReport struct {
+	ID        string    `json:"id"`
+	Level     Level     `json:"level"`
+	Packs     int       `json:"packs"`
+	Objects   uint64    `json:"objects"` // compared, older states included
+	Unmasked  uint64    `json:"unmasked"`
+	Bytes     uint64    `json:"bytes"` // of packs
+	Root      hsm.Root  `json:"-"`     // recomputed
+	RootEqual bool      `json:"root_equal"`
+	Envelope  string    `json:"envelope"` // "present", or "opened"
+	Unsettled int       `json:"unsettled"`
+	Problems  []Problem `json:"-"`
+}
+
+// OK tells whether nothing is wrong.
+func (r *VerifyReport) OK() bool { return len(r.Problems) == 0 && r.RootEqual }
+
+// Err returns the problems as one error, or nil.
+func (r *VerifyReport) Err() error {
+	var all []error
+	for _, p := range r.Problems {
+		all = append(all, p.Err)
+	}
+	return errors.Join(all...)
+}
+
+// Verify checks a snapshot, the newest if id is "". Damage is in the report,
+// every damaged object by name, and not an error: an error means that Verify
+// could not look, because the manifest does not open (as with Open), the store
+// fails, or no identity fits.
+func Verify(ctx context.Context, store storage.Store, id string, level Level, o OpenOptions) (*VerifyReport, error) {
+	if _, err := ParseLevel(string(level)); err != nil {
+		return nil, err
+	}
+	s, err := Open(ctx, store, id, o)
+	if err != nil {
+		return nil, err
+	}
+	if level == LevelRoot && len(o.Identities) == 0 {
+		return nil, fmt.Errorf("verify %s: %w: level %s decrypts the packs", s.ID(), ErrIdentity, level)
+	}
+	v := &verifier{Snapshot: s, report: &VerifyReport{ID: s.ID(), Level: level, Packs: len(s.manifest.Packs), Unsettled: len(s.manifest.Unsettled)}}
+	if err := v.run(ctx, level); err != nil {
+		return nil, fmt.Errorf("verify %s: %w", s.ID(), err)
+	}
+	return v.report, nil
+}
+
+type verifier struct {
+	*Snapshot
+	report  *VerifyReport
+	keyring *hsm.Keyring
+
+	mu   sync.Mutex
+	done Progress
+}
+
+func (v *verifier) run(ctx context.Context, level Level) error {
+	if err := v.envelope(ctx, level); err != nil {
+		return err
+	}
+	layers := make([]layer, len(v.manifest.Packs))
+	err := parallel(ctx, v.workers(), len(layers), func(ctx context.Context, i int) (err error) {
+		layers[i], err = v.pack(ctx, v.manifest.Packs[i], level)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	root := reconcile.NewRootState(v.manifest.Fingerprints)
+	for o := range merged(layers) {
+		root.Add(reconcile.ItemOf(o))
+	}
+	v.report.Root = root.Root()
+	v.report.RootEqual = v.report.Root == v.manifest.Root
+	if !v.report.RootEqual && len(v.report.Problems) == 0 {
+		path := format.ManifestPath(v.manifest.Sequence)
+		v.problem(path, fmt.Errorf("%w: %s: the objects have another root than it says", ErrCorrupt, path))
+	}
+	return nil
+}
+
+// envelope checks the recovery envelope, and opens it if the identities can.
+func (v *verifier) envelope(ctx context.Context, level Level) error {
+	path := format.EnvelopePath(v.manifest.Envelope)
+	stored, err := fetch(ctx, v.store, path, v.manifest.Envelope, format.MaxEnvelope)
+	if err == nil {
+		v.report.Envelope = "present"
+		if _, decodeErr := format.DecodeEnvelope(stored); decodeErr != nil {
+			err = fmt.Errorf("%s: %w", path, decodeErr)
+		}
+	}
+	if err == nil && level == LevelRoot {
+		var keyring *hsm.Keyring
+		keyring, _, err = v.Recovery(ctx)
+		switch {
+		case err == nil:
+			v.keyring, v.report.Envelope = keyring, "opened"
+		case errors.Is(err, ErrIdentity): // not a custodian, or not enough of them
+			err = nil
+		}
+	}
+	return v.found(path, err)
+}
+
+// found takes note of damage and returns any other error.
+func (v *verifier) found(path string, err error) error {
+	if err != nil && (damaged(err) || errors.Is(err, hsm.ErrCorrupt) || errors.Is(err, hsm.ErrLineage)) {
+		v.problem(path, err)
+		return nil
+	}
+	return err
+}
+
+func (v *verifier) problem(path string, err error) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.report.Problems = append(v.report.Problems, Problem{Object: path, Err: err})
+}
+
+// pack checks one pack and its index, and returns the items that are good.
+func (v *verifier) pack(ctx context.Context, p format.PackEntry, level Level) (layer, error) {
+	l := layer{alternate: p.Alternate}
+	x, err := loadIndex(ctx, v.store, v.manifest.Lineage, p)
+	if err == nil {
+		l.items = x.Items
+	}
+	if err := v.found(format.IndexPath(p.Index), err); err != nil {
+		return l, err
+	}
+	buf := packBuffers.Get().(*[]byte)
+	defer packBuffers.Put(buf)
+	err = fetchPack(ctx, v.store, p, buf)
+	if err == nil && level == LevelRoot && l.items != nil {
+		if err = v.objects(*buf, x); err != nil {
+			err = fmt.Errorf("%s: %w", format.PackPath(p.Pack), err)
+		}
+	}
+	v.count(p)
+	if err != nil {
+		l.items = nil
+	}
+	return l, v.found(format.PackPath(p.Pack), err)
+}
+
+// objects decrypts a pack and compares it with its index.
+func (v *verifier) objects(stored []byte, x format.Index) error {
+	items, blocks := x.Items, x.Blocks
+	n := 0
+	var unmasked uint64
+	err := eachBlock(stored, v.options.Identities, func(first int, b *format.BlockData) error {
+		if len(blocks) == 0 || uint32(b.Len()) != blocks[0].Objects || b.Size() != int(blocks[0].Length) {
+			return fmt.Errorf("%w: its blocks are not those of its index", ErrCorrupt)
+		}
+		blocks = blocks[1:]
+		for i := range b.Len() {
+			m, err := join(b.Columns(i), items[first+i], v.Lineage())
+			if err != nil {
+				return err
+			}
+			if err := checkObject(m, v.Lineage()); err != nil {
+				return fmt.Errorf("%w: %w", ErrCorrupt, err)
+			}
+			if v.keyring != nil {
+				if _, err := v.keyring.Unmask(m); err != nil {
+					return fmt.Errorf("%w: %w", ErrCorrupt, err)
+				}
+				unmasked++
+			}
+		}
+		n += b.Len()
+		return nil
+	})
+	if err == nil && n != len(items) {
+		err = fmt.Errorf("%w: it holds %d objects, its index %d", ErrCorrupt, n, len(items))
+	}
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.report.Objects += uint64(n)
+	v.report.Unmasked += unmasked
+	return err
+}
+
+func (v *verifier) count(p format.PackEntry) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.report.Bytes += p.Size
+	if v.report.Level == LevelHashes {
+		v.report.Objects += p.Objects
+	}
+	v.done.Objects += int(p.Objects)
+	v.done.Bytes += int64(p.Size)
+	v.done.TotalObjects = 0
+	for _, e := range v.manifest.Packs {
+		v.done.TotalObjects += int(e.Objects)
+	}
+	if v.options.Progress != nil {
+		v.options.Progress(v.done)
+	}
+}
