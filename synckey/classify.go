@@ -1,0 +1,199 @@
+package synckey
+
+import (
+	"bytes"
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/hsmbackup/hsmbackup/cluster/hsm"
+)
+
+// class is what a difference means.
+type class uint8
+
+const (
+	classNew          class = iota // the destination never heard of it
+	classChanged                   // live on both sides, the source has news
+	classDestroyed                 // the source has destroyed what is live at the destination
+	classDestroyedDst              // the destination has destroyed what is live at the source
+	classOnlyDst                   // only at the destination, or only the destination has news
+	classTombstone                 // destroyed at the source, of no life at the destination
+	classTombstoneDst              // destroyed at the destination, of no life at the source
+	classConflict                  // two births
+	classSettling                  // equal, but for HSMs of one cluster that lag behind their peers
+)
+
+var classNames = [...]string{"new", "changed", "destroyed at source", "destroyed at destination", "only at destination",
+	"tombstone of the source", "tombstone of the destination", "conflict", "settling"}
+
+func (c class) String() string { return classNames[c] }
+
+// object is one differing object as the plan sees it: clear parts only.
+type object struct {
+	ref      hsm.KeyRef
+	kind     hsm.Kind
+	src, dst *held
+	class    class
+	merged   *hsm.Record // what both sides know; nil in a conflict
+	// srcGains and dstGains tell which side the merger would change. Both may
+	// be set where what differs is sealed and only an HSM can tell.
+	srcGains, dstGains bool
+}
+
+// newObject classifies one reference from the clear parts of what both sides
+// hold; no key is needed. Nil if they turn out to hold the same after all.
+func newObject(ref hsm.KeyRef, src, dst *held) *object {
+	o := &object{ref: ref, src: orNothing(src), dst: orNothing(dst)}
+	if o.shown() == nil || o.src.same(o.dst) {
+		return nil
+	}
+	o.kind = o.shown().Kind
+	switch {
+	case o.src.torn || o.dst.torn:
+		o.class = classConflict
+	case o.src.record == nil:
+		o.oneSided(o.dst, classOnlyDst, classTombstoneDst)
+		o.srcGains = true
+	case o.dst.record == nil:
+		o.oneSided(o.src, classNew, classTombstone)
+		o.dstGains = true
+	default:
+		o.compare()
+	}
+	return o
+}
+
+func orNothing(h *held) *held {
+	if h == nil {
+		return &held{}
+	}
+	return h
+}
+
+// shown returns the state to show: the source's, else the destination's.
+func (o *object) shown() *hsm.Record {
+	if o.src.record != nil {
+		return o.src.record
+	}
+	return o.dst.record
+}
+
+func (o *object) oneSided(h *held, live, destroyed class) {
+	o.merged, o.class = h.record, live
+	if h.record.Destroyed {
+		o.class = destroyed
+	}
+}
+
+// compare classifies what both sides hold. The merger of both decides who has
+// news; what of it is sealed cannot be told from outside, so where the sealed
+// part may differ, as a user's password, either side may have.
+func (o *object) compare() {
+	from, to := o.src.record, o.dst.record
+	merged, err := hsm.Merge(from, to)
+	if err != nil {
+		o.class = classConflict
+		return
+	}
+	o.merged = merged
+	srcBehind, dstBehind := !sameClear(merged, from), !sameClear(merged, to)
+	hidden := o.hidden(srcBehind || dstBehind)
+	o.srcGains, o.dstGains = srcBehind || hidden, dstBehind || hidden
+	switch {
+	case merged.Destroyed && !to.Destroyed:
+		o.class = classDestroyed
+	case merged.Destroyed && !from.Destroyed:
+		o.class = classDestroyedDst
+	case merged.Destroyed && dstBehind:
+		o.class = classTombstone
+	case merged.Destroyed && srcBehind:
+		o.class = classTombstoneDst
+	case dstBehind:
+		o.class = classChanged
+	case srcBehind:
+		o.class = classOnlyDst
+	case hidden:
+		o.class = classChanged
+	default:
+		o.class = classSettling
+	}
+}
+
+// hidden tells whether what is sealed may differ: of a user live on both sides,
+// and of anything whose clear parts do not explain that the digests differ.
+func (o *object) hidden(clearDiffers bool) bool {
+	from, to := o.src.record, o.dst.record
+	if from.Destroyed || to.Destroyed || from.Incarnation != to.Incarnation {
+		return false
+	}
+	return o.kind == hsm.KindUser || !clearDiffers && !o.uneven()
+}
+
+// uneven tells whether the HSMs of one cluster do not agree on the object, and
+// will.
+func (o *object) uneven() bool { return (o.src.uneven || o.dst.uneven) && o.class != classConflict }
+
+// sameClear compares what of two records is visible without keys.
+func sameClear(a, b *hsm.Record) bool {
+	return a.Incarnation == b.Incarnation && a.Destroyed == b.Destroyed && maps.EqualFunc(a.Registers, b.Registers, sameRegister)
+}
+
+func sameRegister(a, b hsm.Register) bool {
+	return a.Stamp == b.Stamp && bytes.Equal(a.Value, b.Value)
+}
+
+// destroys tells whether the merger ends the life of what a side holds.
+func (o *object) destroys(side *held) bool {
+	return o.merged != nil && o.merged.Destroyed && side.record != nil && !side.record.Destroyed
+}
+
+// what lists, in words, what differs of an object that is live on both sides:
+// the registers; "credential", or "sealed part", for what cannot be seen;
+// "revived" where one side has destroyed an earlier life.
+func (o *object) what() []string {
+	from, to := o.src.record, o.dst.record
+	switch {
+	case from == nil || to == nil || o.merged == nil || o.merged.Destroyed || o.class == classSettling:
+		return nil
+	case from.Incarnation != to.Incarnation:
+		return []string{"revived"}
+	}
+	names := map[string]bool{}
+	for _, m := range []map[string]hsm.Register{from.Registers, to.Registers} {
+		for name := range m {
+			if !sameRegister(from.Registers[name], to.Registers[name]) {
+				names[strings.TrimPrefix(name, "attr/")] = true
+			}
+		}
+	}
+	if len(names) == 0 {
+		return []string{map[bool]string{true: "credential", false: "sealed part"}[o.kind == hsm.KindUser]}
+	}
+	return slices.Sorted(maps.Keys(names))
+}
+
+// label names the object for people: a key by its label, others by name.
+func (o *object) label() string {
+	if o.kind == hsm.KindKey {
+		return o.shown().Text("label")
+	}
+	return o.shown().Core.Owner
+}
+
+// owner is the crypto user that owns a key, or the name of a user or policy.
+func (o *object) owner() string { return o.shown().Core.Owner }
+
+// matches applies the filter: a key is selected if either side's state of it
+// is. Of a tombstone only reference and owner are left to match.
+func (o *object) matches(f hsm.Filter) bool {
+	if o.kind != hsm.KindKey || f.Empty() {
+		return true
+	}
+	for _, r := range []*hsm.Record{o.src.record, o.dst.record} {
+		if r != nil && f.Match(r.Info(hsm.Digest{})) {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,88 @@
+package synckey
+
+import (
+	"context"
+	"fmt"
+	"slices"
+
+	"github.com/hsmbackup/hsmbackup/cluster/hsm"
+	"github.com/hsmbackup/hsmbackup/cluster/reconcile"
+)
+
+// held is what one cluster holds under one reference.
+type held struct {
+	// masked are the states that its HSMs are in: one in the common case, none
+	// where the cluster does not hold the object.
+	masked []hsm.MaskedObject
+	// record is what these merge to, clear parts only; nil where there is none.
+	record *hsm.Record
+	// uneven: the cluster's HSMs do not all hold the same.
+	uneven bool
+	// torn: they hold different births.
+	torn bool
+}
+
+// read fetches what the cluster holds under the references.
+func (l *look) read(ctx context.Context, refs []hsm.KeyRef) (map[hsm.KeyRef]*held, error) {
+	views := l.views
+	if len(views) == 1 {
+		views = []hsm.Source{l.side} // all the same: any HSM will do, and another if one fails
+	}
+	seen, out := map[hsm.KeyRef]int{}, map[hsm.KeyRef]*held{}
+	for _, v := range views {
+		for m, err := range v.Extract(ctx, slices.Values(refs)) {
+			if err != nil {
+				return nil, l.side.wrap(fmt.Errorf("read: %w", err))
+			}
+			if _, asked := slices.BinarySearch(refs, m.Ref); !asked {
+				return nil, l.side.wrap(fmt.Errorf("%w: it answers with %s, which was not asked for", reconcile.ErrPeer, m.Ref))
+			}
+			if out[m.Ref] == nil {
+				out[m.Ref] = &held{}
+			}
+			if err := out[m.Ref].add(m.Bytes); err != nil {
+				return nil, l.side.wrap(fmt.Errorf("object %s: %w", m.Ref, err))
+			}
+			seen[m.Ref]++
+		}
+	}
+	for ref, h := range out {
+		h.uneven = h.uneven || seen[ref] < len(views)
+	}
+	return out, nil
+}
+
+// add takes in the state of one more HSM.
+func (h *held) add(b []byte) error {
+	m, r, err := hsm.ParseMasked(b)
+	if err != nil {
+		return err
+	}
+	if slices.ContainsFunc(h.masked, func(o hsm.MaskedObject) bool { return o.Object == m.Object }) {
+		return nil
+	}
+	if h.masked = append(h.masked, m); h.record == nil {
+		h.record = r
+		return nil
+	}
+	h.uneven = true
+	merged, err := hsm.Merge(h.record, r)
+	if err != nil {
+		h.torn = true
+		return nil
+	}
+	h.record = merged
+	return nil
+}
+
+// same tells whether two clusters hold one and the same state on all HSMs.
+func (h *held) same(o *held) bool {
+	return !h.uneven && !o.uneven && len(h.masked) == 1 && len(o.masked) == 1 && h.masked[0].Object == o.masked[0].Object
+}
+
+func (h *held) size() (n int) {
+	for _, m := range h.masked {
+		n += len(m.Bytes)
+	}
+	return n
+}

@@ -1,0 +1,46 @@
+package synckey
+
+import (
+	"github.com/hsmbackup/hsmbackup/cluster/hsm"
+)
+
+// phase orders the insertions: users before the keys that need them, deletions
+// of users after the destruction of their keys, and policies last, so that the
+// durability policy that holds when a plan begins holds to its end.
+type phase int
+
+const (
+	phaseUsers phase = iota
+	phaseGraves
+	phaseKeys
+	phaseLeavers
+	phasePolicies
+	phases
+)
+
+// steps are the insertions of one direction, 8 bytes each; what they insert is
+// kept while there is room, and fetched again otherwise.
+type steps struct {
+	refs [phases][]hsm.KeyRef
+	kept map[hsm.KeyRef][]hsm.MaskedObject
+	room *int // left of maxHeld, shared by both directions
+}
+
+func newSteps(room *int) *steps {
+	return &steps{kept: map[hsm.KeyRef][]hsm.MaskedObject{}, room: room}
+}
+
+func (s *steps) add(p phase, ref hsm.KeyRef, h *held) {
+	s.refs[p] = append(s.refs[p], ref)
+	if n := h.size(); n <= *s.room {
+		*s.room -= n
+		s.kept[ref] = h.masked
+	}
+}
+
+func (s *steps) len() (n int64) {
+	for _, refs := range s.refs {
+		n += int64(len(refs))
+	}
+	return n
+}
