@@ -1,0 +1,90 @@
+package clone
+
+import (
+	"context"
+	"encoding/hex"
+	"fmt"
+	"time"
+
+	"github.com/hsmbackup/hsmbackup/backup"
+	"github.com/hsmbackup/hsmbackup/cluster/hsm"
+	"github.com/hsmbackup/hsmbackup/cluster/profile"
+	"github.com/hsmbackup/hsmbackup/cluster/reconcile"
+	"github.com/hsmbackup/hsmbackup/cluster/server"
+)
+
+// Restored is what a restore did.
+type Restored struct {
+	Profile  *profile.Profile
+	Snapshot string
+	Objects  int
+	Bytes    int64
+	Root     string // of every HSM of the clone; hexadecimal
+	// RootEqual is false only for an unsettled snapshot (backup/FORMAT.md),
+	// whose manifest cannot tell the root its contents merge to.
+	RootEqual bool
+	Seconds   float64
+}
+
+// Restore makes a new cluster from a snapshot that was opened with identities:
+// a new cluster id, the same lineage, users, keys, references and trust anchor.
+// spec says where and how large; its keyring, CA and objects come from the
+// snapshot. The folder appears whole, every HSM with the root of the snapshot's
+// manifest, or not at all; after an interruption the same call starts over.
+//
+// backup.ErrIdentity if the identities are not those of recipient and custodians;
+// backup.ErrCorrupt if anything of the snapshot is damaged or missing, or does
+// not add up to its root; server.ErrFolder if the folder is not empty.
+func Restore(ctx context.Context, s *backup.Snapshot, spec server.Spec, progress func(done, total, bytes int64)) (*Restored, error) {
+	return restore(ctx, s, spec, progress, nil)
+}
+
+// restore is Restore with a look at the first HSM once it is filled.
+func restore(ctx context.Context, s *backup.Snapshot, spec server.Spec, progress func(done, total, bytes int64), look func(ctx context.Context, k *hsm.Keyring, in hsm.Session) error) (*Restored, error) {
+	start := time.Now()
+	keyring, ca, err := s.Recovery(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer ca.Wipe()
+	r := &Restored{Snapshot: s.ID()}
+	spec.Keyring, spec.CA = keyring, ca
+	spec.Source = fmt.Sprintf("snapshot %s of %s", r.Snapshot, s.Summary().Cluster)
+	spec.Fill = func(ctx context.Context, into hsm.Session) error {
+		if err := r.fill(ctx, s, into, progress); err != nil || look == nil {
+			return err
+		}
+		return look(ctx, keyring, into)
+	}
+	if r.Profile, err = server.Create(ctx, spec); err != nil {
+		return nil, err
+	}
+	r.Seconds = time.Since(start).Seconds()
+	return r, nil
+}
+
+// fill copies the snapshot into the first HSM and compares roots.
+func (r *Restored) fill(ctx context.Context, s *backup.Snapshot, into hsm.Session, progress func(done, total, bytes int64)) error {
+	total := int64(s.Summary().Objects)
+	applied, err := reconcile.Copy(ctx, s, into, reconcile.OnProgress(func(a reconcile.Progress) {
+		if progress != nil {
+			progress(int64(a.Objects), total, a.Bytes)
+		}
+	}))
+	if err != nil {
+		return fmt.Errorf("restore snapshot %s: %w", r.Snapshot, err)
+	}
+	want, err := s.Root(ctx)
+	if err != nil {
+		return err
+	}
+	got, err := into.Root(ctx)
+	if err != nil {
+		return err
+	}
+	r.Objects, r.Bytes, r.Root, r.RootEqual = applied.Objects, applied.Bytes, hex.EncodeToString(got.Sum[:]), got == want
+	if !r.RootEqual && s.Settled() {
+		return fmt.Errorf("%w: snapshot %s restores to another root than its manifest states", backup.ErrCorrupt, r.Snapshot)
+	}
+	return nil
+}
