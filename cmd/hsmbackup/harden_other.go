@@ -1,0 +1,8 @@
+//go:build !linux
+
+package main
+
+import "errors"
+
+// harden is for Linux only.
+func harden() error { return errors.New("core dumps are not disabled on this system") }

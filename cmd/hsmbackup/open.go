@@ -1,0 +1,119 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/hsmbackup/hsmbackup/cluster"
+	"github.com/hsmbackup/hsmbackup/cluster/profile"
+)
+
+// clusterFlags name a cluster and, for automation, an appliance credential.
+func clusterFlags() []cli.Flag {
+	return []cli.Flag{
+		&cli.StringFlag{Name: "cluster", Aliases: []string{"c"}, EnvVars: []string{"HSMBACKUP_CLUSTER"}, Usage: "`CLUSTER`: a name from the configuration file, or the path of a profile"},
+		credentialFlag(),
+	}
+}
+
+func credentialFlag() cli.Flag {
+	return &cli.StringFlag{Name: "credential", Usage: "appliance certificate `FILE`, instead of a login"}
+}
+
+// who says what a verb logs in with.
+type who struct {
+	side side
+	file string // --credential
+	// login was read already.
+	login *login
+	// A verb of automation takes the profile's appliance certificate before a
+	// login (applianceFirst), or where there is no login (applianceToo).
+	appliance applianceUse
+}
+
+type applianceUse uint8
+
+const (
+	applianceNever applianceUse = iota
+	applianceToo
+	applianceFirst
+)
+
+// open connects to the cluster called name.
+func (p *program) open(ctx context.Context, name string, w who) (*cluster.Cluster, error) {
+	if name == "" {
+		return nil, usagef("no cluster: name it with --cluster or HSMBACKUP_CLUSTER")
+	}
+	pr, err := profile.Find(name)
+	if err != nil {
+		return nil, err
+	}
+	cred, err := p.credential(pr, w)
+	if err != nil {
+		return nil, err
+	}
+	c, err := cluster.Open(ctx, pr, cred)
+	if err != nil {
+		return nil, fmt.Errorf("cluster %s: %w", name, err)
+	}
+	return c, nil
+}
+
+// credential takes --credential, else a login or the profile's appliance
+// certificate, in the order that suits the verb.
+func (p *program) credential(pr *profile.Profile, w who) (cluster.Credential, error) {
+	appliance := cluster.Credential{Identity: pr.AppliancePath()}
+	has := w.appliance != applianceNever && readable(appliance.Identity)
+	switch {
+	case w.file != "":
+		return cluster.Credential{Identity: w.file}, nil
+	case has && w.appliance == applianceFirst:
+		return appliance, nil
+	}
+	l, ok, err := p.loginOf(w)
+	switch {
+	case err != nil:
+		return cluster.Credential{}, err
+	case ok:
+		return cluster.Credential{Role: l.role, Name: l.name, Password: l.password}, nil
+	case has:
+		return appliance, nil
+	}
+	return cluster.Credential{}, usagef("no login: set HSMBACKUP_PIN (NAME:PASSWORD) and, if you like, HSMBACKUP_ROLE, or give --credential FILE")
+}
+
+func (p *program) loginOf(w who) (login, bool, error) {
+	if w.login != nil {
+		return *w.login, true, nil
+	}
+	return p.readLogin(w.side)
+}
+
+func readable(path string) bool {
+	f, err := os.Open(path)
+	if err != nil {
+		return false
+	}
+	f.Close()
+	return true
+}
+
+// withCluster opens the cluster of --cluster, runs f, and closes it.
+func (p *program) withCluster(cc *cli.Context, f func(ctx context.Context, c *cluster.Cluster) error) error {
+	return p.withNamed(cc, cc.String("cluster"), who{file: cc.String("credential")}, f)
+}
+
+func (p *program) withNamed(cc *cli.Context, name string, w who, f func(ctx context.Context, c *cluster.Cluster) error) (err error) {
+	c, err := p.open(cc.Context, name, w)
+	if err != nil {
+		return err
+	}
+	err = f(cc.Context, c)
+	if closeErr := c.Close(); err == nil {
+		err = closeErr
+	}
+	return err
+}

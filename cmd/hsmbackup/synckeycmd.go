@@ -1,0 +1,132 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/hsmbackup/hsmbackup/synckey"
+)
+
+func (p *program) synckeyCommand() *cli.Command {
+	return &cli.Command{
+		Name: "synckey", Usage: "reconcile the keys of two clusters of one lineage", Action: p.synckey,
+		Description: "Example: hsmbackup synckey --src ./east --dst ./west --users --dry-run\n\nLogins come from HSMBACKUP_SRC_PIN and HSMBACKUP_DST_PIN (and …_ROLE), falling back to HSMBACKUP_PIN; without any, from each cluster's appliance certificate.",
+		Flags: append(filterFlags(),
+			&cli.StringFlag{Name: "src", Required: true, Usage: "source `CLUSTER`"},
+			&cli.StringFlag{Name: "dst", Required: true, Usage: "destination `CLUSTER`"},
+			&cli.BoolFlag{Name: "dry-run", Usage: "show the plan and change nothing; exit 3 when differences remain"},
+			&cli.BoolFlag{Name: "both", Usage: "bring the source up to the destination too"},
+			&cli.BoolFlag{Name: "destroyed", Usage: "destroy at the destination what was destroyed at the source"},
+			&cli.BoolFlag{Name: "users", Usage: "take users and policies along"},
+			&cli.StringFlag{Name: "src-credential", Usage: "appliance certificate `FILE` for the source"},
+			&cli.StringFlag{Name: "dst-credential", Usage: "appliance certificate `FILE` for the destination"},
+			&cli.StringFlag{Name: "report", Usage: "also write the result as JSON to `FILE`"}),
+	}
+}
+
+func (p *program) synckey(cc *cli.Context) (err error) {
+	filter, err := filterOf(cc, nil)
+	if err != nil {
+		return err
+	}
+	src, err := p.open(cc.Context, cc.String("src"), who{side: srcSide, appliance: applianceToo, file: cc.String("src-credential")})
+	if err != nil {
+		return fmt.Errorf("source: %w", err)
+	}
+	defer func() { err = errors.Join(err, src.Close()) }()
+	dst, err := p.open(cc.Context, cc.String("dst"), who{side: dstSide, appliance: applianceToo, file: cc.String("dst-credential")})
+	if err != nil {
+		return fmt.Errorf("destination: %w", err)
+	}
+	defer func() { err = errors.Join(err, dst.Close()) }()
+
+	bar := p.progress("synckey")
+	defer bar.done()
+	o := synckey.Options{Filter: filter, Both: cc.Bool("both"), Destroyed: cc.Bool("destroyed"), Users: cc.Bool("users"), Progress: bar.update}
+	var r *synckey.Result
+	if cc.Bool("dry-run") {
+		plan, err := synckey.NewPlan(cc.Context, src, dst, o)
+		if err != nil {
+			return err
+		}
+		r = plan.Result
+	} else if r, err = synckey.Run(cc.Context, src, dst, o); err != nil {
+		return p.brokenOff(cc, r, err)
+	}
+	bar.done()
+	return p.synced(cc, r)
+}
+
+// brokenOff reports how far a run came that ended with an error.
+func (p *program) brokenOff(cc *cli.Context, r *synckey.Result, err error) error {
+	if r == nil {
+		return err
+	}
+	if path := cc.String("report"); path != "" {
+		err = errors.Join(err, writeJSON(path, r))
+	}
+	return fmt.Errorf("%d objects were applied before it broke off: %w", r.Applied, err)
+}
+
+// synced prints the result; what remains or is in conflict is a doubt.
+func (p *program) synced(cc *cli.Context, r *synckey.Result) error {
+	if path := cc.String("report"); path != "" {
+		if err := writeJSON(path, r); err != nil {
+			return err
+		}
+	}
+	if err := p.result(r, func(w io.Writer) { printSynckey(w, r, cc.Bool("dry-run")) }); err != nil {
+		return err
+	}
+	if len(r.Conflicts) > 0 || len(r.Blocked) > 0 || cc.Bool("dry-run") && r.Remaining > r.Outside {
+		return errPrinted
+	}
+	return nil
+}
+
+func writeJSON(path string, v any) error {
+	b, err := json.MarshalIndent(v, "", "  ")
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(path, append(b, '\n'), 0o644)
+}
+
+func printSynckey(w io.Writer, r *synckey.Result, dryRun bool) {
+	fmt.Fprintf(w, "%s\nfrom %s in %s to %s in %s\n", r.Lineage, r.Src.Name, r.Src.Region, r.Dst.Name, r.Dst.Region)
+	rows := [][]string{}
+	for _, d := range r.Details {
+		rows = append(rows, []string{d.Ref.String(), d.Kind, d.Class, d.Label, fmt.Sprint(d.What)})
+	}
+	if len(rows) > 0 {
+		table(w, []string{"REFERENCE", "KIND", "DIFFERENCE", "LABEL", "WHAT"}, rows)
+	}
+	fmt.Fprintf(w, "%d new, %d changed, %d destroyed at the source, %d destroyed at the destination, %d only at the destination, %d users and policies, %d conflicts, %d blocked\n",
+		r.Missing, r.Changed, r.DestroyedAtSrc, r.DestroyedAtDst, r.OnlyAtDst, r.Users, len(r.Conflicts), len(r.Blocked))
+	printLeft(w, r.Left)
+	fmt.Fprintf(w, "difference learned in %d round trip%s, %s of sketch\n", r.RoundTrips, map[bool]string{true: "", false: "s"}[r.RoundTrips == 1], size(r.SketchBytes))
+	if dryRun {
+		fmt.Fprintln(w, "nothing was changed (dry run)")
+		return
+	}
+	equal := map[bool]string{true: "the roots are equal", false: fmt.Sprintf("%d objects still differ", r.Remaining)}[r.RootsEqual]
+	fmt.Fprintf(w, "%d applied, %s, %.2f s; %s\n", r.Applied, size(r.ObjectBytes), r.Seconds, equal)
+}
+
+// shownLeft bounds the lines about what stays different; --json has them all.
+const shownLeft = 50
+
+func printLeft(w io.Writer, left []synckey.Left) {
+	for i, l := range left {
+		if i == shownLeft {
+			fmt.Fprintf(w, "and %d more; --json lists them\n", len(left)-i)
+			return
+		}
+		fmt.Fprintf(w, "stays different: %s %s, %s: %s\n", l.Kind, l.Ref, l.Class, l.Reason)
+	}
+}
