@@ -1,0 +1,8 @@
+//go:build unix && !linux
+
+package integration
+
+import "syscall"
+
+// childAttributes put a child into a process group of its own.
+func childAttributes() *syscall.SysProcAttr { return &syscall.SysProcAttr{Setpgid: true} }

@@ -1,0 +1,155 @@
+package figures
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/hsmbackup/hsmbackup/backup"
+	"github.com/hsmbackup/hsmbackup/cluster"
+	"github.com/hsmbackup/hsmbackup/cluster/hsm"
+	"github.com/hsmbackup/hsmbackup/cluster/profile"
+	"github.com/hsmbackup/hsmbackup/cluster/server"
+)
+
+// built is the folder of the binary, once a benchmark has asked for it.
+var built string
+
+// binary builds the real command once a run.
+var binary = sync.OnceValues(func() (string, error) {
+	dir, err := os.MkdirTemp("", "hsmbackup-figures-")
+	if err != nil {
+		return "", err
+	}
+	built = dir
+	path := filepath.Join(dir, "hsmbackup")
+	out, err := exec.Command("go", "build", "-o", path, "github.com/hsmbackup/hsmbackup/cmd/hsmbackup").CombinedOutput()
+	if err != nil {
+		return "", fmt.Errorf("go build: %w: %s", err, out)
+	}
+	return path, nil
+})
+
+func mustBinary(tb testing.TB) string {
+	tb.Helper()
+	path, err := binary()
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return path
+}
+
+func TestMain(m *testing.M) {
+	code := m.Run()
+	if built != "" {
+		os.RemoveAll(built)
+	}
+	os.Exit(code)
+}
+
+// spec is a cluster of three HSMs whose policy is two copies.
+func spec(dir string) server.Spec {
+	return server.Spec{
+		Name: "figures", Region: "here", Dir: dir, HSMs: 3, MinCopies: 2, CheckOnUse: true, SealEnvelope: backup.SealEnvelope,
+		Admin: "root", Password: hsm.NewSecret([]byte("correct-horse")), Iterations: 1000,
+	}
+}
+
+// start lays out a cluster, starts its processes, and ends them with the
+// benchmark.
+func start(tb testing.TB, s server.Spec) *profile.Profile {
+	tb.Helper()
+	p, err := server.Create(tb.Context(), s)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	fleet, err := server.StartFleet(context.Background(), mustBinary(tb), p, io.Discard)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(fleet.Stop)
+	return p
+}
+
+func login(tb testing.TB, p *profile.Profile, role hsm.Role, name, password string) *cluster.Cluster {
+	tb.Helper()
+	c, err := cluster.Open(tb.Context(), p, cluster.Credential{Role: role, Name: name, Password: hsm.NewSecret([]byte(password))})
+	if err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(func() {
+		if err := c.Close(); err != nil {
+			tb.Error(err)
+		}
+	})
+	return c
+}
+
+// alice makes a crypto user and logs her in.
+func alice(tb testing.TB, p *profile.Profile) *cluster.Cluster {
+	tb.Helper()
+	root := login(tb, p, hsm.RoleAdmin, "root", "correct-horse")
+	change := hsm.Change{Kind: hsm.ChangeUserCreate, User: "alice", Role: hsm.RoleCryptoUser, Password: hsm.NewSecret([]byte("wonderland"))}
+	if _, err := root.Change(tb.Context(), change); err != nil {
+		tb.Fatal(err)
+	}
+	return login(tb, p, hsm.RoleCryptoUser, "alice", "wonderland")
+}
+
+// command runs the real binary and returns the most memory it held, in bytes.
+// (The rusage of a child counts what its parent held when it forked, so the
+// high-water mark is read while the child runs.)
+func command(tb testing.TB, args ...string) (peak int64) {
+	tb.Helper()
+	cmd := exec.Command(mustBinary(tb), args...)
+	var out bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &out
+	if err := cmd.Start(); err != nil {
+		tb.Fatal(err)
+	}
+	stop, done := make(chan struct{}), make(chan int64)
+	go func() { done <- watchMemory(cmd.Process.Pid, stop) }()
+	err := cmd.Wait()
+	close(stop)
+	peak = <-done
+	if err != nil {
+		tb.Fatalf("hsmbackup %v: %v\n%s", args, err, out.String())
+	}
+	return peak
+}
+
+// watchMemory reads a process's high-water mark until stop.
+func watchMemory(pid int, stop <-chan struct{}) (peak int64) {
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		select {
+		case <-stop:
+			return peak
+		case <-tick.C:
+			peak = max(peak, highWater(pid))
+		}
+	}
+}
+
+func highWater(pid int) int64 {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		return 0 // it has ended
+	}
+	_, rest, _ := strings.Cut(string(b), "VmHWM:")
+	kib, err := strconv.ParseInt(strings.TrimSpace(strings.SplitN(rest, "kB", 2)[0]), 10, 64)
+	if err != nil {
+		return 0
+	}
+	return kib << 10
+}

@@ -1,0 +1,395 @@
+package integration
+
+import (
+	"context"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"maps"
+	"net/http"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/hsmbackup/hsmbackup/cluster"
+	"github.com/hsmbackup/hsmbackup/cluster/hsm"
+	"github.com/hsmbackup/hsmbackup/cluster/profile"
+	"github.com/hsmbackup/hsmbackup/integration/miniotest"
+)
+
+// Every command is killed with SIGKILL at many points and then run again as it
+// was. Points are requests to the store where there is one to count them, and
+// moments spread over the time that an undisturbed run takes where not; which
+// moment it is decides nothing about what the test demands.
+
+// TestKillSnapshotAtEveryRequest kills a snapshot before and after each request
+// it makes to the store.
+func TestKillSnapshotAtEveryRequest(t *testing.T) {
+	t.Parallel()
+	b := newBackedUp(t, newRaceMachine(t))
+	minio := miniotest.Start(t)
+	minio.CreateBucket("backups")
+	store := newFaultyStore(t, minio)
+	m := b.nobody().with(minio.Env()...)
+	location := store.location("backups/killed")
+	m.ok(t, "snapshot", "--to", location)
+	alice, appliance := open(t, b.testCluster), openAppliance(t, b.testCluster)
+	defer alice.Close()
+	defer appliance.Close()
+
+	killed := 0
+	for n := 1; ; n++ {
+		createKeys(t, alice, fmt.Sprintf("before-kill-%d", n), 1)
+		finished := killAtRequest(t, store, m, n, "snapshot", "--to", location)
+		if !finished {
+			killed++
+		}
+		checkSnapshots(t, m, location, b.identity)
+		var s struct{ Root string }
+		m.json(t, &s, "snapshot", "--to", location)
+		root, err := appliance.Root(context.Background())
+		must(t, err)
+		if want := hex.EncodeToString(root.Sum[:]); s.Root != want {
+			t.Fatalf("after a kill at request %d the snapshot has root %s, the cluster %s", n, s.Root, want)
+		}
+		if finished {
+			break
+		}
+	}
+	if killed < 4 {
+		t.Errorf("killed at %d requests only; a snapshot makes more", killed)
+	}
+	t.Logf("killed at %d points", killed)
+	m.ok(t, b.restore(location, "west")...)
+}
+
+// killAtRequest runs a command and kills it at its nth request to the store: an
+// odd n before the server sees it, an even n after the server has acted and
+// before it answers the command. It tells whether the command finished before.
+func killAtRequest(t *testing.T, store *faultyStore, m *machine, n int, args ...string) (finished bool) {
+	t.Helper()
+	var requests atomic.Int64
+	var p atomic.Pointer[process]
+	started := make(chan struct{})
+	strike := func() {
+		<-started
+		p.Load().kill()
+	}
+	store.set(func(w http.ResponseWriter, r *http.Request) bool {
+		if requests.Add(1) != int64((n+1)/2) {
+			return false
+		}
+		if n%2 == 0 { // let the server act, and nobody hear of it
+			store.pass.ServeHTTP(discard{http.Header{}}, r)
+		}
+		strike()
+		return true
+	})
+	defer store.set(nil)
+	p.Store(m.start(t, args...))
+	close(started)
+	<-p.Load().done
+	return p.Load().cmd.ProcessState.Exited()
+}
+
+// discard is an answer that nobody hears.
+type discard struct{ header http.Header }
+
+func (d discard) Header() http.Header         { return d.header }
+func (d discard) Write(b []byte) (int, error) { return len(b), nil }
+func (d discard) WriteHeader(int)             {}
+
+// checkSnapshots demands that every snapshot that is listed is whole.
+func checkSnapshots(t *testing.T, m *machine, location, identity string) {
+	t.Helper()
+	var list struct {
+		Snapshots []struct{ ID string }
+		Total     int
+	}
+	m.json(t, &list, "snapshots", location)
+	if list.Total == 0 || list.Total != len(list.Snapshots) {
+		t.Fatalf("snapshots: %+v", list)
+	}
+	last := list.Snapshots[0].ID
+	for _, s := range list.Snapshots {
+		last = max(last, s.ID)
+	}
+	m.ok(t, "snapshots", "verify", location, last, "--level", "root", "--identity", identity)
+}
+
+// moments are the points of time at which commands are killed, as shares of the
+// time that an undisturbed run takes.
+var moments = []float64{0.05, 0.2, 0.35, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95}
+
+// killAfter runs a command and kills it after some time. It tells whether the
+// command finished before.
+func killAfter(t *testing.T, m *machine, d time.Duration, args ...string) (finished bool) {
+	t.Helper()
+	p := m.start(t, args...)
+	select {
+	case <-p.done:
+	case <-time.After(d):
+		p.kill()
+	}
+	return p.cmd.ProcessState.Exited()
+}
+
+func TestKillRestore(t *testing.T) {
+	t.Parallel()
+	b := newBackedUp(t, newRaceMachine(t))
+	began := time.Now()
+	b.ok(t, b.restore(b.store, "undisturbed")...)
+	usual := time.Since(began)
+	for i, share := range moments {
+		dir := fmt.Sprintf("west-%d", i)
+		finished := killAfter(t, b.machine, time.Duration(share*float64(usual)), b.restore(b.store, dir)...)
+		if _, err := os.Stat(b.path(dir)); (err == nil) != finished && err != nil {
+			t.Errorf("the restore finished: %t; its folder: %v", finished, err)
+		}
+		if _, err := os.Stat(b.path(dir)); err == nil { // all of it, then
+			b.restoredWell(t, dir)
+			continue
+		}
+		b.ok(t, b.restore(b.store, dir)...)
+		b.restoredWell(t, dir)
+	}
+}
+
+// restoredWell demands that a restored cluster starts with the snapshot's root,
+// and that nothing else is left of its making.
+func (b backedUp) restoredWell(t *testing.T, dir string) {
+	t.Helper()
+	west := &testCluster{machine: b.machine, dir: b.path(dir)}
+	west.startAll(t)
+	defer west.killAll()
+	if root := west.root(t); root != b.root {
+		t.Errorf("%s has root %s, the snapshot %s", dir, root, b.root)
+	}
+	if _, err := os.Stat(b.path(dir + ".new")); err == nil {
+		t.Errorf("%s.new is left", dir)
+	}
+}
+
+func TestKillClusterCreate(t *testing.T) {
+	t.Parallel()
+	m := newMachine(t)
+	began := time.Now()
+	createCluster(t, m, "undisturbed", 1)
+	usual := time.Since(began)
+	for i, share := range moments {
+		name := fmt.Sprintf("east-%d", i)
+		dir := m.path(name)
+		admin := m.as("admin", rootPIN)
+		killAfter(t, admin, time.Duration(share*float64(usual)), "cluster", "create", "payments", "--region", "east", "--hsms", "1", "--dir", dir)
+		c := &testCluster{machine: m, dir: dir}
+		if _, err := os.Stat(dir); err != nil {
+			c = createCluster(t, m, name, 1)
+		}
+		c.startAll(t)
+		c.admin().ok(t, "user", "list")
+		c.killAll()
+	}
+}
+
+func TestKillSynckey(t *testing.T) {
+	t.Parallel()
+	b := newBackedUp(t, newRaceMachine(t))
+	b.ok(t, b.restore(b.store, "west")...)
+	west := &testCluster{machine: b.machine, dir: b.path("west")}
+	west.startAll(t)
+	synckey := []string{"synckey", "--src", b.dir, "--dst", west.dir, "--users", "--destroyed"}
+	fill := func(label string) {
+		alice := open(t, b.testCluster)
+		createKeys(t, alice, label, 20)
+		must(t, alice.Close())
+	}
+
+	fill("undisturbed")
+	began := time.Now()
+	b.ok(t, synckey...)
+	usual := time.Since(began)
+	for i, share := range moments {
+		fill(fmt.Sprintf("round-%d", i))
+		killAfter(t, b.machine, time.Duration(share*float64(usual)), synckey...)
+		var s synced
+		b.json(t, &s, synckey...)
+		if !s.RootsEqual || s.Remaining != 0 || len(s.Conflicts) != 0 {
+			t.Fatalf("synckey after a kill: %+v", s)
+		}
+		if x, y := b.testCluster.root(t), west.root(t); x != y {
+			t.Fatalf("after synckey the roots are %s and %s", x, y)
+		}
+		if info := west.info(t); info.InDoubt != 0 || info.UnderReplicated != 0 {
+			t.Errorf("synckey left something half done: %+v", info)
+		}
+	}
+	if a, b := b.references(t), west.references(t); !maps.Equal(a, b) {
+		t.Errorf("%d keys in one region, %d in the other", len(a), len(b))
+	}
+}
+
+// open connects to a cluster as alice, inside the test process.
+func open(t testing.TB, c *testCluster) *cluster.Cluster {
+	t.Helper()
+	p, err := profile.Load(c.dir)
+	must(t, err)
+	name, password, _ := strings.Cut(alicePIN, ":")
+	client, err := cluster.Open(context.Background(), p, cluster.Credential{Role: hsm.RoleCryptoUser, Name: name, Password: hsm.NewSecret([]byte(password))})
+	must(t, err)
+	return client
+}
+
+// openAppliance connects with the appliance's certificate.
+func openAppliance(t testing.TB, c *testCluster) *cluster.Cluster {
+	t.Helper()
+	p, err := profile.Load(c.dir)
+	must(t, err)
+	client, err := cluster.Open(context.Background(), p, cluster.Credential{Identity: p.AppliancePath()})
+	must(t, err)
+	return client
+}
+
+func aesKey(label string) hsm.CreateRequest {
+	return hsm.CreateRequest{Method: hsm.MethodGenerate, Token: true, Type: "aes", Size: 32, Attributes: map[string]string{"label": label}}
+}
+
+func createKeys(t testing.TB, c *cluster.Cluster, label string, n int) {
+	t.Helper()
+	for i := range n {
+		if _, err := c.Create(context.Background(), aesKey(fmt.Sprintf("%s-%d", label, i)), cluster.Policy{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// writer makes keys until it is stopped and remembers which were acknowledged,
+// and why each of the others failed. A creation whose outcome the cluster says
+// it does not know is neither.
+type writer struct {
+	c        *cluster.Cluster
+	label    string
+	acked    map[string]bool
+	failed   map[string]error // by label
+	made     atomic.Int64
+	stopping atomic.Bool
+}
+
+func (w *writer) run() {
+	w.acked, w.failed = map[string]bool{}, map[string]error{}
+	for i := 0; !w.stopping.Load(); i++ {
+		label := fmt.Sprintf("%s-%d", w.label, i)
+		ctx, cancel := context.WithTimeout(context.Background(), deadline)
+		made, err := w.c.Create(ctx, aesKey(label), cluster.Policy{})
+		cancel()
+		var e *cluster.CopiesError
+		switch {
+		case err == nil:
+			w.acked[made.Keys[0].Ref.String()] = true
+		case !errors.As(err, &e) || !strings.Contains(e.Outcome, "not known"):
+			w.failed[label] = err
+		}
+		if err != nil {
+			time.Sleep(10 * time.Millisecond) // there may be no HSM to ask
+		}
+		w.made.Add(1)
+	}
+}
+
+// writers start callers that make keys at once.
+func writers(t *testing.T, c *testCluster, name string, n int) (stop func() []*writer) {
+	t.Helper()
+	client := open(t, c)
+	var wg sync.WaitGroup
+	all := make([]*writer, n)
+	for i := range all {
+		all[i] = &writer{c: client, label: fmt.Sprintf("%s-%d", name, i)}
+		wg.Go(all[i].run)
+	}
+	for _, w := range all {
+		for w.made.Load() < 3 {
+			time.Sleep(time.Millisecond)
+		}
+	}
+	return func() []*writer {
+		for _, w := range all {
+			w.stopping.Store(true)
+		}
+		wg.Wait()
+		must(t, client.Close())
+		return all
+	}
+}
+
+// TestKillHSMsUnderLoad kills one HSM after the other, then all at once, while
+// callers make keys. What was acknowledged is there afterwards; what was refused
+// is not; and all HSMs hold the same.
+func TestKillHSMsUnderLoad(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, newRaceMachine(t), "east", 3)
+	stop := writers(t, c, "one-by-one", 4)
+	for _, i := range []int{0, 1, 2} {
+		c.hsms[i].kill()
+		c.startAll(t)
+	}
+	c.killAll()
+	c.startAll(t)
+	ws := stop()
+	c.checkWriters(t, ws)
+
+	stop = writers(t, c, "at-once", 4)
+	c.killAll()
+	ws = stop() // against a cluster that is gone
+	c.startAll(t)
+	c.checkWriters(t, ws)
+}
+
+func (c *testCluster) checkWriters(t *testing.T, ws []*writer) {
+	t.Helper()
+	c.root(t) // waits, and all are equal
+	labels := c.labels(t)
+	acked := 0
+	for _, w := range ws {
+		acked += len(w.acked)
+		for ref := range w.acked {
+			if _, ok := labels[ref]; !ok {
+				t.Errorf("key %s was acknowledged and is lost", ref)
+			}
+		}
+	}
+	present := slices.Collect(maps.Values(labels))
+	for _, w := range ws {
+		for label, err := range w.failed {
+			if slices.Contains(present, label) {
+				t.Errorf("the creation of %s failed, and the key is there: %v", label, err)
+			}
+		}
+	}
+	if i := c.info(t); i.InDoubt != 0 || i.UnderReplicated != 0 || !i.InSync || i.Keys != len(labels) {
+		t.Errorf("cluster info: %+v; alice sees %d keys", i, len(labels))
+	}
+	if acked == 0 {
+		t.Error("no key was made at all")
+	}
+	t.Logf("%d keys acknowledged, %d present", acked, len(labels))
+}
+
+// labels maps the keys alice sees to their labels.
+func (c *testCluster) labels(t testing.TB) map[string]string {
+	t.Helper()
+	var list struct {
+		Keys []struct {
+			Ref   string `json:"key_reference"`
+			Label string
+		}
+	}
+	c.alice().json(t, &list, "key", "list")
+	out := map[string]string{}
+	for _, k := range list.Keys {
+		out[k.Ref] = k.Label
+	}
+	return out
+}

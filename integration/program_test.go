@@ -1,0 +1,59 @@
+package integration
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"sync"
+	"testing"
+)
+
+// scratch is removed when all tests have ended.
+var scratch string
+
+func TestMain(m *testing.M) {
+	os.Exit(runTests(m))
+}
+
+func runTests(m *testing.M) int {
+	var err error
+	if scratch, err = os.MkdirTemp("", "hsmbackup-integration-"); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	defer os.RemoveAll(scratch)
+	return m.Run()
+}
+
+// repository is the top folder of the sources.
+func repository() string {
+	_, source, _, _ := runtime.Caller(0)
+	return filepath.Dir(filepath.Dir(source))
+}
+
+// hsmbackup returns the path of the program, built once per run.
+func hsmbackup(t testing.TB, race bool) string {
+	t.Helper()
+	path, err := map[bool]func() (string, error){false: plain, true: raced}[race]()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+var (
+	plain = sync.OnceValues(func() (string, error) { return build("hsmbackup") })
+	raced = sync.OnceValues(func() (string, error) { return build("hsmbackup-race", "-race") })
+)
+
+func build(name string, flags ...string) (string, error) {
+	path := filepath.Join(scratch, name)
+	cmd := exec.Command("go", append(append([]string{"build", "-o", path}, flags...), "./cmd/hsmbackup")...)
+	cmd.Dir = repository()
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("build the program: %w\n%s", err, out)
+	}
+	return path, nil
+}
