@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"runtime"
 	"slices"
 	"sync"
@@ -316,16 +317,12 @@ func (t *take) attempt(ctx context.Context) (*Report, error) {
 // numbers up.
 func (t *take) next(ctx context.Context, numbers []uint64) (uint64, error) {
 	var base uint64
-	for i, n := range slices.Backward(numbers) {
-		if len(numbers)-i > maxBack {
-			break
-		}
-		m, _, err := loadManifest(ctx, t.store, n)
-		if err != nil && !damaged(err) && !errors.Is(err, hsm.ErrSignature) && !errors.Is(err, ErrNoSnapshot) {
+	for m, err := range t.newest(ctx, numbers, func(error) {}) {
+		if err != nil {
 			return 0, err
 		}
-		if err == nil && m.Lineage == t.desc.Lineage {
-			base = n
+		if m.Lineage == t.desc.Lineage {
+			base = m.Sequence
 			break
 		}
 	}
@@ -333,6 +330,29 @@ func (t *take) next(ctx context.Context, numbers []uint64) (uint64, error) {
 		base++
 	}
 	return base, nil
+}
+
+// newest yields the newest manifests that open, the last one first, maxBack of
+// the numbers at most. passed is told of those that are damaged or forged.
+func (t *take) newest(ctx context.Context, numbers []uint64, passed func(error)) iter.Seq2[*format.Manifest, error] {
+	return func(yield func(*format.Manifest, error) bool) {
+		for i, n := range slices.Backward(numbers) {
+			if len(numbers)-i > maxBack {
+				return
+			}
+			m, _, err := loadManifest(ctx, t.store, n)
+			switch {
+			case damaged(err) || errors.Is(err, hsm.ErrSignature):
+				passed(err)
+				continue
+			case errors.Is(err, ErrNoSnapshot):
+				continue
+			}
+			if !yield(m, err) || err != nil {
+				return
+			}
+		}
+	}
 }
 
 // begin decides what to build on. A full snapshot that lost a race keeps what
@@ -366,18 +386,9 @@ const maxBack = 256
 // findParent finds the newest snapshot of this cluster that an increment can
 // build on, or says why there is none.
 func (t *take) findParent(ctx context.Context, numbers []uint64) error {
-	for i, n := range slices.Backward(numbers) {
-		if len(numbers)-i > maxBack {
-			break
-		}
-		m, _, err := loadManifest(ctx, t.store, n)
-		switch {
-		case damaged(err) || errors.Is(err, hsm.ErrSignature):
-			t.note("passed over: %v", err)
-			continue
-		case errors.Is(err, ErrNoSnapshot):
-			continue
-		case err != nil:
+	passed := func(err error) { t.note("passed over: %v", err) }
+	for m, err := range t.newest(ctx, numbers, passed) {
+		if err != nil {
 			return err
 		}
 		if m.Lineage != t.desc.Lineage || m.Cluster != t.desc.Cluster {
