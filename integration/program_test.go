@@ -5,7 +5,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"sync"
 	"testing"
 )
@@ -27,11 +26,17 @@ func runTests(m *testing.M) int {
 	return m.Run()
 }
 
-// repository is the top folder of the sources.
-func repository() string {
-	_, source, _, _ := runtime.Caller(0)
-	return filepath.Dir(filepath.Dir(source))
-}
+// repository is the top folder of the sources. A test begins in its package's
+// folder; the path of a source file would not do, since -trimpath takes it out.
+func repository() string { return filepath.Dir(started) }
+
+var started = func() string {
+	folder, err := os.Getwd()
+	if err != nil {
+		panic(err)
+	}
+	return folder
+}()
 
 // hsmbackup returns the path of the program, built once per run.
 func hsmbackup(t testing.TB, race bool) string {

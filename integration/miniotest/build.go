@@ -7,7 +7,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -50,16 +49,23 @@ func ensure() (string, error) {
 	return path, build(module, path)
 }
 
+// moduleFolder looks for the module from the working directory upwards: a test
+// runs in its package's folder. (The path of this source file would not do, since
+// -trimpath takes it out of the binary.)
 func moduleFolder() (string, error) {
-	_, source, _, ok := runtime.Caller(0)
-	if !ok {
-		return "", fmt.Errorf("the folder of this source file is unknown")
+	start, err := os.Getwd()
+	if err != nil {
+		return "", err
 	}
-	folder := filepath.Join(filepath.Dir(filepath.Dir(source)), "minio")
-	if _, err := os.Stat(filepath.Join(folder, "go.mod")); err != nil {
-		return "", fmt.Errorf("find the module that pins the server: %w", err)
+	for folder := start; ; folder = filepath.Dir(folder) {
+		module := filepath.Join(folder, "integration", "minio")
+		if _, err := os.Stat(filepath.Join(module, "go.mod")); err == nil {
+			return module, nil
+		}
+		if folder == filepath.Dir(folder) {
+			return "", fmt.Errorf("no folder from %s upwards has integration/minio, the module that pins the server", start)
+		}
 	}
-	return folder, nil
 }
 
 func cacheFolder(module string) (string, error) {
