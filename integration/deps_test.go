@@ -70,6 +70,7 @@ var doors = []struct {
 	{"golang.org/x/net/", []string{"cluster/metrics"}},
 	{"github.com/urfave/cli", []string{"cmd/..."}},
 	{"github.com/goccy/go-yaml", []string{"cluster/profile", "cluster/server"}},
+	{"github.com/anishathalye/porcupine", []string{"integration/history"}},
 }
 
 // noNetwork lists packages that do no network I/O. They may use of package net
