@@ -1,14 +1,15 @@
 # make test is what CI runs (.ci/run). It needs Go, git and a C compiler, which
 # the race detector uses; the rest comes from the Go module proxy at the versions
-# pinned here, in go.mod and in integration/minio/go.mod.
+# pinned here, in go.mod, and in the go.mod files of integration/minio and
+# integration/versitygw.
 
 GO          ?= go
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 FUZZTIME    ?= 30s
 
-.PHONY: test check minio build drill bench fuzz
+.PHONY: test check servers build drill bench fuzz
 
-test: check minio
+test: check servers
 	CGO_ENABLED=1 $(GO) test -race -timeout 30m -p 2 ./...
 
 check:
@@ -16,9 +17,10 @@ check:
 	$(GO) vet ./...
 	$(GO) run $(STATICCHECK) ./...
 
-# The MinIO server of the tests, built once and kept in the user's cache folder.
-minio:
-	$(GO) test -v -count 1 -timeout 30m -run '^TestServerKeepsItsDataOverARestart$$' ./integration/miniotest
+# The S3 servers of the tests, MinIO and versitygw, built once, side by side, and
+# kept in the user's cache folder.
+servers:
+	$(GO) test -v -count 1 -timeout 40m -p 2 -run '^TestServerKeepsItsDataOverARestart$$' ./integration/miniotest ./integration/versitytest
 
 build:
 	$(GO) build -o bin/ ./cmd/hsmbackup

@@ -21,15 +21,14 @@ var mayImport = []struct {
 	pkg string
 	may []string
 }{
-	{"cmd/...", []string{"clone", "synckey", "backup", "cluster", "cluster/hsm", "cluster/metrics", "cluster/profile", "cluster/server/...", "storage", "storage/open"}},
+	{"cmd/...", []string{"clone", "synckey", "backup", "cluster", "cluster/hsm", "cluster/profile", "cluster/server/...", "storage", "storage/open"}},
 	{"clone", []string{"synckey", "backup", "cluster", "cluster/hsm", "cluster/hsm/soft/mech", "cluster/profile", "cluster/reconcile", "cluster/server", "storage"}},
 	{"synckey", []string{"cluster", "cluster/hsm", "cluster/reconcile"}},
 	{"backup/...", []string{"backup/format", "cluster/hsm", "cluster/reconcile", "storage"}},
 	{"cluster", []string{"cluster/hsm", "cluster/profile", "cluster/reconcile", "cluster/rpc", "cluster/rpc/pki"}},
-	{"cluster/server", []string{"cluster/hsm", "cluster/hsm/soft", "cluster/metrics", "cluster/profile", "cluster/reconcile", "cluster/rpc", "cluster/rpc/pki", "cluster/server/audit", "cluster/server/seal"}},
+	{"cluster/server", []string{"cluster/hsm", "cluster/hsm/soft", "cluster/profile", "cluster/reconcile", "cluster/rpc", "cluster/rpc/pki", "cluster/server/audit", "cluster/server/seal"}},
 	{"cluster/server/audit", nil},
 	{"cluster/server/seal", []string{"cluster/hsm"}},
-	{"cluster/metrics", nil},
 	{"cluster/profile", []string{"cluster/hsm"}},
 	{"cluster/rpc/...", []string{"cluster/hsm", "cluster/rpc/..."}},
 	{"cluster/reconcile/...", []string{"cluster/hsm", "cluster/reconcile"}},
@@ -38,9 +37,9 @@ var mayImport = []struct {
 	{"cluster/hsm/soft/mech", nil},
 	{"cluster/hsm/soft", []string{"cluster/hsm", "cluster/hsm/soft/mech", "cluster/reconcile"}},
 	{"storage/open", []string{"storage", "storage/file", "storage/minio", "storage/s3"}},
-	{"storage/internal/remotetest", []string{"storage", "storage/internal/remote", "storage/storagetest", "integration/miniotest"}},
+	{"storage/internal/remotetest", []string{"storage", "storage/internal/remote", "storage/storagetest", "integration/..."}},
 	{"storage/...", []string{"storage", "storage/internal/..."}},
-	{"integration/...", nil},
+	{"integration/...", []string{"integration/pinned"}},
 }
 
 // onlyFrom says who may import a package of the module, whatever mayImport says.
@@ -61,16 +60,13 @@ var doors = []struct {
 	from       []string
 }{
 	{"github.com/aws/", []string{"storage/s3"}},
-	{"github.com/minio/minio-go", []string{"storage/minio", "storage/internal/remotetest", "integration/miniotest"}},
+	{"github.com/minio/minio-go", []string{"storage/minio", "storage/internal/remotetest", "integration/pinned"}},
 	{"github.com/klauspost/compress", []string{"backup/format"}},
 	{"google.golang.org/", []string{"cluster/rpc/..."}},
 	{"github.com/cockroachdb/", []string{"cluster/hsm/soft"}},
 	{"filippo.io/age", []string{"backup", "backup/format", "cluster/server/seal", "clone"}},
-	{"github.com/prometheus/", []string{"cluster/metrics"}},
-	{"golang.org/x/net/", []string{"cluster/metrics"}},
 	{"github.com/urfave/cli", []string{"cmd/..."}},
 	{"github.com/goccy/go-yaml", []string{"cluster/profile", "cluster/server"}},
-	{"github.com/anishathalye/porcupine", []string{"integration/history"}},
 }
 
 // noNetwork lists packages that do no network I/O. They may use of package net

@@ -1,4 +1,8 @@
-package miniotest
+// Package pinned builds the servers of other projects that tests run, at the
+// versions that a Go module beside this package pins, and runs them as
+// processes. What cannot be built or started fails a test and says why; nothing
+// is skipped.
+package pinned
 
 import (
 	"crypto/sha256"
@@ -7,26 +11,31 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"sync"
 
 	"golang.org/x/sys/unix"
 )
 
-// Binary returns the path of the pinned MinIO server, built on first use from
-// the module integration/minio and kept in the user's cache folder under the
-// hash of that module's go.sum. Processes that need it at once build it once.
-func Binary() (string, error) { return binary() }
+// Program is a server that a module pins.
+type Program struct {
+	Module  string // folder of the module beside this package
+	Package string // what to build, an import path
+	Name    string // of the binary
+	Cost    string // of the first build, for whoever waits for it
+}
 
-var binary = sync.OnceValues(func() (string, error) {
-	path, err := ensure()
+// Binary returns the path of the program, built on first use and kept in the
+// user's cache folder under the hash of its module's go.sum. Processes that need
+// it at once build it once; different programs build side by side.
+func (p Program) Binary() (string, error) {
+	path, err := p.ensure()
 	if err != nil {
-		return "", fmt.Errorf("the MinIO server for the tests cannot be had: %w (tests against S3 do not run without it)", err)
+		return "", fmt.Errorf("the server %s for the tests cannot be had: %w (tests against S3 do not run without it)", p.Name, err)
 	}
 	return path, nil
-})
+}
 
-func ensure() (string, error) {
-	module, err := moduleFolder()
+func (p Program) ensure() (string, error) {
+	module, err := p.moduleFolder()
 	if err != nil {
 		return "", err
 	}
@@ -34,7 +43,7 @@ func ensure() (string, error) {
 	if err != nil {
 		return "", err
 	}
-	path := filepath.Join(folder, "minio")
+	path := filepath.Join(folder, p.Name)
 	if _, err := os.Stat(path); err == nil {
 		return path, nil
 	}
@@ -46,24 +55,24 @@ func ensure() (string, error) {
 	if _, err := os.Stat(path); err == nil { // another process built it meanwhile
 		return path, nil
 	}
-	return path, build(module, path)
+	return path, p.build(module, path)
 }
 
 // moduleFolder looks for the module from the working directory upwards: a test
 // runs in its package's folder. (The path of this source file would not do, since
 // -trimpath takes it out of the binary.)
-func moduleFolder() (string, error) {
+func (p Program) moduleFolder() (string, error) {
 	start, err := os.Getwd()
 	if err != nil {
 		return "", err
 	}
 	for folder := start; ; folder = filepath.Dir(folder) {
-		module := filepath.Join(folder, "integration", "minio")
+		module := filepath.Join(folder, "integration", p.Module)
 		if _, err := os.Stat(filepath.Join(module, "go.mod")); err == nil {
 			return module, nil
 		}
 		if folder == filepath.Dir(folder) {
-			return "", fmt.Errorf("no folder from %s upwards has integration/minio, the module that pins the server", start)
+			return "", fmt.Errorf("no folder from %s upwards has integration/%s, the module that pins it", start, p.Module)
 		}
 	}
 }
@@ -95,10 +104,10 @@ func lock(path string) (unlock func() error, err error) {
 }
 
 // build writes beside the target and renames, so that what stands there is whole.
-func build(module, path string) error {
-	fmt.Fprintln(os.Stderr, "miniotest: building the MinIO server; the first time this takes several minutes and downloads 1.2 GB of modules")
+func (p Program) build(module, path string) error {
+	fmt.Fprintf(os.Stderr, "building the server %s for the tests; the first time this %s\n", p.Name, p.Cost)
 	unfinished := path + ".unfinished"
-	cmd := exec.Command("go", "build", "-buildvcs=false", "-o", unfinished, "github.com/minio/minio")
+	cmd := exec.Command("go", "build", "-buildvcs=false", "-o", unfinished, p.Package)
 	cmd.Dir = module
 	cmd.Env = append(os.Environ(), "GOWORK=off", "GOFLAGS=", "GOOS=", "GOARCH=")
 	if out, err := cmd.CombinedOutput(); err != nil {

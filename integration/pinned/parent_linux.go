@@ -1,4 +1,4 @@
-package miniotest
+package pinned
 
 import (
 	"os/exec"
