@@ -21,6 +21,7 @@ var (
 	ErrTLS         = errors.New("the store's certificate is not trusted")
 	ErrName        = errors.New("invalid object name")
 	ErrSize        = errors.New("the body has another size than announced")
+	ErrDamaged     = errors.New("the data was damaged on its way to the store")
 	ErrTooLarge    = errors.New("the object is larger than allowed")
 	ErrLocation    = errors.New("invalid location")
 )
@@ -39,9 +40,10 @@ var hints = []struct {
 	{ErrLocked, "wait until the retention of the object has ended; locked objects cannot be deleted before"},
 	{ErrRegion, "name the bucket's own region in the location: ?region=…"},
 	{ErrClock, "set the clock of this machine (NTP), then run the same command again"},
-	{ErrTLS, "name the authority that signed the certificate with ?ca=FILE, or check the host name of the location"},
+	{ErrTLS, "name the authority that signed the certificate with ?ca=FILE; check the host name of the location, and that the certificate has not expired"},
 	{ErrName, "use a-z, 0-9, '.', '_', '-' and single slashes"},
 	{ErrSize, "the data changed while it was sent; run the same command again"},
+	{ErrDamaged, "run the same command again; if it happens again, look for faulty memory or a faulty device in the network"},
 	{ErrTooLarge, "the object is not what was expected under this name; verify the repository"},
 	{ErrLocation, "a location is a folder, file:///FOLDER, s3://BUCKET/PREFIX?region=…&endpoint=…, or minio://HOST:PORT/BUCKET/PREFIX?tls=false"},
 }

@@ -40,7 +40,7 @@ type Store interface {
 	// Put creates name with the size bytes read from body. The object is durable
 	// when Put returns nil. Put is atomic: readers see all of the object or no
 	// object. Put never overwrites: it returns ErrExist if the name exists and
-	// leaves the object as it was. Of many racing writers of one name exactly
+	// leaves the object, which is durable then, as it was. Of many racing writers of one name exactly
 	// one gets nil, all others ErrExist.
 	//
 	// The body may be read several times; each reading starts with a seek to 0.
@@ -54,7 +54,9 @@ type Store interface {
 	// it sends with a random identity, so that a retry that finds the name taken
 	// knows its own object from another writer's, even if their bytes are equal.
 	//
-	// An object is sent in one request, so 5 GiB is the most that S3 takes.
+	// Drivers may send a large body in parts; of those nothing is visible before
+	// the last step, and what a crash leaves of them is invisible and removed by a
+	// later Put or by the store.
 	//
 	// One name must not be a folder of another (a and a/b): not every driver can
 	// hold both, and one that cannot refuses the second with ErrExist or ErrName.

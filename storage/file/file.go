@@ -81,17 +81,28 @@ func (s *Store) put(ctx context.Context, name string, body io.Reader, size int64
 	s.clean.Do(s.removeLeftovers)
 	// The quick answer for a name that is taken; the link below is the judge.
 	if _, err := os.Lstat(s.path(name)); err == nil {
-		return storage.ErrExist
+		return s.taken(name)
 	}
 	tmp, err := s.writeTemp(ctx, body, size)
 	if err != nil {
 		return err
 	}
 	defer os.Remove(tmp)
-	if err := s.link(tmp, name); err != nil {
+	if err := s.link(tmp, name); errors.Is(err, fs.ErrExist) {
+		return s.taken(name)
+	} else if err != nil {
 		return err
 	}
 	return syncFolder(filepath.Dir(s.path(name)))
+}
+
+// taken returns ErrExist, once the entry that exists is durable: whoever made it
+// may have died before that, and a caller may take what exists for its result.
+func (s *Store) taken(name string) error {
+	if err := syncFolder(filepath.Dir(s.path(name))); err != nil {
+		return err
+	}
+	return storage.ErrExist
 }
 
 // makeRoot makes the folder of the store, once per process: if it is gone later

@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"io"
 	"iter"
+	"net/http"
 	"os"
 	"strconv"
 	"strings"
@@ -38,9 +39,9 @@ type Config struct {
 // keys shows at the first call. Without Keys the variables MINIO_ACCESS_KEY and
 // MINIO_SECRET_KEY are used, else AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and
 // AWS_SESSION_TOKEN; without these Open fails with ErrCredentials.
-func Open(config Config) (storage.Store, error) { return open(config, remote.DefaultRetry) }
+func Open(config Config) (storage.Store, error) { return open(config, remote.DefaultOptions) }
 
-func open(config Config, retry remote.Retry) (*remote.Store, error) {
+func open(config Config, options remote.Options) (*remote.Store, error) {
 	location := "minio://" + strings.TrimSuffix(config.Host+"/"+config.Bucket+"/"+strings.Trim(config.Prefix, "/"), "/")
 	fail := func(kind, err error) (*remote.Store, error) {
 		return nil, &storage.Error{Op: "open", Location: location, Kind: kind, Err: err}
@@ -66,14 +67,14 @@ func open(config Config, retry remote.Retry) (*remote.Store, error) {
 	core, err := client.NewCore(config.Host, &client.Options{
 		Creds:      keys,
 		Secure:     !config.NoTLS,
-		Transport:  transport,
+		Transport:  remote.Guard(transport),
 		Region:     region,
 		MaxRetries: 1, // package remote repeats
 	})
 	if err != nil {
 		return fail(storage.ErrLocation, err)
 	}
-	return remote.New(&bucket{core, config.Bucket}, config.Prefix, location, retry), nil
+	return remote.New(&bucket{core, config.Bucket}, config.Prefix, location, options), nil
 }
 
 func chooseKeys(keys storage.Keys) (*credentials.Credentials, error) {
@@ -113,6 +114,56 @@ func (b *bucket) Create(ctx context.Context, key string, body io.ReadSeeker, con
 	options.SetMatchETagExcept("*")
 	_, err := b.core.PutObject(ctx, b.name, key, body, content.Size, "", hex.EncodeToString(content.SHA256[:]), options)
 	return err
+}
+
+func (b *bucket) StartUpload(ctx context.Context, key string, content remote.Content) (string, error) {
+	return b.core.NewMultipartUpload(ctx, b.name, key, client.PutObjectOptions{UserMetadata: map[string]string{
+		remote.PutHeader:           content.PutID,
+		"x-amz-checksum-algorithm": "SHA256", // named: servers differ in what they suppose
+	}})
+}
+
+func (b *bucket) SendPart(ctx context.Context, key, id string, body io.ReadSeeker, part remote.Part, size int64) (string, error) {
+	p, err := b.core.PutObjectPart(ctx, b.name, key, id, part.Number, body, size, client.PutObjectPartOptions{
+		Sha256Hex:            hex.EncodeToString(part.SHA256[:]),
+		CustomHeader:         http.Header{"X-Amz-Checksum-Sha256": {base64.StdEncoding.EncodeToString(part.SHA256[:])}},
+		DisableContentSha256: true, // as in Create
+	})
+	return p.ETag, err
+}
+
+func (b *bucket) CompleteUpload(ctx context.Context, key, id string, parts []remote.Part) error {
+	var done []client.CompletePart
+	for _, p := range parts {
+		done = append(done, client.CompletePart{PartNumber: p.Number, ETag: p.ETag, ChecksumSHA256: base64.StdEncoding.EncodeToString(p.SHA256[:])})
+	}
+	var options client.PutObjectOptions
+	options.SetMatchETagExcept("*")
+	_, err := b.core.CompleteMultipartUpload(ctx, b.name, key, id, done, options)
+	return err
+}
+
+func (b *bucket) AbortUpload(ctx context.Context, key, id string) error {
+	return b.core.AbortMultipartUpload(ctx, b.name, key, id)
+}
+
+func (b *bucket) Uploads(ctx context.Context, prefix string) iter.Seq2[remote.Upload, error] {
+	return func(yield func(remote.Upload, error) bool) {
+		for key, id, more := "", "", true; more; {
+			page, err := b.core.ListMultipartUploads(ctx, b.name, prefix, key, id, "", 1000)
+			if err != nil {
+				yield(remote.Upload{}, err)
+				return
+			}
+			for _, u := range page.Uploads {
+				if !yield(remote.Upload{Key: u.Key, ID: u.UploadID, Started: u.Initiated}, nil) {
+					return
+				}
+			}
+			more = page.IsTruncated && (page.NextKeyMarker != key || page.NextUploadIDMarker != id)
+			key, id = page.NextKeyMarker, page.NextUploadIDMarker
+		}
+	}
 }
 
 func (b *bucket) Open(ctx context.Context, key string, offset, last int64) (io.ReadCloser, error) {

@@ -26,6 +26,7 @@ import (
 	awsconfig "github.com/aws/aws-sdk-go-v2/config"
 	"github.com/aws/aws-sdk-go-v2/credentials"
 	"github.com/aws/aws-sdk-go-v2/service/s3"
+	"github.com/aws/aws-sdk-go-v2/service/s3/types"
 	"github.com/aws/smithy-go"
 	"github.com/aws/smithy-go/logging"
 	"github.com/aws/smithy-go/middleware"
@@ -49,10 +50,10 @@ type Config struct {
 // fails with ErrCredentials if there are none; it does not touch the bucket:
 // what is wrong with it shows at the first call.
 func Open(ctx context.Context, config Config) (storage.Store, error) {
-	return open(ctx, config, remote.DefaultRetry)
+	return open(ctx, config, remote.DefaultOptions)
 }
 
-func open(ctx context.Context, config Config, retry remote.Retry) (*remote.Store, error) {
+func open(ctx context.Context, config Config, options remote.Options) (*remote.Store, error) {
 	location := "s3://" + strings.TrimSuffix(config.Bucket+"/"+strings.Trim(config.Prefix, "/"), "/")
 	fail := func(kind, err error) (*remote.Store, error) {
 		return nil, &storage.Error{Op: "open", Location: location, Kind: kind, Err: err}
@@ -77,7 +78,7 @@ func open(ctx context.Context, config Config, retry remote.Retry) (*remote.Store
 	if err != nil {
 		return fail(nil, err)
 	}
-	return remote.New(&bucket{api, config.Bucket}, config.Prefix, location, retry), nil
+	return remote.New(&bucket{api, config.Bucket}, config.Prefix, location, options), nil
 }
 
 func check(config Config) error {
@@ -103,7 +104,8 @@ func check(config Config) error {
 }
 
 // load reads the SDK's configuration. The SDK makes its own HTTP client here
-// (for STS, SSO and the instance's metadata), so that AWS_CA_BUNDLE works.
+// (for STS, SSO and the instance's metadata): given one, it refuses to start when
+// AWS_CA_BUNDLE is set.
 func load(ctx context.Context, c Config) (aws.Config, error) {
 	options := []func(*awsconfig.LoadOptions) error{awsconfig.WithRegion(c.Region)}
 	if !c.Keys.IsZero() {
@@ -111,7 +113,10 @@ func load(ctx context.Context, c Config) (aws.Config, error) {
 	}
 	cfg, err := awsconfig.LoadDefaultConfig(ctx, options...)
 	if err != nil {
-		return cfg, fmt.Errorf("read the AWS configuration: %w", err)
+		if _, bundle := remote.Transport(""); bundle != nil { // its words are clearer
+			return cfg, bundle
+		}
+		return cfg, fmt.Errorf("%w: read the AWS configuration: %w", storage.ErrCredentials, err)
 	}
 	if c.Endpoint != "" {
 		cfg.BaseEndpoint = &c.Endpoint
@@ -131,12 +136,12 @@ func newClient(cfg aws.Config, c Config) (*s3.Client, error) {
 		return nil, err
 	}
 	if b, ok := cfg.HTTPClient.(*awshttp.BuildableClient); ok && c.CA == "" {
-		if theirs := b.GetTransport().TLSClientConfig; theirs != nil && theirs.RootCAs != nil { // AWS_CA_BUNDLE
+		if theirs := b.GetTransport().TLSClientConfig; theirs != nil && theirs.RootCAs != nil { // ca_bundle of the profile, too
 			transport.TLSClientConfig.RootCAs = theirs.RootCAs
 		}
 	}
 	return s3.NewFromConfig(cfg, func(o *s3.Options) {
-		o.HTTPClient = &http.Client{Transport: transport, CheckRedirect: noRedirect}
+		o.HTTPClient = &http.Client{Transport: remote.Guard(transport), CheckRedirect: noRedirect}
 		o.Retryer = aws.NopRetryer{}                                              // package remote repeats
 		o.UsePathStyle = o.BaseEndpoint != nil                                    // also when the environment names it
 		o.RequestChecksumCalculation = aws.RequestChecksumCalculationWhenRequired // Create brings its own
@@ -174,6 +179,72 @@ func signHash(sha256 string) func(*middleware.Stack) error {
 		return next.HandleInitialize(v4.SetPayloadHash(ctx, sha256), in)
 	})
 	return func(stack *middleware.Stack) error { return stack.Initialize.Add(set, middleware.Before) }
+}
+
+func (b *bucket) StartUpload(ctx context.Context, key string, content remote.Content) (string, error) {
+	out, err := b.api.CreateMultipartUpload(ctx, &s3.CreateMultipartUploadInput{
+		Bucket:            &b.name,
+		Key:               &key,
+		ChecksumAlgorithm: types.ChecksumAlgorithmSha256, // named: servers differ in what they suppose
+		Metadata:          map[string]string{remote.PutHeader: content.PutID},
+	})
+	if err != nil {
+		return "", err
+	}
+	return aws.ToString(out.UploadId), nil
+}
+
+func (b *bucket) SendPart(ctx context.Context, key, id string, body io.ReadSeeker, part remote.Part, size int64) (string, error) {
+	out, err := b.api.UploadPart(ctx, &s3.UploadPartInput{
+		Bucket:         &b.name,
+		Key:            &key,
+		UploadId:       &id,
+		PartNumber:     aws.Int32(int32(part.Number)),
+		Body:           body,
+		ContentLength:  &size,
+		ChecksumSHA256: aws.String(base64.StdEncoding.EncodeToString(part.SHA256[:])),
+	}, s3.WithAPIOptions(signHash(hex.EncodeToString(part.SHA256[:]))))
+	if err != nil {
+		return "", err
+	}
+	return aws.ToString(out.ETag), nil
+}
+
+func (b *bucket) CompleteUpload(ctx context.Context, key, id string, parts []remote.Part) error {
+	done := &types.CompletedMultipartUpload{}
+	for _, p := range parts {
+		done.Parts = append(done.Parts, types.CompletedPart{
+			PartNumber: aws.Int32(int32(p.Number)), ETag: aws.String(p.ETag),
+			ChecksumSHA256: aws.String(base64.StdEncoding.EncodeToString(p.SHA256[:])),
+		})
+	}
+	_, err := b.api.CompleteMultipartUpload(ctx, &s3.CompleteMultipartUploadInput{
+		Bucket: &b.name, Key: &key, UploadId: &id, MultipartUpload: done, IfNoneMatch: aws.String("*"),
+	})
+	return err
+}
+
+func (b *bucket) AbortUpload(ctx context.Context, key, id string) error {
+	_, err := b.api.AbortMultipartUpload(ctx, &s3.AbortMultipartUploadInput{Bucket: &b.name, Key: &key, UploadId: &id})
+	return err
+}
+
+func (b *bucket) Uploads(ctx context.Context, prefix string) iter.Seq2[remote.Upload, error] {
+	return func(yield func(remote.Upload, error) bool) {
+		in := &s3.ListMultipartUploadsInput{Bucket: &b.name, Prefix: &prefix}
+		for pages := s3.NewListMultipartUploadsPaginator(b.api, in); pages.HasMorePages(); {
+			page, err := pages.NextPage(ctx)
+			if err != nil {
+				yield(remote.Upload{}, err)
+				return
+			}
+			for _, u := range page.Uploads {
+				if !yield(remote.Upload{Key: aws.ToString(u.Key), ID: aws.ToString(u.UploadId), Started: aws.ToTime(u.Initiated)}, nil) {
+					return
+				}
+			}
+		}
+	}
 }
 
 func (b *bucket) Open(ctx context.Context, key string, offset, last int64) (io.ReadCloser, error) {

@@ -1,14 +1,11 @@
 package s3
 
 import (
-	"fmt"
-	"sync/atomic"
 	"testing"
 
 	"github.com/hsmbackup/hsmbackup/integration/miniotest"
 	"github.com/hsmbackup/hsmbackup/storage"
 	"github.com/hsmbackup/hsmbackup/storage/internal/remotetest"
-	"github.com/hsmbackup/hsmbackup/storage/storagetest"
 )
 
 func configOf(s *miniotest.Server, bucket string) Config {
@@ -24,27 +21,20 @@ func mustOpen(t testing.TB, c Config) storage.Store {
 	return s
 }
 
-func TestConformance(t *testing.T) {
-	server := miniotest.Start(t)
-	server.CreateBucket("bucket")
-	var n atomic.Int64
-	storagetest.Run(t, func(t *testing.T) storage.Store {
-		c := configOf(server, "bucket")
-		c.Prefix = fmt.Sprintf("Some/Prefix-%d", n.Add(1))
-		return mustOpen(t, c)
-	})
-}
+func TestConformance(t *testing.T) { remotetest.Conformance(t, openPlace) }
 
-func TestFaults(t *testing.T) {
-	remotetest.Run(t, func(t testing.TB, p remotetest.Place) storage.Store {
-		endpoint := "http://" + p.Host
-		if p.TLS {
-			endpoint = "https://" + p.Host
-		}
-		s, err := open(t.Context(), Config{Endpoint: endpoint, Bucket: p.Bucket, Prefix: p.Prefix, Region: p.Region, CA: p.CA, Keys: p.Keys}, p.Retry)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return s
-	})
+func TestTLS(t *testing.T) { remotetest.TLS(t, openPlace) }
+
+func TestFaults(t *testing.T) { remotetest.Run(t, openPlace) }
+
+func openPlace(t testing.TB, p remotetest.Place) storage.Store {
+	endpoint := "http://" + p.Host
+	if p.TLS {
+		endpoint = "https://" + p.Host
+	}
+	s, err := open(t.Context(), Config{Endpoint: endpoint, Bucket: p.Bucket, Prefix: p.Prefix, Region: p.Region, CA: p.CA, Keys: p.Keys}, p.Options)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
 }

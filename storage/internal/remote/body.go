@@ -93,7 +93,7 @@ func (r *resumed) mend(err error) error {
 		return r.ctx.Err()
 	}
 	r.broken++
-	if !r.store.cause(err).again || r.broken >= r.store.retry.Attempts {
+	if !r.store.cause(err).again || r.broken >= r.store.options.Attempts {
 		return err
 	}
 	r.body.Close()

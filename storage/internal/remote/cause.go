@@ -125,10 +125,16 @@ var codes = map[string]error{
 	"AuthorizationHeaderMalformed":       storage.ErrRegion,
 	"IllegalLocationConstraintException": storage.ErrRegion,
 	"InvalidRegion":                      storage.ErrRegion,
+	"BadDigest":                          storage.ErrDamaged,
+	"XAmzContentSHA256Mismatch":          storage.ErrDamaged,
+	"XAmzContentChecksumMismatch":        storage.ErrDamaged,
+	"InvalidPart":                        storage.ErrDamaged,
 	"XMinioInvalidObjectName":            storage.ErrName,
 	"KeyTooLongError":                    storage.ErrName,
 	"XMinioParentIsObject":               storage.ErrName,
 	"XMinioObjectExistsAsDirectory":      storage.ErrName,
+	"ObjectParentIsFile":                 storage.ErrName,
+	"ExistingObjectIsDirectory":          storage.ErrName,
 	"InvalidBucketName":                  storage.ErrLocation,
 }
 
@@ -161,6 +167,8 @@ func answered(a Answer) cause {
 	switch {
 	case saysLocked(a):
 		c.kind = storage.ErrLocked
+	case c.kind == storage.ErrDamaged: // what is sent again may arrive whole
+		c.again = true
 	case c.kind != nil:
 	case passing[a.Code] || a.Status == 408 || a.Status == 429:
 		c.kind, c.again = storage.ErrUnreachable, true
@@ -193,6 +201,8 @@ func unanswered(err error) cause {
 	switch {
 	case errors.As(err, &cert), errors.As(err, &authority), errors.As(err, &host):
 		return cause{kind: storage.ErrTLS, err: err}
+	case errors.Is(err, errSpeaksTLS):
+		return cause{kind: storage.ErrUnreachable, err: errSpeaksTLS}
 	case errors.As(err, &dns):
 		return cause{kind: storage.ErrUnreachable, err: err, again: !dns.IsNotFound}
 	case strings.Contains(err.Error(), "server gave HTTP response to HTTPS client"):

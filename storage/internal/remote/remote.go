@@ -14,6 +14,7 @@ import (
 	"iter"
 	"math"
 	"strings"
+	"sync"
 
 	"github.com/hsmbackup/hsmbackup/storage"
 )
@@ -29,6 +30,18 @@ type Bucket interface {
 	// one request, with the SHA-256 of the content for the server to verify and
 	// the identity as user metadata PutHeader.
 	Create(ctx context.Context, key string, body io.ReadSeeker, content Content) error
+	// StartUpload begins an upload of key in parts, with the identity as user
+	// metadata, and returns its id.
+	StartUpload(ctx context.Context, key string, content Content) (id string, err error)
+	// SendPart sends one part, with its SHA-256 for the server to verify.
+	SendPart(ctx context.Context, key, id string, body io.ReadSeeker, part Part, size int64) (etag string, err error)
+	// CompleteUpload makes the object of its parts if no object has that key
+	// (If-None-Match: *).
+	CompleteUpload(ctx context.Context, key, id string, parts []Part) error
+	// AbortUpload frees an unfinished upload.
+	AbortUpload(ctx context.Context, key, id string) error
+	// Uploads yields the unfinished uploads whose key begins with prefix.
+	Uploads(ctx context.Context, prefix string) iter.Seq2[Upload, error]
 	// Open reads the bytes offset to last, inclusive; to the end if last < 0.
 	Open(ctx context.Context, key string, offset, last int64) (io.ReadCloser, error)
 	// Head describes the newest version of key.
@@ -42,11 +55,13 @@ type Bucket interface {
 	Explain(err error) (answer Answer, ok bool)
 }
 
-// Content describes what Create sends.
+// Content describes what a Put sends.
 type Content struct {
-	Size   int64
-	SHA256 [sha256.Size]byte
-	PutID  string
+	Size     int64
+	SHA256   [sha256.Size]byte // of the whole; zero if it goes in parts
+	PartSize int64             // 0: in one request
+	Parts    [][sha256.Size]byte
+	PutID    string
 }
 
 // Head is what Bucket.Head tells.
@@ -60,16 +75,26 @@ type Store struct {
 	bucket   Bucket
 	prefix   string // of keys: "" or ending in a slash
 	location string // for messages
-	retry    Retry
+	options  Options
+	clean    sync.Once
 }
+
+// Options say how patiently and in which pieces a Store works.
+type Options struct {
+	Retry
+	Parts
+}
+
+// DefaultOptions are those of the drivers.
+var DefaultOptions = Options{DefaultRetry, DefaultParts}
 
 // New returns the Store below prefix, which CheckPrefix accepts. The location
 // is what messages say and holds no credentials.
-func New(bucket Bucket, prefix, location string, retry Retry) *Store {
+func New(bucket Bucket, prefix, location string, options Options) *Store {
 	if prefix = strings.Trim(prefix, "/"); prefix != "" {
 		prefix += "/"
 	}
-	return &Store{bucket: bucket, prefix: prefix, location: location, retry: retry}
+	return &Store{bucket: bucket, prefix: prefix, location: location, options: options}
 }
 
 // CheckPrefix returns nil if the prefix of a location can stand before names.
@@ -105,12 +130,20 @@ func (s *Store) put(ctx context.Context, name string, body io.ReadSeeker, size i
 	if err := precheck(ctx, name); err != nil {
 		return err
 	}
-	content, err := describe(body, size)
+	content, err := describe(body, size, s.options.Parts)
 	if err != nil {
 		return err
 	}
 	key := s.prefix + name
+	if content.PartSize > 0 {
+		return s.putParts(ctx, key, body, content)
+	}
 	return s.attempt(ctx, func(attempt int) error {
+		if attempt > 0 { // the answer may have been lost: look before sending all of it again
+			if err := s.settle(ctx, key, content.PutID); err == nil || err == storage.ErrExist {
+				return err
+			}
+		}
 		err := s.create(ctx, key, body, content)
 		if attempt > 0 && s.cause(err).kind == storage.ErrExist {
 			return s.settle(ctx, key, content.PutID)
@@ -130,13 +163,17 @@ func (s *Store) create(ctx context.Context, key string, body io.ReadSeeker, cont
 	return s.bucket.Create(ctx, key, b, content)
 }
 
+// errNothing is ErrExist of a name that was taken a moment ago and holds nothing
+// now.
+var errNothing = fmt.Errorf("%w: it was deleted meanwhile", storage.ErrExist)
+
 // settle returns nil if the object that exists is the one of the Put with this
-// identity, ErrExist if it is another's.
+// identity, ErrExist if it is another's, errNothing if there is none.
 func (s *Store) settle(ctx context.Context, key, putID string) error {
 	head, err := s.bucket.Head(ctx, key)
 	switch {
 	case s.cause(err).kind == storage.ErrNotExist:
-		return storage.ErrExist // deleted meanwhile; the name was taken all the same
+		return errNothing
 	case err != nil:
 		return fmt.Errorf("an earlier attempt may have stored the object: %w", err)
 	case head.PutID != putID:
@@ -293,20 +330,37 @@ func firstError(errs ...error) error {
 	return nil
 }
 
-func describe(body io.ReadSeeker, size int64) (Content, error) {
+// describe reads the body once, for its hash or those of its parts.
+func describe(body io.ReadSeeker, size int64, parts Parts) (Content, error) {
 	if err := storage.CheckBody(body, size); err != nil {
 		return Content{}, err
 	}
-	h := sha256.New()
-	n, err := io.Copy(h, body)
-	if err != nil {
-		return Content{}, fmt.Errorf("read the body: %w", err)
-	}
-	if n != size {
-		return Content{}, fmt.Errorf("%w: %d bytes announced, the body gave %d", storage.ErrSize, size, n)
-	}
 	c := Content{Size: size, PutID: rand.Text()}
-	h.Sum(c.SHA256[:0])
+	piece := size
+	if size > parts.From {
+		c.PartSize = parts.size(size)
+		piece = c.PartSize
+	}
+	for done := int64(0); ; done += piece {
+		h := sha256.New()
+		n, err := io.Copy(h, io.LimitReader(body, piece))
+		if err != nil {
+			return Content{}, fmt.Errorf("read the body: %w", err)
+		}
+		if n != min(piece, size-done) {
+			return Content{}, fmt.Errorf("%w: %d bytes announced, the body gave %d", storage.ErrSize, size, done+n)
+		}
+		h.Sum(c.SHA256[:0])
+		if c.PartSize > 0 {
+			c.Parts = append(c.Parts, c.SHA256)
+		}
+		if done+piece >= size {
+			break
+		}
+	}
+	if c.PartSize > 0 {
+		c.SHA256 = [sha256.Size]byte{}
+	}
 	return c, nil
 }
 

@@ -18,7 +18,7 @@ var DefaultRetry = Retry{Attempts: 6, Pause: 100 * time.Millisecond}
 // attempt calls f until it succeeds, fails for good, or the attempts are used
 // up. It returns the last error as the library gave it.
 func (s *Store) attempt(ctx context.Context, f func(attempt int) error) error {
-	pause := s.retry.Pause
+	pause := s.options.Pause
 	for i := 0; ; i++ {
 		err := f(i)
 		if err == nil {
@@ -28,7 +28,7 @@ func (s *Store) attempt(ctx context.Context, f func(attempt int) error) error {
 			return ctx.Err()
 		}
 		cause := s.cause(err)
-		if !cause.again || i+1 >= s.retry.Attempts {
+		if !cause.again || i+1 >= s.options.Attempts {
 			return cause.error()
 		}
 		if err := sleep(ctx, jitter(pause)); err != nil {

@@ -13,7 +13,8 @@ import (
 )
 
 // Transport returns the HTTP transport of both drivers. With a file name in ca
-// it trusts the authorities in that PEM file and no others.
+// it trusts the authorities in that PEM file and no others; else those of
+// AWS_CA_BUNDLE and no others; else the system's (or SSL_CERT_FILE's).
 //
 // The time limits end waiting for a server that is silent; they do not limit how
 // long a body takes. After the body of a Put is sent, a server may need a while
@@ -31,16 +32,28 @@ func Transport(ca string) (*http.Transport, error) {
 		DisableCompression:    true,
 		TLSClientConfig:       &tls.Config{MinVersion: tls.VersionTLS12},
 	}
-	if ca == "" {
-		return t, nil
+	var err error
+	switch bundle := os.Getenv("AWS_CA_BUNDLE"); {
+	case ca != "":
+		if t.TLSClientConfig.RootCAs, err = authorities(ca); err != nil {
+			err = fmt.Errorf("%w: the authorities of ca=: %w", storage.ErrLocation, err)
+		}
+	case bundle != "":
+		if t.TLSClientConfig.RootCAs, err = authorities(bundle); err != nil {
+			err = fmt.Errorf("%w: the authorities of AWS_CA_BUNDLE: %w", storage.ErrTLS, err)
+		}
 	}
-	pem, err := os.ReadFile(ca)
+	return t, err
+}
+
+func authorities(file string) (*x509.CertPool, error) {
+	pem, err := os.ReadFile(file)
 	if err != nil {
-		return nil, fmt.Errorf("%w: read the file of ca=: %w", storage.ErrLocation, err)
+		return nil, err
 	}
-	t.TLSClientConfig.RootCAs = x509.NewCertPool()
-	if !t.TLSClientConfig.RootCAs.AppendCertsFromPEM(pem) {
-		return nil, fmt.Errorf("%w: %s of ca= holds no PEM certificate", storage.ErrLocation, ca)
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM(pem) {
+		return nil, fmt.Errorf("%s holds no PEM certificate", file)
 	}
-	return t, nil
+	return pool, nil
 }
