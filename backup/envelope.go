@@ -18,7 +18,8 @@ import (
 )
 
 // SealEnvelope encrypts the content of a recovery envelope so that threshold of
-// the custodians together can read it, and fewer cannot. It runs inside the
+// the custodians together can read it, and fewer cannot, and names the lineage's
+// own recipients of packs, whose identities follow from the content. It runs inside the
 // HSM: nobody else has the content. It returns the bytes to be stored.
 func SealEnvelope(ctx context.Context, secret hsm.Secret, custodians []string, threshold int) ([]byte, error) {
 	if err := ctx.Err(); err != nil {
@@ -32,6 +33,9 @@ func SealEnvelope(ctx context.Context, secret hsm.Secret, custodians []string, t
 		return nil, fmt.Errorf("recovery envelope: content of %d bytes, at most %d", n, format.MaxRecovery)
 	}
 	e := format.Envelope{Threshold: threshold, Custodians: len(recipients)}
+	if err := describe(&e, secret); err != nil {
+		return nil, fmt.Errorf("recovery envelope: %w", err)
+	}
 	if threshold == 1 {
 		if _, err := ParseRecipients(custodians); err != nil { // hybrid and others in one file
 			return nil, err
@@ -44,6 +48,18 @@ func SealEnvelope(ctx context.Context, secret hsm.Secret, custodians []string, t
 		return nil, fmt.Errorf("recovery envelope: %w", err)
 	}
 	return format.EncodeEnvelope(e)
+}
+
+// describe says in clear what whoever takes snapshots has to know of the content.
+func describe(e *format.Envelope, content hsm.Secret) error {
+	keyring, ca, err := hsm.DecodeRecovery(content)
+	if err != nil {
+		return err
+	}
+	ca.Wipe()
+	e.Epochs = keyring.Epochs()
+	e.PackRecipients, err = packRecipients(keyring)
+	return err
 }
 
 func sealShared(e *format.Envelope, secret hsm.Secret, recipients []Recipient) error {

@@ -12,8 +12,13 @@ import (
 	"github.com/hsmbackup/hsmbackup/cluster/hsm"
 )
 
+// testRecovery is the content of an envelope.
+func testRecovery() hsm.Secret {
+	return hsm.EncodeRecovery(hsm.NewKeyring(), hsm.NewSecret([]byte("the authority")))
+}
+
 func TestEnvelopeThresholds(t *testing.T) {
-	secret := hsm.NewSecret([]byte("the content of the envelope"))
+	secret := testRecovery()
 	for n := 1; n <= 4; n++ {
 		ids := make([]Identity, n)
 		var custodians []string
@@ -51,7 +56,7 @@ func TestEnvelopeThresholds(t *testing.T) {
 func TestEnvelopeMixesKindsAboveThresholdOne(t *testing.T) {
 	hybrid, classic := newIdentity(t), newX25519(t)
 	custodians := []string{hybrid.recipient, classic.recipient}
-	secret := hsm.NewSecret([]byte("content"))
+	secret := testRecovery()
 	_, err := SealEnvelope(t.Context(), secret, custodians, 1)
 	wantErr(t, err, ErrRecipient)
 	b, err := SealEnvelope(t.Context(), secret, custodians, 2)
@@ -65,7 +70,7 @@ func TestEnvelopeMixesKindsAboveThresholdOne(t *testing.T) {
 
 func TestEnvelopeRefusesWhatCouldNotBeOpened(t *testing.T) {
 	r := newX25519(t).recipient
-	secret := hsm.NewSecret([]byte("content"))
+	secret := testRecovery()
 	for name, bad := range map[string]struct {
 		custodians []string
 		threshold  int

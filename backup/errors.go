@@ -53,6 +53,9 @@ var hints = []struct {
 // Hint returns what to do next about err, in one line without a full stop, or
 // "" if nothing is known to do.
 func Hint(err error) string {
+	if h := pluginHint(err); h != "" {
+		return h
+	}
 	for _, h := range hints {
 		if errors.Is(err, h.kind) {
 			return h.hint

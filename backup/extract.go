@@ -182,7 +182,7 @@ func (s *Snapshot) readPack(ctx context.Context, items []hsm.Object, w wanted, b
 		return err
 	}
 	rest := w.items
-	err := eachBlock(*buf, s.options.Identities, func(first int, b *format.BlockData) error {
+	err := s.eachBlock(ctx, *buf, func(first int, b *format.BlockData) error {
 		var out []hsm.MaskedObject
 		for len(rest) > 0 && rest[0] < min(first+b.Len(), len(items)) {
 			m, err := join(b.Columns(rest[0]-first), items[rest[0]], s.Lineage())

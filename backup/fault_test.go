@@ -196,7 +196,6 @@ func TestTwoLineagesShareARepository(t *testing.T) {
 func TestOptionsAreChecked(t *testing.T) {
 	c, store := newTestCluster(t, 1), newStore(t)
 	for name, change := range map[string]func(*TakeOptions){
-		"no recipient":   func(o *TakeOptions) { o.Recipients = nil },
 		"bad recipient":  func(o *TakeOptions) { o.Recipients = []string{"age1x"} },
 		"mixed":          func(o *TakeOptions) { o.Recipients = append(o.Recipients, x25519Recipient) },
 		"small packs":    func(o *TakeOptions) { o.PackSize = 1000 },

@@ -22,17 +22,17 @@ type (
 
 // Bounds of what people hand in.
 const (
-	maxRecipientText = 8 << 10 // a hybrid recipient has 1,959 characters, an RSA-16384 key 2,800
-	maxIdentityFile  = 1 << 20
-	maxRecipients    = 64
+	maxIdentityFile = 1 << 20
+	maxRecipients   = 64
 )
 
 // ParseRecipient reads an X25519 recipient (age1…), a hybrid post-quantum one
-// (age1pq1…) or an ssh-ed25519 or ssh-rsa public key. ErrRecipient.
+// (age1pq1…), a tagged one (age1tag1…, age1tagpq1…), one of an age plugin
+// (age1NAME1…), or an ssh-ed25519 or ssh-rsa public key. ErrRecipient.
 func ParseRecipient(s string) (Recipient, error) {
 	s = strings.TrimSpace(s)
 	shown := fmt.Sprintf("%.24q", s)
-	if len(s) > maxRecipientText || strings.ContainsAny(s, "\r\n") {
+	if len(s) > format.MaxRecipientText || strings.ContainsAny(s, "\r\n") {
 		return nil, fmt.Errorf("%w: recipient %s… is too long", ErrRecipient, shown)
 	}
 	var r Recipient
@@ -42,12 +42,14 @@ func ParseRecipient(s string) (Recipient, error) {
 		return nil, fmt.Errorf("%w: this is an identity, which must stay secret; its recipient is the line \"# public key:\" of its file", ErrRecipient)
 	case strings.HasPrefix(s, "age1pq1"):
 		r, err = age.ParseHybridRecipient(s)
+	case strings.HasPrefix(s, "age1") && isPlugin(s):
+		r, err = parseOtherRecipient(s)
 	case strings.HasPrefix(s, "age1"):
 		r, err = age.ParseX25519Recipient(s)
 	case strings.HasPrefix(s, "ssh-"):
 		r, err = parseSSHRecipient(s)
 	default:
-		return nil, fmt.Errorf("%w: recipient %s: want age1…, age1pq1…, ssh-ed25519 or ssh-rsa", ErrRecipient, shown)
+		return nil, fmt.Errorf("%w: recipient %s: want age1…, age1pq1…, age1tag1…, age1PLUGIN1…, ssh-ed25519 or ssh-rsa", ErrRecipient, shown)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("%w: recipient %s…: %w", ErrRecipient, shown, err)
@@ -68,19 +70,19 @@ func ParseRecipients(texts []string) ([]Recipient, error) {
 		if err != nil {
 			return nil, err
 		}
-		if _, ok := r.(*age.HybridRecipient); ok {
+		if postQuantum(r) {
 			hybrid++
 		}
 		out = append(out, r)
 	}
 	if hybrid != 0 && hybrid != len(out) {
-		return nil, fmt.Errorf("%w: post-quantum recipients (age1pq1…) do not mix with others: the others would decide how safe the data is", ErrRecipient)
+		return nil, fmt.Errorf("%w: post-quantum recipients (age1pq1…, age1tagpq1…) do not mix with others: the others would decide how safe the data is", ErrRecipient)
 	}
 	return out, nil
 }
 
 // ParseIdentityFile reads the identities of a file as age-keygen writes it
-// (AGE-SECRET-KEY-1…, AGE-SECRET-KEY-PQ-1…, comments, empty lines), or of an
+// (AGE-SECRET-KEY-1…, AGE-SECRET-KEY-PQ-1…, AGE-PLUGIN-…, comments, empty lines), or of an
 // unencrypted OpenSSH or PEM private key. ErrRecipient, without its contents.
 func ParseIdentityFile(data []byte) ([]Identity, error) {
 	if len(data) > maxIdentityFile {
@@ -122,8 +124,10 @@ func parseIdentity(line string) (Identity, error) {
 		id, err = age.ParseHybridIdentity(line)
 	case strings.HasPrefix(line, "AGE-SECRET-KEY-1"):
 		id, err = age.ParseX25519Identity(line)
+	case strings.HasPrefix(line, "AGE-PLUGIN-"):
+		id, err = parsePluginIdentity(line)
 	default:
-		return nil, fmt.Errorf("%w: want AGE-SECRET-KEY-1… or AGE-SECRET-KEY-PQ-1…", ErrRecipient)
+		return nil, fmt.Errorf("%w: want AGE-SECRET-KEY-1…, AGE-SECRET-KEY-PQ-1… or AGE-PLUGIN-…", ErrRecipient)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("%w: the identity is damaged", ErrRecipient)

@@ -2,10 +2,8 @@ package backup
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"iter"
-	"slices"
 
 	"github.com/hsmbackup/hsmbackup/backup/format"
 	"github.com/hsmbackup/hsmbackup/cluster/hsm"
@@ -15,8 +13,9 @@ import (
 
 // OpenOptions says how to open a snapshot.
 type OpenOptions struct {
-	// Identities decrypt packs and envelope. Without any, everything but Extract
-	// and Recovery works.
+	// Identities decrypt packs and envelope: those of recipients read the packs,
+	// those of enough custodians the envelope and with it every pack. Without any,
+	// everything but Extract and Recovery works.
 	Identities []Identity
 	// Trust is the lineage that must have signed the manifest. Without it the
 	// manifest is only known to be whole and signed by the lineage it names, which
@@ -37,6 +36,7 @@ type Snapshot struct {
 	manifest *format.Manifest
 	options  OpenOptions
 	catalog  *catalog
+	memo     memo
 }
 
 var _ hsm.Sketcher = (*Snapshot)(nil)
@@ -110,35 +110,4 @@ func (s *Snapshot) Root(ctx context.Context) (hsm.Root, error) { return s.manife
 // the indexes.
 func (s *Snapshot) Cells(ctx context.Context, from int) iter.Seq2[hsm.Cell, error] {
 	return reconcile.CellsFrom(s.manifest.Fingerprints, s.manifest.Cells, from, func() iter.Seq2[hsm.Object, error] { return s.Objects(ctx) })
-}
-
-// Recovery opens the recovery envelope: the keys of the lineage, and the CA of
-// the cluster that was backed up. ErrIdentity if the identities are too few
-// custodians, ErrCorrupt if the envelope is damaged, hsm.ErrLineage if it is
-// another lineage's than the manifest.
-func (s *Snapshot) Recovery(ctx context.Context) (*hsm.Keyring, hsm.Secret, error) {
-	path := format.EnvelopePath(s.manifest.Envelope)
-	stored, err := fetch(ctx, s.store, path, s.manifest.Envelope, format.MaxEnvelope)
-	if err != nil {
-		return nil, hsm.Secret{}, err
-	}
-	content, err := OpenEnvelope(stored, s.options.Identities)
-	if err != nil {
-		return nil, hsm.Secret{}, fmt.Errorf("%s: %w", path, err)
-	}
-	defer content.Wipe()
-	keyring, ca, err := hsm.DecodeRecovery(content)
-	if errors.Is(err, hsm.ErrCorrupt) {
-		return nil, hsm.Secret{}, fmt.Errorf("%w: %s: %w", ErrCorrupt, path, err)
-	}
-	if err != nil {
-		return nil, hsm.Secret{}, fmt.Errorf("%s: %w", path, err)
-	}
-	if keyring.Lineage() != s.Lineage() {
-		return nil, hsm.Secret{}, fmt.Errorf("%w: %s is of %s, the manifest of %s", hsm.ErrLineage, path, keyring.Lineage(), s.Lineage())
-	}
-	if !slices.Contains(keyring.Epochs(), s.manifest.Epoch) && s.manifest.Epoch != 0 {
-		return nil, hsm.Secret{}, fmt.Errorf("%w: %s lacks the masking key of epoch %d", ErrCorrupt, path, s.manifest.Epoch)
-	}
-	return keyring, ca, nil
 }

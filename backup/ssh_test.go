@@ -8,8 +8,6 @@ import (
 	"testing"
 
 	"golang.org/x/crypto/ssh"
-
-	"github.com/hsmbackup/hsmbackup/cluster/hsm"
 )
 
 func TestSSHCustodian(t *testing.T) {
@@ -29,7 +27,7 @@ func TestSSHCustodian(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	secret := hsm.NewSecret([]byte("content"))
+	secret := testRecovery()
 	b, err := SealEnvelope(t.Context(), secret, []string{strings.TrimSpace(string(ssh.MarshalAuthorizedKey(pub)))}, 1)
 	if err != nil {
 		t.Fatal(err)

@@ -18,7 +18,8 @@ import (
 
 // TakeOptions says how to take a snapshot.
 type TakeOptions struct {
-	// Recipients can decrypt the packs; see ParseRecipient. At least one.
+	// Recipients can decrypt the packs, beside the custodians, who read them
+	// through the recovery envelope; see ParseRecipient.
 	Recipients []string
 	// Full writes everything again instead of an increment to the newest
 	// snapshot of the cluster.
@@ -118,6 +119,7 @@ type take struct {
 	packer     *packer
 	recipients [32]byte // fingerprint
 	custody    [32]byte
+	sealed     *sealed // the envelope that the origin sealed for this take, or nil
 	desc       Description
 	settings   hsm.Settings
 	hsms       []NamedSource
@@ -159,11 +161,12 @@ var (
 // written.
 func (t *take) prepare(ctx context.Context) error {
 	o := &t.options
-	recipients, err := ParseRecipients(o.Recipients)
-	if err != nil {
-		return err
+	if len(o.Recipients) > 0 {
+		if _, err := ParseRecipients(o.Recipients); err != nil {
+			return err
+		}
 	}
-	t.recipients = fingerprint(o.Recipients, 1)
+	var err error
 	if err := checkTags(o.Tags); err != nil {
 		return err
 	}
@@ -185,7 +188,7 @@ func (t *take) prepare(ctx context.Context) error {
 		return err
 	}
 	t.packer = &packer{
-		store: t.store, lineage: t.desc.Lineage, recipients: recipients, target: o.PackSize, workers: o.Workers, progress: t.count,
+		store: t.store, lineage: t.desc.Lineage, target: o.PackSize, workers: o.Workers, progress: t.count,
 	}
 	return nil
 }
@@ -367,6 +370,11 @@ func (t *take) begin(ctx context.Context, numbers []uint64) error {
 			return err
 		}
 	}
+	if t.parent == nil {
+		if err := t.address(ctx, nil); err != nil {
+			return err
+		}
+	}
 	if t.parent != nil {
 		c := &catalog{store: t.store, lineage: t.parent.Lineage, packs: t.parent.Packs}
 		t.contents = contentsOf(t.parent, c)
@@ -393,6 +401,9 @@ func (t *take) findParent(ctx context.Context, numbers []uint64) error {
 		}
 		if m.Lineage != t.desc.Lineage || m.Cluster != t.desc.Cluster {
 			continue
+		}
+		if err := t.address(ctx, m); err != nil {
+			return err
 		}
 		if t.fullReason = t.unfit(m); t.fullReason == "" {
 			t.parent = m
@@ -533,17 +544,20 @@ func (t *take) envelope(ctx context.Context, epoch uint64) (format.Name, error) 
 		}
 		t.note("sealed the recovery envelope again: %v", err)
 	}
-	stored, err := t.origin.Envelope(ctx, slices.Clone(t.settings.Custodians), t.settings.Threshold)
-	if err != nil {
-		return format.Name{}, fmt.Errorf("recovery envelope: %w", err)
+	s := t.sealed
+	if s == nil || !slices.Contains(s.content.Epochs, epoch) { // it may be older than an object
+		var err error
+		if s, err = t.seal(ctx); err != nil {
+			return format.Name{}, err
+		}
 	}
-	e, err := format.DecodeEnvelope(stored)
-	if err != nil || e.Threshold != t.settings.Threshold || e.Custodians != len(t.settings.Custodians) {
-		return format.Name{}, fmt.Errorf("recovery envelope: the HSM sealed something else than %d of %d custodians: %w",
-			t.settings.Threshold, len(t.settings.Custodians), errors.Join(err, hsm.ErrInvalid))
+	// It was sealed after all packs were gathered: an HSM that sealed an object
+	// under a new masking key holds that key, but this may be another HSM.
+	if known := s.content.Epochs; epoch != 0 && len(known) > 0 && !slices.Contains(known, epoch) {
+		return format.Name{}, fmt.Errorf("%w: recovery envelope: the HSM that sealed it lacks the masking key of epoch %d; wait until the rotation has reached every HSM", hsm.ErrUnavailable, epoch)
 	}
-	name := format.NameOf(stored)
-	return name, put(ctx, t.store, format.EnvelopePath(name), stored)
+	name := format.NameOf(s.stored)
+	return name, put(ctx, t.store, format.EnvelopePath(name), s.stored)
 }
 
 // commit signs the manifest and writes it. Until the put the snapshot does not

@@ -135,12 +135,13 @@ func (v *verifier) envelope(ctx context.Context, level Level) error {
 		}
 	}
 	if err == nil && level == LevelRoot {
-		var keyring *hsm.Keyring
-		keyring, _, err = v.Recovery(ctx)
-		switch {
-		case err == nil:
-			v.keyring, v.report.Envelope = keyring, "opened"
-		case errors.Is(err, ErrIdentity): // not a custodian, or not enough of them
+		if _, err = v.open(ctx, v.manifest.Envelope); err == nil {
+			v.report.Envelope = "opened"
+		}
+		if o, openErr := v.opened(ctx); openErr == nil {
+			v.keyring = o.keyring // maybe from the envelope of another snapshot
+		}
+		if errors.Is(err, ErrIdentity) { // not a custodian of it, or not enough of them
 			err = nil
 		}
 	}
@@ -176,7 +177,7 @@ func (v *verifier) pack(ctx context.Context, p format.PackEntry, level Level) (l
 	defer packBuffers.Put(buf)
 	err = fetchPack(ctx, v.store, p, buf)
 	if err == nil && level == LevelRoot && l.items != nil {
-		if err = v.objects(*buf, x); err != nil {
+		if err = v.objects(ctx, *buf, x); err != nil {
 			err = fmt.Errorf("%s: %w", format.PackPath(p.Pack), err)
 		}
 	}
@@ -188,11 +189,11 @@ func (v *verifier) pack(ctx context.Context, p format.PackEntry, level Level) (l
 }
 
 // objects decrypts a pack and compares it with its index.
-func (v *verifier) objects(stored []byte, x format.Index) error {
+func (v *verifier) objects(ctx context.Context, stored []byte, x format.Index) error {
 	items, blocks := x.Items, x.Blocks
 	n := 0
 	var unmasked uint64
-	err := eachBlock(stored, v.options.Identities, func(first int, b *format.BlockData) error {
+	err := v.eachBlock(ctx, stored, func(first int, b *format.BlockData) error {
 		if len(blocks) == 0 || uint32(b.Len()) != blocks[0].Objects || b.Size() != int(blocks[0].Length) {
 			return fmt.Errorf("%w: its blocks are not those of its index", ErrCorrupt)
 		}

@@ -32,7 +32,7 @@ type Restored struct {
 // snapshot. The folder appears whole, every HSM with the root of the snapshot's
 // manifest, or not at all; after an interruption the same call starts over.
 //
-// backup.ErrIdentity if the identities are not those of recipient and custodians;
+// backup.ErrIdentity if the identities are not those of enough custodians;
 // backup.ErrCorrupt if anything of the snapshot is damaged or missing, or does
 // not add up to its root; server.ErrFolder if the folder is not empty.
 func Restore(ctx context.Context, s *backup.Snapshot, spec server.Spec, progress func(done, total, bytes int64)) (*Restored, error) {

@@ -42,8 +42,9 @@ type version struct {
 
 var versionMode = must(cbor.DecOptions{DupMapKey: cbor.DupMapKeyEnforcedAPF, IndefLength: cbor.IndefLengthForbidden, TagsMd: cbor.TagsForbidden, MaxArrayElements: MaxPacks, MaxMapPairs: 1024}.DecMode())
 
-// checkVersion tells software that is too old from damage.
-func checkVersion(body []byte, what string, known uint64) error {
+// checkVersion tells software that is too old from damage. Versions from oldest
+// to known are read.
+func checkVersion(body []byte, what string, oldest, known uint64) error {
 	var v version
 	if err := versionMode.Unmarshal(body, &v); err != nil {
 		return fmt.Errorf("%w: %s does not decode: %w", ErrCorrupt, what, err)
@@ -51,7 +52,7 @@ func checkVersion(body []byte, what string, known uint64) error {
 	if v.Version > known {
 		return fmt.Errorf("%w: %s of version %d; this software knows version %d", ErrVersion, what, v.Version, known)
 	}
-	if v.Version != known {
+	if v.Version < oldest {
 		return fmt.Errorf("%w: %s of version %d", ErrCorrupt, what, v.Version)
 	}
 	return nil

@@ -109,6 +109,7 @@ func TestEnvelopeRoundTrip(t *testing.T) {
 	for _, e := range []Envelope{
 		{Threshold: 1, Custodians: 3, Sealed: []byte{1}},
 		{Threshold: 2, Custodians: 2, Shares: [][]byte{{1}, {2}}, Sealed: []byte{1}},
+		{Threshold: 1, Custodians: 1, Sealed: []byte{1}, PackRecipients: []string{"age1x"}, Epochs: []uint64{1, 9}},
 	} {
 		b, err := EncodeEnvelope(e)
 		if err != nil {

@@ -64,6 +64,13 @@ const (
 	// MaxEnvelope holds MaxCustodians hybrid headers of 1.7 KiB and the keys.
 	MaxEnvelope = 1 << 20
 
+	// MaxRecipientText bounds the text of an age recipient: a hybrid one has 1,959
+	// characters, an ssh key of RSA-16384 some 2,800.
+	MaxRecipientText = 8 << 10
+
+	// MaxEpochs bounds the masking keys of a lineage: more do not fit MaxRecovery.
+	MaxEpochs = 4096
+
 	// MaxRecovery is the largest content of an envelope: some hundred masking
 	// keys and a certificate authority.
 	MaxRecovery = 256 << 10

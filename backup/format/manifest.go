@@ -159,7 +159,7 @@ func DecodeManifest(stored []byte) (m *Manifest, body []byte, s hsm.LineageSigna
 	if err := decodeCanonical(b, &f); err != nil {
 		return nil, nil, s, err
 	}
-	if err := checkVersion(f.Body, "manifest", ManifestVersion); err != nil {
+	if err := checkVersion(f.Body, "manifest", ManifestVersion, ManifestVersion); err != nil {
 		return nil, nil, s, err
 	}
 	var w manifestBody

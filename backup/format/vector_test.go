@@ -404,7 +404,17 @@ func envelopeVectors(t testing.TB) (out []vector) {
 	add("ok_2_of_3", "ok", "three shares", stored)
 	edit("ok_1_of_3", "ok", "no shares", func(b *envelopeBody) { b.Threshold, b.Shares = 1, nil })
 	add("version_2", "version", "a later version of the file", bytes.Replace(stored, []byte(" v1\n"), []byte(" v2\n"), 1))
-	edit("body_version_2", "version", "a later version of the body", func(b *envelopeBody) { b.Version = 2 })
+	edit("body_version_3", "version", "a later version of the body", func(b *envelopeBody) { b.Version = 3 })
+	edit("ok_packs", "ok", "version 2 names recipients of packs", func(b *envelopeBody) { b.Version, b.Packs, b.Epochs = 2, []string{"age1a", "age1b"}, []uint64{1, 7} })
+	edit("epochs_missing", "corrupt", "version 2 without epochs", func(b *envelopeBody) { b.Version, b.Packs = 2, []string{"age1a"} })
+	edit("epochs_twice", "corrupt", "one epoch twice", func(b *envelopeBody) { b.Version, b.Packs, b.Epochs = 2, []string{"age1a"}, []uint64{1, 1} })
+	edit("epoch_0", "corrupt", "the epoch of what is not sealed", func(b *envelopeBody) { b.Version, b.Packs, b.Epochs = 2, []string{"age1a"}, []uint64{0, 1} })
+	edit("packs_in_version_1", "corrupt", "version 1 with recipients of packs", func(b *envelopeBody) { b.Packs = []string{"age1a"} })
+	edit("packs_missing", "corrupt", "version 2 without recipients of packs", func(b *envelopeBody) { b.Version, b.Epochs = 2, []uint64{1} })
+	edit("packs_too_many", "corrupt", "five recipients of packs", func(b *envelopeBody) {
+		b.Version, b.Epochs, b.Packs = 2, []uint64{1}, []string{"a", "b", "c", "d", "e"}
+	})
+	edit("packs_line_break", "corrupt", "a recipient of two lines", func(b *envelopeBody) { b.Version, b.Epochs, b.Packs = 2, []uint64{1}, []string{"age1\na"} })
 	add("truncated", "corrupt", "the last byte is missing", stored[:len(stored)-1])
 	add("trailing_byte", "corrupt", "one byte more", append(slices.Clone(stored), 0))
 	edit("threshold_0", "corrupt", "nobody is needed", func(b *envelopeBody) { b.Threshold = 0 })
@@ -414,8 +424,8 @@ func envelopeVectors(t testing.TB) (out []vector) {
 	edit("shares_at_threshold_1", "corrupt", "shares that nobody needs", func(b *envelopeBody) { b.Threshold = 1 })
 	edit("no_content", "corrupt", "nothing sealed", func(b *envelopeBody) { b.Sealed = nil })
 	body := stored[len(envelopeHeader):]
-	unknown := slices.Concat([]byte(envelopeHeader), []byte{body[0] + 1}, body[1:], []byte{6, 1})
-	add("unknown_field", "corrupt", "field 6", unknown)
+	unknown := slices.Concat([]byte(envelopeHeader), []byte{body[0] + 1}, body[1:], []byte{8, 1})
+	add("unknown_field", "corrupt", "field 8", unknown)
 	add("not_shortest", "corrupt", "version 1 in two bytes", slices.Concat([]byte(envelopeHeader), body[:2], []byte{0x18, 1}, body[3:]))
 	return out
 }

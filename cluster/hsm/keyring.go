@@ -28,6 +28,7 @@ const KeySize = 32
 //	signing      Ed25519 seed; its public key's fingerprint is the lineage
 //	root, sketch fingerprint keys
 //	ticket       per cluster: HMAC key of login tickets
+//	pack         seeds of the identities that read the lineage's packs
 //
 // A Keyring is immutable and safe for concurrent use. It shares no bytes with
 // what it was opened from or exports. It prints as [redacted].
@@ -122,6 +123,11 @@ func (k *Keyring) Epochs() []uint64 { return slices.Sorted(maps.Keys(k.masking))
 func (k *Keyring) TicketKey(c ClusterID) Secret {
 	return NewSecret(k.derive("ticket "+c.String(), KeySize))
 }
+
+// PackSeed returns the 32-byte seed of the lineage's own identity of one kind
+// for the packs of its snapshots (backup/FORMAT.md §3). It never changes, so
+// whoever opens any recovery envelope of the lineage reads every pack of it.
+func (k *Keyring) PackSeed(kind string) Secret { return NewSecret(k.derive("pack "+kind, KeySize)) }
 
 // Sign signs message for a purpose. A purpose that is empty or contains a NUL
 // has no signature: the result then has no Signature and verifies nowhere.

@@ -59,7 +59,13 @@ func checkCustodians(custodians []string, threshold int) error {
 	if len(custodians) == 0 {
 		return nil
 	}
-	if _, err := backup.ParseRecipients(custodians); err != nil {
+	if threshold > 1 { // each has a share of their own, so that kinds may mix
+		for _, c := range custodians {
+			if _, err := backup.ParseRecipient(c); err != nil {
+				return err
+			}
+		}
+	} else if _, err := backup.ParseRecipients(custodians); err != nil {
 		return err
 	}
 	if threshold < 1 || threshold > len(custodians) {

@@ -23,10 +23,10 @@ import (
 func (p *program) snapshotCommand() *cli.Command {
 	return &cli.Command{
 		Name: "snapshot", Usage: "back a cluster up: what is new since the last snapshot", Action: p.snapshot,
-		Description: "LOCATION is a folder or file:///…, s3://BUCKET/PREFIX?region=…&endpoint=…, or minio://HOST:PORT/BUCKET/PREFIX?tls=false.\nThe host that takes snapshots can decrypt nothing: it needs the appliance certificate and the recipients' public keys.\n\nExample: hsmbackup snapshot --cluster ./east --to s3://backups/payments?region=eu-west-1 --recipient age1…",
+		Description: "LOCATION is a folder or file:///…, s3://BUCKET/PREFIX?region=…&endpoint=…, or minio://HOST:PORT/BUCKET/PREFIX?tls=false.\nThe host that takes snapshots can decrypt nothing: it needs the appliance certificate, and the HSMs say to whom to encrypt.\n\nExample: hsmbackup snapshot --cluster ./east --to s3://backups/payments?region=eu-west-1 --recipient age1…",
 		Flags: append(clusterFlags(),
 			&cli.StringFlag{Name: "to", Required: true, Usage: "store `LOCATION`"},
-			&cli.StringSliceFlag{Name: "recipient", Usage: "age `RECIPIENT` who can decrypt the packs (default: the cluster's custodians)"},
+			&cli.StringSliceFlag{Name: "recipient", Usage: "age `RECIPIENT` who can decrypt the packs beside the cluster's custodians"},
 			&cli.BoolFlag{Name: "full", Usage: "write everything again"},
 			&cli.BoolFlag{Name: "require-all", Usage: "refuse if an HSM does not answer"},
 			&cli.StringSliceFlag{Name: "tag", Usage: "`KEY=VALUE`, kept in clear"}),
@@ -74,18 +74,16 @@ func (p *program) snapshot(cc *cli.Context) error {
 	})
 }
 
-// recipients are those of --recipient, else the cluster's custodians.
+// recipients are those of --recipient. Custodians read packs through the
+// recovery envelope, so nobody need be named.
 func (p *program) recipients(cc *cli.Context, c *cluster.Cluster) ([]string, error) {
 	settings, err := c.Settings(cc.Context)
 	if err != nil {
 		return nil, err
 	}
 	recipients := cc.StringSlice("recipient")
-	if len(recipients) == 0 {
-		recipients = settings.Custodians
-	}
-	if len(recipients) == 0 {
-		return nil, usagef("no recipient: name one with --recipient age1…, or custodians with cluster set --custodian")
+	if len(recipients) == 0 && len(settings.Custodians) == 0 {
+		return nil, usagef("nobody could open the snapshot: name custodians with cluster set --custodian, or one with --recipient age1…")
 	}
 	return recipients, p.adoptCustodians(cc, settings, recipients)
 }

@@ -1,0 +1,138 @@
+package backup
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+
+	"github.com/hsmbackup/hsmbackup/backup/format"
+	"github.com/hsmbackup/hsmbackup/cluster/hsm"
+)
+
+// opened is the content of a recovery envelope.
+type opened struct {
+	keyring *hsm.Keyring
+	ca      hsm.Secret
+	packs   []Identity // the lineage's own
+}
+
+// memo keeps what opening the envelope came to, unless the store failed.
+type memo struct {
+	mu   sync.Mutex
+	done bool
+	opened
+	err error
+}
+
+// opened opens the recovery envelope, once.
+func (s *Snapshot) opened(ctx context.Context) (opened, error) {
+	s.memo.mu.Lock()
+	defer s.memo.mu.Unlock()
+	if s.memo.done {
+		return s.memo.opened, s.memo.err
+	}
+	o, err := s.recover(ctx)
+	if err == nil || errors.Is(err, ErrIdentity) || damaged(err) {
+		s.memo.opened, s.memo.err, s.memo.done = o, err, true
+	}
+	return o, err
+}
+
+// maxEnvelopes bounds the envelopes tried for one snapshot: custodians change
+// now and then, and not hundreds of times.
+const maxEnvelopes = 64
+
+// Recovery opens the recovery envelope: the keys of the lineage, and the CA of
+// the cluster that was backed up. If the snapshot's own envelope is sealed to
+// custodians of former days, those of newer snapshots of the lineage serve, and if
+// it is damaged those of any, the newest first: custodians may change, and masking
+// keys be rotated, without touching a snapshot. ErrIdentity if the identities are too
+// few custodians of any, ErrCorrupt if no envelope is whole, hsm.ErrLineage if
+// it is another lineage's than the manifest.
+func (s *Snapshot) Recovery(ctx context.Context) (*hsm.Keyring, hsm.Secret, error) {
+	o, err := s.opened(ctx)
+	if err != nil {
+		return nil, hsm.Secret{}, err
+	}
+	return o.keyring, hsm.NewSecret(slices.Clone(o.ca.Reveal())), nil
+}
+
+// recover tries the snapshot's own envelope, then others. What it returns when
+// none opens is what the own one said.
+func (s *Snapshot) recover(ctx context.Context) (opened, error) {
+	o, err := s.open(ctx, s.manifest.Envelope)
+	if err == nil || !errors.Is(err, ErrIdentity) && !damaged(err) || len(s.options.Identities) == 0 {
+		return o, err
+	}
+	numbers, listErr := sequences(ctx, s.store)
+	if listErr != nil {
+		return opened{}, errors.Join(err, listErr)
+	}
+	tried := map[format.Name]bool{s.manifest.Envelope: true}
+	for _, n := range slices.Backward(numbers) {
+		m, _, manifestErr := loadManifest(ctx, s.store, n)
+		if n < s.manifest.Sequence && errors.Is(err, ErrIdentity) {
+			break // who is no custodian any more is not let in by the back door
+		}
+		if manifestErr != nil || m.Lineage != s.Lineage() || tried[m.Envelope] {
+			continue // what the lineage did not sign names nothing of its own
+		}
+		if tried[m.Envelope] = true; len(tried) > maxEnvelopes {
+			break
+		}
+		if o, otherErr := s.open(ctx, m.Envelope); otherErr == nil {
+			return o, nil
+		}
+	}
+	return opened{}, err
+}
+
+// open opens one envelope, and checks that it serves this snapshot.
+func (s *Snapshot) open(ctx context.Context, name format.Name) (opened, error) {
+	path := format.EnvelopePath(name)
+	stored, err := fetch(ctx, s.store, path, name, format.MaxEnvelope)
+	if err != nil {
+		return opened{}, err
+	}
+	content, err := OpenEnvelope(stored, s.options.Identities)
+	if err != nil {
+		return opened{}, fmt.Errorf("%s: %w", path, err)
+	}
+	defer content.Wipe()
+	keyring, ca, err := hsm.DecodeRecovery(content)
+	switch {
+	case errors.Is(err, hsm.ErrCorrupt):
+		return opened{}, fmt.Errorf("%w: %s: %w", ErrCorrupt, path, err)
+	case err != nil:
+		return opened{}, fmt.Errorf("%s: %w", path, err)
+	case keyring.Lineage() != s.Lineage():
+		return opened{}, fmt.Errorf("%w: %s is of %s, the manifest of %s", hsm.ErrLineage, path, keyring.Lineage(), s.Lineage())
+	case s.manifest.Epoch != 0 && !slices.Contains(keyring.Epochs(), s.manifest.Epoch):
+		return opened{}, fmt.Errorf("%w: %s lacks the masking key of epoch %d", ErrCorrupt, path, s.manifest.Epoch)
+	}
+	hybrid, classic, err := packIdentities(keyring)
+	return opened{keyring: keyring, ca: ca, packs: []Identity{hybrid, classic}}, err
+}
+
+// identities are those that read the packs: the given ones, and the lineage's
+// own where the given ones open an envelope; why says why they do not.
+func (s *Snapshot) identities(ctx context.Context) (ids []Identity, why error) {
+	if len(s.options.Identities) == 0 {
+		return nil, nil
+	}
+	o, err := s.opened(ctx)
+	return slices.Concat(o.packs, s.options.Identities), err
+}
+
+// eachBlock decrypts a pack with the identities of the snapshot; the rest is as
+// with the function of that name.
+func (s *Snapshot) eachBlock(ctx context.Context, stored []byte, f func(first int, b *format.BlockData) error) error {
+	ids, why := s.identities(ctx)
+	err := eachBlock(stored, ids, f)
+	if errors.Is(err, ErrIdentity) && why != nil {
+		return fmt.Errorf("%w; %w", err, why)
+	}
+	return err
+}
