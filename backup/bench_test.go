@@ -3,13 +3,13 @@ package backup
 import (
 	"bytes"
 	"context"
-	"crypto/rand"
-	"fmt"
 	"io"
 	"iter"
+	"os"
 	"runtime"
 	"runtime/debug"
 	"slices"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -17,8 +17,10 @@ import (
 
 	"filippo.io/age"
 	"github.com/klauspost/compress/zstd"
+	"golang.org/x/sys/unix"
 
 	"github.com/hsmbackup/hsmbackup/cluster/hsm"
+	"github.com/hsmbackup/hsmbackup/cluster/hsm/hsmtest"
 	"github.com/hsmbackup/hsmbackup/cluster/reconcile"
 	"github.com/hsmbackup/hsmbackup/storage"
 )
@@ -33,63 +35,13 @@ type bigSource struct {
 	bytes   int64
 }
 
-// newBigSource makes keys of about 1 KiB, of which 60 % are random: an RSA-2048
-// key's material has about that size.
 func newBigSource(k *hsm.Keyring, n int) *bigSource {
-	s := &bigSource{lineage: k.Lineage(), keys: k.FingerprintKeys(), objects: make([]hsm.MaskedObject, n), state: reconcile.NewState(k.FingerprintKeys(), 0)}
-	clock := hsm.NewClock(hsm.NewHSMID(), time.Now)
-	var wg sync.WaitGroup
-	for part := range slices.Chunk(s.objects, n/8+1) {
-		wg.Go(func() {
-			for i := range part {
-				part[i] = bigObject(k, clock)
-			}
-		})
-	}
-	wg.Wait()
-	slices.SortFunc(s.objects, func(a, b hsm.MaskedObject) int {
-		if a.Ref < b.Ref {
-			return -1
-		}
-		return 1
-	})
+	s := &bigSource{lineage: k.Lineage(), keys: k.FingerprintKeys(), objects: hsmtest.Multiply(k, "crypto_user", n), state: reconcile.NewState(k.FingerprintKeys(), 0)}
 	for _, m := range s.objects {
 		s.state.Update(nil, &m.Object)
 		s.bytes += int64(len(m.Bytes))
 	}
 	return s
-}
-
-func bigObject(k *hsm.Keyring, clock *hsm.Clock) hsm.MaskedObject {
-	material := make([]byte, 560)
-	rand.Read(material)
-	at := clock.Next()
-	r := &hsm.Record{
-		Kind: hsm.KindKey, Ref: hsm.NewKeyRef(), Material: hsm.NewSecret(material), Registers: map[string]hsm.Register{}, Hidden: map[string]hsm.Register{},
-		Core: hsm.Core{Class: hsm.ClassPrivate, Type: "rsa", Size: 2048, Origin: hsm.MethodGenerate, Created: at, Owner: "crypto_user", Check: material[:3]},
-	}
-	for name, v := range hsm.DefaultAttributes(hsm.ClassPrivate, "rsa") {
-		a, err := hsm.LookupAttribute(name)
-		if err != nil {
-			panic(err)
-		}
-		value, err := hsm.ParseAttribute(a, v)
-		if err != nil {
-			panic(err)
-		}
-		r.Set(hsm.AttributeRegister(name), value, at)
-	}
-	r.Set(hsm.AttributeRegister("label"), fmt.Appendf(nil, "payment key %d", at.Time%100000), at)
-	birth, err := k.Birth(r)
-	if err != nil {
-		panic(err)
-	}
-	r.Birth = birth
-	m, err := k.Mask(r)
-	if err != nil {
-		panic(err)
-	}
-	return m
 }
 
 func (s *bigSource) Lineage() hsm.Lineage { return s.lineage }
@@ -219,7 +171,38 @@ func (s *discardStore) Put(ctx context.Context, name string, body io.ReadSeeker,
 	return nil
 }
 
-const benchObjects = 100_000
+// benchObjects is how many keys are backed up: HSMBACKUP_BENCH_KEYS, or
+// 100,000 of about 1.1 KiB.
+var benchObjects = keysFromEnvironment(100_000)
+
+func keysFromEnvironment(n int) int {
+	if s := os.Getenv("HSMBACKUP_BENCH_KEYS"); s != "" {
+		var err error
+		if n, err = strconv.Atoi(s); err != nil {
+			panic(err)
+		}
+	}
+	return n
+}
+
+// reportCPU reports what a core does a second: on a machine that others share
+// the clock measures them.
+func reportCPU(b *testing.B, bytes int64) func() {
+	before := cpuTime(b)
+	return func() {
+		spent := (cpuTime(b) - before) / time.Duration(b.N)
+		b.ReportMetric(float64(bytes)/1e6/spent.Seconds(), "MB/cpu-s")
+		b.ReportMetric(float64(spent.Nanoseconds()), "cpu-ns/op")
+	}
+}
+
+func cpuTime(b *testing.B) time.Duration {
+	var u unix.Rusage
+	if err := unix.Getrusage(unix.RUSAGE_SELF, &u); err != nil {
+		b.Fatal(err)
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+}
 
 func benchCluster(b *testing.B) (*testCluster, *bigSource) {
 	c := newTestCluster(b, 1)
@@ -233,10 +216,12 @@ func BenchmarkTake(b *testing.B) {
 	o := c.options()
 	o.PackSize = 0
 	b.SetBytes(big.bytes)
+	report := reportCPU(b, big.bytes)
 	for b.Loop() {
 		mustTake(b, c, &discardStore{newRAMStore()}, o)
 	}
 	b.ReportMetric(float64(benchObjects)*float64(b.N)/b.Elapsed().Seconds(), "objects/s")
+	report()
 }
 
 func BenchmarkIncrement(b *testing.B) {
@@ -259,7 +244,7 @@ func BenchmarkIncrement(b *testing.B) {
 			big.state.Update(nil, &m.Object)
 		}
 		b.StartTimer()
-		if r := mustTake(b, c, store, o); r.NewObjects != benchObjects/100 {
+		if r := mustTake(b, c, store, o); r.NewObjects != uint64(benchObjects/100) {
 			b.Fatalf("%+v", r)
 		}
 	}
@@ -271,11 +256,13 @@ func BenchmarkIdleIncrement(b *testing.B) {
 	o.PackSize = 0
 	store := newRAMStore()
 	mustTake(b, c, store, o)
+	report := reportCPU(b, 0)
 	for b.Loop() {
 		if !mustTake(b, c, store, o).Unchanged {
 			b.Fatal("changed")
 		}
 	}
+	report()
 }
 
 func BenchmarkExtract(b *testing.B) {
@@ -285,12 +272,14 @@ func BenchmarkExtract(b *testing.B) {
 	store := newRAMStore()
 	mustTake(b, c, store, o)
 	b.SetBytes(big.bytes)
+	report := reportCPU(b, big.bytes)
 	for b.Loop() {
 		if n, err := drain(b.Context(), c.open(b, store, "")); err != nil || n != benchObjects {
 			b.Fatal(n, err)
 		}
 	}
 	b.ReportMetric(float64(benchObjects)*float64(b.N)/b.Elapsed().Seconds(), "objects/s")
+	report()
 }
 
 func BenchmarkVerifyRoot(b *testing.B) {
@@ -300,11 +289,13 @@ func BenchmarkVerifyRoot(b *testing.B) {
 	store := newRAMStore()
 	mustTake(b, c, store, o)
 	b.SetBytes(big.bytes)
+	report := reportCPU(b, big.bytes)
 	for b.Loop() {
 		if r, err := Verify(b.Context(), store, "", LevelRoot, OpenOptions{Identities: []Identity{c.recipient.Identity}}); err != nil || !r.OK() {
 			b.Fatal(err)
 		}
 	}
+	report()
 }
 
 // BenchmarkMemory tells how much memory a full take and an extraction need at
@@ -333,9 +324,11 @@ func BenchmarkMemory(b *testing.B) {
 func BenchmarkLimitZstdAge(b *testing.B) {
 	c, big := benchCluster(b)
 	b.SetBytes(big.bytes)
+	report := reportCPU(b, big.bytes)
 	for b.Loop() {
 		zstdAge(b, c, big, io.Discard)
 	}
+	report()
 }
 
 func BenchmarkLimitUnAgeZstd(b *testing.B) {
@@ -343,6 +336,7 @@ func BenchmarkLimitUnAgeZstd(b *testing.B) {
 	var buf bytes.Buffer
 	zstdAge(b, c, big, &buf)
 	b.SetBytes(big.bytes)
+	report := reportCPU(b, big.bytes)
 	for b.Loop() {
 		r, err := age.Decrypt(bytes.NewReader(buf.Bytes()), c.recipient.Identity)
 		if err != nil {
@@ -357,6 +351,7 @@ func BenchmarkLimitUnAgeZstd(b *testing.B) {
 		}
 		z.Close()
 	}
+	report()
 }
 
 func zstdAge(b *testing.B, c *testCluster, big *bigSource, to io.Writer) {

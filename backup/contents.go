@@ -39,6 +39,8 @@ type packed struct {
 	entry format.PackEntry
 	items []hsm.Object
 	epoch uint64
+	root  hsm.Root   // of the items alone
+	cells []hsm.Cell // of the items alone, format.MaxCells
 }
 
 func emptyContents(lineage hsm.Lineage, keys hsm.FingerprintKeys, hsms []NamedSource) *contents {
@@ -92,27 +94,41 @@ func (c *contents) add(ctx context.Context, packs []packed, replaced map[hsm.Key
 			return err
 		}
 	}
-	root, prefix := reconcile.NewRootState(c.keys), reconcile.NewPrefix(c.keys, len(c.cells))
+	gone := &goneItems{contents: c, root: reconcile.NewRootState(c.keys), prefix: reconcile.NewPrefix(c.keys, len(c.cells))}
 	for _, p := range packs {
 		for _, o := range p.items {
 			if digest, ok := replaced[o.Ref]; ok {
-				old, held := lookup(before, o.Ref)
-				if !held || old.Digest != digest {
-					return fmt.Errorf("%w: the indexes do not hold %s as the sketch does", ErrCorrupt, o.Ref)
+				if err := gone.take(before, o.Ref, digest); err != nil {
+					return err
 				}
-				root.Remove(reconcile.ItemOf(old))
-				prefix.Remove(reconcile.ItemOf(old))
-				c.count(old, ^uint64(0))
 			}
-			root.Add(reconcile.ItemOf(o))
-			prefix.Add(reconcile.ItemOf(o))
 			c.count(o, 1)
 		}
+		c.root = addRoots(c.root, p.root)
+		addCells(c.cells, p.cells[:len(c.cells)])
 	}
-	c.root = addRoots(c.root, root.Root())
-	addCells(c.cells, prefix.Cells())
+	c.root = addRoots(c.root, negative(gone.root.Root()))
+	addCells(c.cells, gone.prefix.Cells())
 	c.added = append(c.added, packs...)
 	c.anything = true
+	return nil
+}
+
+// goneItems are those that a pack replaces.
+type goneItems struct {
+	contents *contents
+	root     *reconcile.RootState // of them
+	prefix   *reconcile.Prefix    // of their negatives
+}
+
+func (g *goneItems) take(before []layer, ref hsm.KeyRef, digest hsm.Digest) error {
+	old, held := lookup(before, ref)
+	if !held || old.Digest != digest {
+		return fmt.Errorf("%w: the indexes do not hold %s as the sketch does", ErrCorrupt, ref)
+	}
+	g.root.Add(reconcile.ItemOf(old))
+	g.prefix.Remove(reconcile.ItemOf(old))
+	g.contents.count(old, ^uint64(0))
 	return nil
 }
 
@@ -152,6 +168,18 @@ func addRoots(a, b hsm.Root) (sum hsm.Root) {
 	}
 	sum.Count = a.Count + b.Count
 	return sum
+}
+
+// negative returns what, added to r, gives the root of nothing.
+func negative(r hsm.Root) (n hsm.Root) {
+	var borrow uint64
+	for i := 24; i >= 0; i -= 8 {
+		var limb uint64
+		limb, borrow = bits.Sub64(0, binary.BigEndian.Uint64(r.Sum[i:]), borrow)
+		binary.BigEndian.PutUint64(n.Sum[i:], limb)
+	}
+	n.Count = -r.Count
+	return n
 }
 
 // addCells adds b to a: coded symbols are linear.

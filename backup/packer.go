@@ -22,6 +22,7 @@ const extractBatch = 512
 type packer struct {
 	store      storage.Store
 	lineage    hsm.Lineage
+	keys       hsm.FingerprintKeys
 	recipients []Recipient
 	target     int // stored size at which a pack is finished
 	workers    int
@@ -164,7 +165,7 @@ func (w *packWorker) take(ctx context.Context, m hsm.MaskedObject) error {
 
 func (w *packWorker) endBlock() error {
 	if err := w.pack.Append(w.block); err != nil {
-		return err
+		return at(w.src, fmt.Errorf("extract: %w", err))
 	}
 	w.progress(len(w.block), w.bytes)
 	clear(w.block)
@@ -192,28 +193,39 @@ func (w *packWorker) finish(ctx context.Context) error {
 	if err := put(ctx, w.store, format.IndexPath(indexName), index); err != nil {
 		return err
 	}
+	root, cells := fingerprints(w.keys, pack.Index.Items)
 	w.done = append(w.done, packed{
 		entry: format.PackEntry{
 			Pack: pack.Name, Size: uint64(len(pack.Stored)), Objects: uint64(len(pack.Index.Items)),
 			Index: indexName, IndexSize: uint64(len(index)), Alternate: w.alternate,
 		},
-		items: pack.Index.Items, epoch: pack.Epoch,
+		items: pack.Index.Items, epoch: pack.Epoch, root: root, cells: cells,
 	})
 	return nil
 }
 
-// extractExactly yields the objects of refs, in their order, each checked to be
-// what it says it is and of the source's lineage. reconcile.ErrPeer if the
-// source answers otherwise.
+// fingerprints returns the root and the sketch prefix of the items alone. Both
+// are linear: those of a snapshot are the sums over its packs, and each worker
+// computes its share.
+func fingerprints(keys hsm.FingerprintKeys, items []hsm.Object) (hsm.Root, []hsm.Cell) {
+	root, prefix := reconcile.NewRootState(keys), reconcile.NewPrefix(keys, format.MaxCells)
+	for _, o := range items {
+		item := reconcile.ItemOf(o)
+		root.Add(item)
+		prefix.Add(item)
+	}
+	return root.Root(), prefix.Cells()
+}
+
+// extractExactly yields the objects of refs, in their order. reconcile.ErrPeer
+// if the source answers otherwise. Whether each is what it says it is, the pack's
+// writer checks.
 func extractExactly(ctx context.Context, src hsm.Source, refs []hsm.KeyRef) iter.Seq2[hsm.MaskedObject, error] {
 	return func(yield func(hsm.MaskedObject, error) bool) {
 		n := 0
 		for m, err := range src.Extract(ctx, slices.Values(refs)) {
 			if err == nil && (n >= len(refs) || m.Ref != refs[n]) {
 				err = fmt.Errorf("%w: it answers with %s, which was not asked for now", reconcile.ErrPeer, m.Ref)
-			}
-			if err == nil {
-				err = checkObject(m, src.Lineage())
 			}
 			if err != nil {
 				yield(hsm.MaskedObject{}, fmt.Errorf("extract: %w", err))
@@ -232,7 +244,7 @@ func extractExactly(ctx context.Context, src hsm.Source, refs []hsm.KeyRef) iter
 // checkObject compares an object with what its bytes claim. Whether the claim
 // is true only an HSM can tell.
 func checkObject(m hsm.MaskedObject, lineage hsm.Lineage) error {
-	claim, _, err := hsm.ParseMasked(m.Bytes)
+	claim, err := hsm.PeekMasked(m.Bytes)
 	switch {
 	case err != nil:
 		return fmt.Errorf("object %s: %w", m.Ref, err)

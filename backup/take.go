@@ -378,12 +378,14 @@ func (t *take) begin(ctx context.Context, numbers []uint64) error {
 	if t.parent != nil {
 		c := &catalog{store: t.store, lineage: t.parent.Lineage, packs: t.parent.Packs}
 		t.contents = contentsOf(t.parent, c)
+		t.packer.keys = t.parent.Fingerprints
 		return nil
 	}
 	keys, err := t.hsms[0].FingerprintKeys(ctx)
 	if err != nil {
 		return fmt.Errorf("%s: %w", t.hsms[0].ID, err)
 	}
+	t.packer.keys = keys
 	t.contents = emptyContents(t.desc.Lineage, keys, t.hsms)
 	return nil
 }

@@ -21,14 +21,15 @@ var mayImport = []struct {
 	pkg string
 	may []string
 }{
-	{"cmd/...", []string{"clone", "synckey", "backup", "cluster", "cluster/hsm", "cluster/profile", "cluster/server/...", "storage", "storage/open"}},
+	{"cmd/...", []string{"clone", "synckey", "backup", "cluster", "cluster/hsm", "cluster/metrics", "cluster/profile", "cluster/server/...", "storage", "storage/open"}},
 	{"clone", []string{"synckey", "backup", "cluster", "cluster/hsm", "cluster/hsm/soft/mech", "cluster/profile", "cluster/reconcile", "cluster/server", "storage"}},
 	{"synckey", []string{"cluster", "cluster/hsm", "cluster/reconcile"}},
 	{"backup/...", []string{"backup/format", "cluster/hsm", "cluster/reconcile", "storage"}},
 	{"cluster", []string{"cluster/hsm", "cluster/profile", "cluster/reconcile", "cluster/rpc", "cluster/rpc/pki"}},
-	{"cluster/server", []string{"cluster/hsm", "cluster/hsm/soft", "cluster/profile", "cluster/reconcile", "cluster/rpc", "cluster/rpc/pki", "cluster/server/audit", "cluster/server/seal"}},
+	{"cluster/server", []string{"cluster/hsm", "cluster/hsm/soft", "cluster/metrics", "cluster/profile", "cluster/reconcile", "cluster/rpc", "cluster/rpc/pki", "cluster/server/audit", "cluster/server/seal"}},
 	{"cluster/server/audit", nil},
 	{"cluster/server/seal", []string{"cluster/hsm"}},
+	{"cluster/metrics", nil},
 	{"cluster/profile", []string{"cluster/hsm"}},
 	{"cluster/rpc/...", []string{"cluster/hsm", "cluster/rpc/..."}},
 	{"cluster/reconcile/...", []string{"cluster/hsm", "cluster/reconcile"}},
@@ -65,8 +66,11 @@ var doors = []struct {
 	{"google.golang.org/", []string{"cluster/rpc/..."}},
 	{"github.com/cockroachdb/", []string{"cluster/hsm/soft"}},
 	{"filippo.io/age", []string{"backup", "backup/format", "cluster/server/seal", "clone"}},
+	{"github.com/prometheus/", []string{"cluster/metrics"}},
+	{"golang.org/x/net/", []string{"cluster/metrics"}},
 	{"github.com/urfave/cli", []string{"cmd/..."}},
 	{"github.com/goccy/go-yaml", []string{"cluster/profile", "cluster/server"}},
+	{"github.com/anishathalye/porcupine", []string{"integration/history"}},
 }
 
 // noNetwork lists packages that do no network I/O. They may use of package net

@@ -146,22 +146,6 @@ func TestNames(t *testing.T) {
 	})
 }
 
-func TestEpochOf(t *testing.T) {
-	for want, b := range map[uint64][]byte{
-		1: {0x84, 1, 1}, 23: {0x84, 1, 23}, 200: {0x84, 1, 0x18, 200}, 300: {0x84, 1, 0x19, 1, 44},
-		1 << 16: {0x84, 1, 0x1a, 0, 1, 0, 0}, 1 << 32: {0x84, 1, 0x1b, 0, 0, 0, 1, 0, 0, 0, 0},
-	} {
-		if got, ok := epochOf(b); !ok || got != want {
-			t.Errorf("%x: %d", b, got)
-		}
-	}
-	for _, b := range [][]byte{nil, {0x84}, {0x85, 1, 1}, {0x84, 0x18, 1}, {0x84, 1, 0x1c}, {0x84, 1, 0x19, 1}, {0x84, 1, 0x40}} {
-		if v, ok := epochOf(b); ok {
-			t.Errorf("%x: %d", b, v)
-		}
-	}
-}
-
 func FuzzPack(f *testing.F) {
 	id := vectorIdentity(f)
 	addVectors(f, "pack")

@@ -45,9 +45,10 @@ type PackWriter struct {
 	index      Index
 	last       hsm.KeyRef
 	epoch      uint64
-	clear      []byte // scratch: lengths and clear parts
-	opaque     []byte // scratch: opaque parts
-	block      []byte // scratch: one block
+	clear      []byte   // scratch: lengths and clear parts
+	opaque     []byte   // scratch: opaque parts
+	parts      [][]byte // scratch: the clear parts of a block
+	block      []byte   // scratch: a block up to its opaque column
 }
 
 // Reserve sees to it that a pack of n stored bytes is made without growing the
@@ -90,10 +91,12 @@ func (w *PackWriter) Append(objects []hsm.MaskedObject) error {
 		return err
 	}
 	w.encodeBlock(len(objects))
-	if _, err := w.age.Write(w.block); err != nil {
-		return fmt.Errorf("pack: encrypt: %w", err)
+	for _, column := range [][]byte{w.block, w.opaque} {
+		if _, err := w.age.Write(column); err != nil {
+			return fmt.Errorf("pack: encrypt: %w", err)
+		}
 	}
-	w.index.Blocks = append(w.index.Blocks, Block{Objects: uint32(len(objects)), Length: uint32(len(w.block))})
+	w.index.Blocks = append(w.index.Blocks, Block{Objects: uint32(len(objects)), Length: uint32(len(w.block) + len(w.opaque))})
 	return nil
 }
 
@@ -111,31 +114,28 @@ func (w *PackWriter) start() error {
 // columns fills the scratch columns: the clear one holds all lengths, then all
 // clear parts; the opaque one all opaque parts.
 func (w *PackWriter) columns(objects []hsm.MaskedObject) error {
-	parts := make([]hsm.Columns, len(objects))
-	w.clear, w.opaque = w.clear[:0], w.opaque[:0]
-	for i, m := range objects {
+	w.parts, w.clear, w.opaque = w.parts[:0], w.clear[:0], w.opaque[:0]
+	for _, m := range objects {
 		if m.Ref <= w.last {
 			return fmt.Errorf("pack: object %s after %s: references must ascend", m.Ref, w.last)
 		}
 		if m.Lineage != w.lineage {
 			return fmt.Errorf("%w: object %s is of %s, the pack of %s", hsm.ErrLineage, m.Ref, m.Lineage, w.lineage)
 		}
-		c, err := hsm.SplitMasked(m.Bytes)
-		if err != nil {
-			return fmt.Errorf("pack: object %s: %w", m.Ref, err)
+		before := len(w.opaque)
+		claim, epoch, opaque, part, err := hsm.PeekColumns(w.opaque, m.Bytes)
+		if err := check(m, claim, err); err != nil {
+			return err
 		}
-		epoch, ok := epochOf(c.Opaque)
-		if !ok {
-			return fmt.Errorf("%w: object %s names no masking key", hsm.ErrCorrupt, m.Ref)
-		}
-		parts[i], w.last, w.epoch = c, m.Ref, max(w.epoch, epoch)
-		w.clear = binary.AppendUvarint(w.clear, uint64(len(c.Clear)))
-		w.clear = binary.AppendUvarint(w.clear, uint64(len(c.Opaque)))
+		w.opaque = opaque
+		w.parts, w.last, w.epoch = append(w.parts, part), m.Ref, max(w.epoch, epoch)
+		w.clear = binary.AppendUvarint(w.clear, uint64(len(part)))
+		w.clear = binary.AppendUvarint(w.clear, uint64(len(w.opaque)-before))
 		w.index.Items = append(w.index.Items, m.Object)
 	}
-	for _, c := range parts {
-		w.clear = append(w.clear, c.Clear...)
-		w.opaque = append(w.opaque, c.Opaque...)
+	for i, part := range w.parts {
+		w.clear = append(w.clear, part...)
+		w.parts[i] = nil
 	}
 	if len(w.clear) > maxColumn || len(w.opaque) > maxColumn {
 		return fmt.Errorf("pack: a block of %d and %d bytes is too large", len(w.clear), len(w.opaque))
@@ -143,36 +143,32 @@ func (w *PackWriter) columns(objects []hsm.MaskedObject) error {
 	return nil
 }
 
+// check compares an object with what its bytes claim. Whether the claim is true
+// only an HSM can tell.
+func check(m, claim hsm.MaskedObject, err error) error {
+	switch {
+	case err != nil:
+		return fmt.Errorf("object %s: %w", m.Ref, err)
+	case claim.Object != m.Object:
+		return fmt.Errorf("%w: object %s does not match its bytes", hsm.ErrCorrupt, m.Ref)
+	case claim.Lineage != m.Lineage:
+		return fmt.Errorf("%w: object %s is of %s, not of %s", hsm.ErrLineage, m.Ref, claim.Lineage, m.Lineage)
+	}
+	return nil
+}
+
+// encodeBlock makes the head and the compressed column; the opaque column goes
+// to age as it is.
 func (w *PackWriter) encodeBlock(objects int) {
-	b := append(w.block[:0], make([]byte, blockHeaderSize)...)
+	var head [blockHeaderSize]byte
+	b := append(w.block[:0], head[:]...)
 	b = w.zstd.EncodeAll(w.clear, b)
 	compressed := len(b) - blockHeaderSize
-	b = append(b, w.opaque...)
 	b[0] = blockObjects
 	for i, n := range []int{objects, len(w.clear), compressed, len(w.opaque)} {
 		binary.BigEndian.PutUint32(b[1+4*i:], uint32(n))
 	}
 	w.block = b
-}
-
-// epochOf reads the masking key's epoch: the second element of an opaque part,
-// which begins as an array of four with a version below 24 (hsm/FORMAT.md).
-func epochOf(opaque []byte) (uint64, bool) {
-	if len(opaque) < 3 || opaque[0] != 0x84 || opaque[1] > 23 || opaque[2] > 0x1b {
-		return 0, false
-	}
-	if opaque[2] < 24 {
-		return uint64(opaque[2]), true
-	}
-	n := 1 << (opaque[2] - 24)
-	if len(opaque) < 3+n {
-		return 0, false
-	}
-	var v uint64
-	for _, b := range opaque[3 : 3+n] {
-		v = v<<8 | uint64(b)
-	}
-	return v, true
 }
 
 // Finish ends the pack. Its bytes are valid until Reset.

@@ -117,6 +117,30 @@ func refParse(b []byte) bool {
 	return fits && (!c.Destroyed || erased)
 }
 
+// mustPeek demands that a peek and a split without allocation find what the
+// full decoders find.
+func mustPeek(t *testing.T, b []byte, want MaskedObject, parse error) {
+	t.Helper()
+	peeked, err := PeekMasked(b)
+	if err != nil && !errors.Is(err, ErrCorrupt) {
+		t.Fatal(err)
+	}
+	if parse == nil && (err != nil || peeked.Object != want.Object || peeked.Lineage != want.Lineage) {
+		t.Fatalf("%x: a peek finds %+v, %v; want %+v", b, peeked.Object, err, want.Object)
+	}
+	columns, splitErr := SplitMasked(b)
+	again, epoch, opaque, clear, bothErr := PeekColumns([]byte{7}, b)
+	switch {
+	case (bothErr == nil) != (err == nil), opaque[0] != 7:
+		t.Fatalf("%x: peek says %v, with columns %v", b, err, bothErr)
+	case bothErr == nil && (splitErr != nil || again.Object != peeked.Object || !bytes.Equal(opaque[1:], columns.Opaque) || !bytes.Equal(clear, columns.Clear)):
+		t.Fatalf("%x: two ways to split differ: %v, %v", b, bothErr, splitErr)
+	}
+	if env, err := openEnvelope(b); bothErr == nil && (err != nil || epoch != env.epoch) {
+		t.Fatalf("%x: epoch %d, %v", b, epoch, err)
+	}
+}
+
 func FuzzParseMasked(f *testing.F) {
 	eachVector(f, func(v vector) { f.Add(v.masked.Bytes) })
 	k := testKeyring(f, 1)
@@ -125,13 +149,14 @@ func FuzzParseMasked(f *testing.F) {
 		if (err == nil) != refParse(b) {
 			t.Fatalf("%x: %v, but a general implementation says %v", b, err, refParse(b))
 		}
+		mustPeek(t, b, m, err)
 		if err != nil {
 			if !errors.Is(err, ErrCorrupt) {
 				t.Fatal(err)
 			}
 			return
 		}
-		env := result(decodeEnvelope(b))(t)
+		env := result(openEnvelope(b))(t)
 		same := *k
 		same.lineage = m.Lineage
 		if !bytes.Equal(same.encodeClear(r), env.clear) || !bytes.Equal(env.append(nil), b) {
@@ -222,8 +247,8 @@ func FuzzSealedPart(f *testing.F) {
 		}
 	}
 	eachVector(f, func(v vector) {
-		if env, err := decodeEnvelope(v.masked.Bytes); err == nil {
-			if hidden, err := k.openHidden(env); err == nil {
+		if env, err := openEnvelope(v.masked.Bytes); err == nil {
+			if hidden, err := k.openHidden(&env); err == nil {
 				f.Add(hidden)
 			}
 		}

@@ -198,13 +198,16 @@ type Columns struct{ Clear, Opaque []byte }
 // inverse, to the byte. Clear may alias b. ErrCorrupt if the envelope does not
 // decode; the clear part is not looked into.
 func SplitMasked(b []byte) (Columns, error) {
-	env, err := decodeEnvelope(b)
+	env, err := openEnvelope(b)
 	if err != nil {
 		return Columns{}, err
 	}
-	opaque := make([]byte, 0, len(env.sealed)+sivSize+32)
-	opaque = appendUint(appendUint(append(opaque, cborArray|4), FormatVersion), env.epoch)
-	return Columns{Clear: env.clear, Opaque: appendBytes(appendBytes(opaque, env.siv), env.sealed)}, nil
+	return Columns{Clear: env.clear, Opaque: env.appendOpaque(make([]byte, 0, len(env.sealed)+sivSize+32))}, nil
+}
+
+func (e *envelope) appendOpaque(b []byte) []byte {
+	b = appendUint(appendUint(append(b, cborArray|4), FormatVersion), e.epoch)
+	return appendBytes(appendBytes(b, e.siv), e.sealed)
 }
 
 // JoinMasked puts the columns together again. ErrCorrupt if Opaque does not
@@ -252,27 +255,29 @@ func (r *reader) version(n uint64) error {
 	return nil
 }
 
-func decodeEnvelope(b []byte) (*envelope, error) {
+// openEnvelope decodes the envelope, whose parts alias b.
+func openEnvelope(b []byte) (env envelope, err error) {
 	if len(b) > MaxMasked {
-		return nil, tooLarge(len(b))
+		return env, tooLarge(len(b))
 	}
 	in := reader{b: b}
 	if err := in.version(5); err != nil {
-		return nil, err
+		return env, err
 	}
-	env := &envelope{epoch: in.uint(), siv: in.fixed(sivSize), clear: in.bytes(), sealed: in.bytes()}
+	env = envelope{epoch: in.uint(), siv: in.fixed(sivSize), clear: in.bytes(), sealed: in.bytes()}
 	if !in.done() {
-		return nil, fmt.Errorf("%w: masked object: the envelope does not decode", ErrCorrupt)
+		return env, fmt.Errorf("%w: masked object: the envelope does not decode", ErrCorrupt)
 	}
 	return env, nil
 }
 
 // decodeMasked decodes envelope and clear part; the claim does not alias b.
 func decodeMasked(b []byte) (*envelope, *claim, error) {
-	env, err := decodeEnvelope(b)
+	opened, err := openEnvelope(b)
 	if err != nil {
 		return nil, nil, err
 	}
+	env := &opened
 	part, err := decodeClear(bytes.Clone(env.clear))
 	if err != nil {
 		return nil, nil, err

@@ -18,7 +18,7 @@ func generateVectors(t testing.TB) map[string]vector {
 func goodVectors(t testing.TB, out map[string]vector) {
 	k := testKeyring(t, 1)
 	add := func(name, comment string, k *Keyring, m MaskedObject) {
-		env := result(decodeEnvelope(m.Bytes))(t)
+		env := result(openEnvelope(m.Bytes))(t)
 		r := result(k.Unmask(m))(t)
 		out["ok_"+name] = vector{comment: comment, expect: "ok", keyring: k, epochs: []uint64{env.epoch}, masked: m, fields: recordFields(r)}
 	}
@@ -57,7 +57,7 @@ func refuse(t testing.TB, out map[string]vector, name, comment string, b []byte)
 func envelopeVectors(t testing.TB, out map[string]vector) {
 	k := testKeyring(t, 1)
 	good := mask(t, k, aesRecord(t, k)).Bytes
-	env := result(decodeEnvelope(good))(t)
+	env := result(openEnvelope(good))(t)
 	edit := func(name, comment string, change func([]byte) []byte) {
 		refuse(t, out, "envelope_"+name, comment, change(bytes.Clone(good)))
 	}
@@ -91,7 +91,7 @@ func envelopeVectors(t testing.TB, out map[string]vector) {
 		return (&envelope{epoch: 1, siv: env.siv, clear: env.clear}).append(nil)
 	})
 	dead := mask(t, k, tombstone(t, k)).Bytes
-	tomb := result(decodeEnvelope(dead))(t)
+	tomb := result(openEnvelope(dead))(t)
 	refuse(t, out, "tombstone_epoch", "a tombstone with an epoch", (&envelope{epoch: 1, siv: tomb.siv, clear: tomb.clear}).append(nil))
 	refuse(t, out, "tombstone_sealed", "a tombstone with a sealed part", authentic(t, k, tomb.clear, []byte{0xa0}, 1))
 }

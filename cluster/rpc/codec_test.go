@@ -113,6 +113,30 @@ func FuzzParseObject(f *testing.F) {
 	})
 }
 
+// FuzzParseMasked: what parses is an object that says of itself what the parser
+// says, and parsing goes on behind it.
+func FuzzParseMasked(f *testing.F) {
+	m, err := probeKeys.Mask(&hsm.Record{Kind: hsm.KindKey, Ref: 9, Destroyed: true, Core: hsm.Core{Owner: "bob"}})
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(append(appendMasked(nil, m), 7))
+	f.Add([]byte{0x80})
+	f.Add([]byte{0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1, 2})
+	f.Fuzz(func(t *testing.T, b []byte) {
+		m, rest, err := parseMasked(b)
+		if err != nil {
+			if !errors.Is(err, hsm.ErrInvalid) {
+				t.Errorf("%v is not ErrInvalid", err)
+			}
+			return
+		}
+		if peeked, err := hsm.PeekMasked(m.Bytes); err != nil || peeked.Object != m.Object || peeked.Lineage != m.Lineage || len(rest)+len(m.Bytes) >= len(b) {
+			t.Errorf("%x became %+v, %d bytes left", b, m.Object, len(rest))
+		}
+	})
+}
+
 // FuzzConverters feeds arbitrary messages to every converter of both sides:
 // they refuse with ErrInvalid or convert, and never panic.
 func FuzzConverters(f *testing.F) {

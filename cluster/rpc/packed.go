@@ -55,3 +55,21 @@ func parseCell(b []byte) (c hsm.Cell, rest []byte, err error) {
 	c = hsm.Cell{Item: [24]byte(b[:24]), Check: binary.BigEndian.Uint64(b[24:]), Count: count}
 	return c, b[cellFixed+n:], nil
 }
+
+func appendMasked(b []byte, m hsm.MaskedObject) []byte {
+	return append(binary.AppendUvarint(b, uint64(len(m.Bytes))), m.Bytes...)
+}
+
+// parseMasked reads the first masked object of b, whose bytes alias b, and
+// returns the rest.
+func parseMasked(b []byte) (m hsm.MaskedObject, rest []byte, err error) {
+	size, n := binary.Uvarint(b)
+	if n <= 0 || size == 0 || size > maxMasked || size > uint64(len(b)-n) {
+		return m, nil, invalid("masked object whose length does not fit")
+	}
+	end := n + int(size)
+	if m, err = hsm.PeekMasked(b[n:end:end]); err != nil {
+		return m, nil, invalid("%v", err)
+	}
+	return m, b[end:], nil
+}

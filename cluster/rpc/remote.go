@@ -207,7 +207,7 @@ func (x *extraction) send() error {
 			return err
 		}
 	}
-	err := x.stream.Send(&pb.ExtractRequest{Scope: x.scope, Refs: x.refs})
+	err := x.stream.Send(&pb.ExtractRequest{Scope: x.scope, Refs: x.refs, Packed: true})
 	x.refs = x.refs[:0]
 	x.asked++
 	if errors.Is(err, io.EOF) { // the server ended the stream: its status says why
@@ -229,11 +229,29 @@ func (x *extraction) receive() error {
 		if err := eachOf(p.GetObjects(), fromMasked, x.yield); err != nil {
 			return err
 		}
+		if err := eachPacked(p.GetPacked(), x.yield); err != nil {
+			return err
+		}
 		if p.GetDone() {
 			x.asked--
 			return nil
 		}
 	}
+}
+
+// eachPacked yields the objects of a packed batch, which they alias.
+func eachPacked(b []byte, yield func(hsm.MaskedObject) error) error {
+	for len(b) > 0 {
+		m, rest, err := parseMasked(b)
+		if err != nil {
+			return err
+		}
+		if err := yield(m); err != nil {
+			return err
+		}
+		b = rest
+	}
+	return nil
 }
 
 func (x *extraction) finish() error {

@@ -6,6 +6,7 @@ import (
 	"io"
 	"iter"
 	"slices"
+	"sync"
 
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/proto"
@@ -87,10 +88,14 @@ func extract(stream grpc.BidiStreamingServer[pb.ExtractRequest, pb.ExtractReply]
 	if c.err != nil {
 		return c.err
 	}
+	objects := r.Extract(stream.Context(), slices.Values(refs))
+	if p.GetPacked() {
+		return extractPacked(stream, objects)
+	}
 	b := batch[*pb.Masked]{send: func(objects []*pb.Masked, last bool) error {
 		return sendError(stream.Send(&pb.ExtractReply{Objects: objects, Done: last}))
 	}}
-	for m, err := range r.Extract(stream.Context(), slices.Values(refs)) {
+	for m, err := range objects {
 		if err != nil {
 			return err
 		}
@@ -99,6 +104,30 @@ func extract(stream grpc.BidiStreamingServer[pb.ExtractRequest, pb.ExtractReply]
 		}
 	}
 	return b.flush(true)
+}
+
+// packBuffers hold what extractPacked sends; Send has encoded a message when it
+// returns.
+var packBuffers = sync.Pool{New: func() any { b := make([]byte, 0, batchBytes+32<<10); return &b }}
+
+func extractPacked(stream grpc.BidiStreamingServer[pb.ExtractRequest, pb.ExtractReply], objects iter.Seq2[hsm.MaskedObject, error]) error {
+	buf := packBuffers.Get().(*[]byte)
+	defer packBuffers.Put(buf)
+	b := (*buf)[:0]
+	defer func() { *buf = b[:0] }()
+	for m, err := range objects {
+		if err != nil {
+			return err
+		}
+		if b = appendMasked(b, m); len(b) < batchBytes {
+			continue
+		}
+		if err := stream.Send(&pb.ExtractReply{Packed: b}); err != nil {
+			return sendError(err)
+		}
+		b = b[:0]
+	}
+	return sendError(stream.Send(&pb.ExtractReply{Packed: b, Done: true}))
 }
 
 // batch gathers messages until they are worth sending.

@@ -57,11 +57,16 @@ func (p *probe) Objects(ctx context.Context) iter.Seq2[hsm.Object, error] {
 	}
 }
 
+var probeKeys = hsm.NewKeyring()
+
 // Extract answers with a large object for every reference.
 func (p *probe) Extract(_ context.Context, refs iter.Seq[hsm.KeyRef]) iter.Seq2[hsm.MaskedObject, error] {
 	return func(yield func(hsm.MaskedObject, error) bool) {
 		for ref := range refs {
-			if !yield(hsm.MaskedObject{Object: hsm.Object{Ref: ref}, Bytes: make([]byte, 5000)}, nil) {
+			m, err := probeKeys.Mask(&hsm.Record{
+				Kind: hsm.KindKey, Ref: ref, Core: hsm.Core{Class: hsm.ClassSecret, Type: "aes", Owner: "bob"}, Material: hsm.NewSecret(make([]byte, 5000)),
+			})
+			if !yield(m, err) || err != nil {
 				return
 			}
 		}

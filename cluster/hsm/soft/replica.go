@@ -106,48 +106,6 @@ func (h *HSM) digest(from pebble.Reader, scope hsm.Scope, ref hsm.KeyRef) (*hsm.
 	return &o, err
 }
 
-// Extract implements hsm.Source, in the order asked for.
-func (r replica) Extract(ctx context.Context, refs iter.Seq[hsm.KeyRef]) iter.Seq2[hsm.MaskedObject, error] {
-	return func(yield func(hsm.MaskedObject, error) bool) {
-		done, err := r.enter(ctx)
-		if err != nil {
-			yield(hsm.MaskedObject{}, err)
-			return
-		}
-		defer done()
-		for ref := range refs {
-			m, err := r.extract(ctx, ref)
-			if err != nil {
-				yield(hsm.MaskedObject{}, err)
-				return
-			}
-			if m.Bytes != nil && !yield(m, nil) {
-				return
-			}
-		}
-	}
-}
-
-// extract returns one object, without bytes if there is none that the session
-// may have.
-func (r replica) extract(ctx context.Context, ref hsm.KeyRef) (hsm.MaskedObject, error) {
-	if err := ctx.Err(); err != nil {
-		return hsm.MaskedObject{}, err
-	}
-	b, err := get(r.s.h.store.db, objectKey(r.scope, ref))
-	if b == nil || err != nil {
-		return hsm.MaskedObject{}, r.s.h.store.wrap("read "+ref.String(), err)
-	}
-	m, rec, err := hsm.ParseMasked(b)
-	if err != nil {
-		return hsm.MaskedObject{}, r.s.h.damaged(ref, err)
-	}
-	if !r.s.mayCopy(rec) {
-		return hsm.MaskedObject{}, nil
-	}
-	return m, nil
-}
-
 // mayCopy tells whether the session may read and insert this object.
 func (s *session) mayCopy(r *hsm.Record) bool {
 	return !s.isUser() || r.Kind == hsm.KindKey && r.Core.Owner == s.who.Name

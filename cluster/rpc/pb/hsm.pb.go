@@ -943,6 +943,7 @@ type ExtractRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Scope         uint32                 `protobuf:"varint,1,opt,name=scope,proto3" json:"scope,omitempty"` // of the first request; the others repeat it
 	Refs          []uint64               `protobuf:"fixed64,2,rep,packed,name=refs,proto3" json:"refs,omitempty"`
+	Packed        bool                   `protobuf:"varint,3,opt,name=packed,proto3" json:"packed,omitempty"` // answer with packed; an older HSM answers with objects
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -991,10 +992,20 @@ func (x *ExtractRequest) GetRefs() []uint64 {
 	return nil
 }
 
+func (x *ExtractRequest) GetPacked() bool {
+	if x != nil {
+		return x.Packed
+	}
+	return false
+}
+
 type ExtractReply struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Objects       []*Masked              `protobuf:"bytes,1,rep,name=objects,proto3" json:"objects,omitempty"`
-	Done          bool                   `protobuf:"varint,2,opt,name=done,proto3" json:"done,omitempty"`
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Objects []*Masked              `protobuf:"bytes,1,rep,name=objects,proto3" json:"objects,omitempty"`
+	Done    bool                   `protobuf:"varint,2,opt,name=done,proto3" json:"done,omitempty"`
+	// The bytes of each masked object after their length (unsigned LEB128). What an
+	// object is, its own header says.
+	Packed        []byte `protobuf:"bytes,3,opt,name=packed,proto3" json:"packed,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1041,6 +1052,13 @@ func (x *ExtractReply) GetDone() bool {
 		return x.Done
 	}
 	return false
+}
+
+func (x *ExtractReply) GetPacked() []byte {
+	if x != nil {
+		return x.Packed
+	}
+	return nil
 }
 
 type Masked struct {
@@ -3095,13 +3113,15 @@ const file_hsm_proto_rawDesc = "" +
 	"\x0eObjectsRequest\x12\x14\n" +
 	"\x05scope\x18\x01 \x01(\rR\x05scope\"%\n" +
 	"\vObjectBatch\x12\x16\n" +
-	"\x06packed\x18\x01 \x01(\fR\x06packed\":\n" +
+	"\x06packed\x18\x01 \x01(\fR\x06packed\"R\n" +
 	"\x0eExtractRequest\x12\x14\n" +
 	"\x05scope\x18\x01 \x01(\rR\x05scope\x12\x12\n" +
-	"\x04refs\x18\x02 \x03(\x06R\x04refs\"R\n" +
+	"\x04refs\x18\x02 \x03(\x06R\x04refs\x12\x16\n" +
+	"\x06packed\x18\x03 \x01(\bR\x06packed\"j\n" +
 	"\fExtractReply\x12.\n" +
 	"\aobjects\x18\x01 \x03(\v2\x14.hsmbackup.v1.MaskedR\aobjects\x12\x12\n" +
-	"\x04done\x18\x02 \x01(\bR\x04done\"\x94\x01\n" +
+	"\x04done\x18\x02 \x01(\bR\x04done\x12\x16\n" +
+	"\x06packed\x18\x03 \x01(\fR\x06packed\"\x94\x01\n" +
 	"\x06Masked\x12\x10\n" +
 	"\x03ref\x18\x01 \x01(\x06R\x03ref\x12\x12\n" +
 	"\x04kind\x18\x02 \x01(\rR\x04kind\x12\x1c\n" +
