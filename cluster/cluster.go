@@ -84,7 +84,8 @@ func withTiming(t timing) Option { return func(c *Cluster) { c.timing = t } }
 // others take that one's ticket.
 //
 // ErrNoHSM, with each address and why, if none answers; hsm.ErrLogin or
-// hsm.ErrLocked if the credential is refused.
+// hsm.ErrLocked if the credential is refused; ErrMinCopies if WithPolicy names a
+// setting that no cluster of this size can fulfil.
 func Open(ctx context.Context, p *profile.Profile, cred Credential, opts ...Option) (*Cluster, error) {
 	c := &Cluster{profile: p, timing: defaultTiming, changed: make(chan struct{}), coverage: newCoverageCache()}
 	for _, o := range opts {
@@ -104,6 +105,10 @@ func Open(ctx context.Context, p *profile.Profile, cred Credential, opts ...Opti
 	c.base, c.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	c.learn(profileMembers(p))
 	if err := c.awaitOpen(ctx); err != nil {
+		c.Close()
+		return nil, err
+	}
+	if err := c.impossible(); err != nil {
 		c.Close()
 		return nil, err
 	}

@@ -91,7 +91,7 @@ func (c *Cluster) createTokenKey(ctx context.Context, r hsm.CreateRequest, p Pol
 
 // tooFew refuses before anything was done.
 func (c *Cluster) tooFew(what string, copies int, p Policy, outcome string) error {
-	e := &CopiesError{What: what, Copies: copies, Members: len(c.all()), Min: p.MinCopies, Check: p.CheckOnUse, Outcome: outcome}
+	e := &CopiesError{What: what, Copies: copies, Members: len(c.all()), Min: p.MinCopies, Setting: p.Setting, Check: p.CheckOnUse, Outcome: outcome}
 	for _, r := range c.all() {
 		if r.current() == nil {
 			e.Results = append(e.Results, Result{HSM: r.id(), Name: r.name(), Err: r.downError()})

@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"strings"
@@ -53,7 +54,8 @@ type CopiesError struct {
 	Copies  int          // HSMs that held them
 	Members int
 	Min     int
-	Check   bool // the policy checks on use
+	Setting string // what Min is called; empty: min-copies
+	Check   bool   // the policy checks on use
 	Outcome string
 	Results []Result
 	// Undelivered are the HSMs on which the cleanup could not be delivered. What
@@ -68,7 +70,7 @@ type CopiesError struct {
 // Error says what, on what, and what next, on one line.
 func (e *CopiesError) Error() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "%s on %d of %d HSMs, min-copies is %d", e.What, e.Copies, e.Members, e.Min)
+	fmt.Fprintf(&b, "%s on %d of %d HSMs, %s is %d", e.What, e.Copies, e.Members, cmp.Or(e.Setting, "min-copies"), e.Min)
 	if e.Outcome != "" {
 		b.WriteString("; " + e.Outcome)
 	}

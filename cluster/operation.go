@@ -339,7 +339,7 @@ func (o *operation) fail(ctx context.Context) error {
 		o.c.coverage.forget(m.Ref)
 	}
 	e := &CopiesError{
-		What: "the key was", Members: len(o.c.all()), Min: o.policy.MinCopies, Check: o.policy.CheckOnUse,
+		What: "the key was", Members: len(o.c.all()), Min: o.policy.MinCopies, Setting: o.policy.Setting, Check: o.policy.CheckOnUse,
 		Outcome: "the key was not created", Cause: context.Cause(ctx),
 	}
 	for _, m := range o.objects {

@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"fmt"
 	"time"
 
 	"github.com/hsmbackup/hsmbackup/cluster/hsm"
@@ -19,6 +20,10 @@ type Policy struct {
 	CheckOnUse bool
 	// Timeout bounds a creation; when it is over the key is not created. 0: 30 s.
 	Timeout time.Duration
+	// Setting is what errors call MinCopies, if it comes from a file that calls it
+	// something else: create_object_minimum_nodes in FILE. Open refuses a policy
+	// with a Setting that asks for more copies than the cluster has HSMs.
+	Setting string
 }
 
 // DefaultPolicy is Client SDK 5's: two copies, checked on use.
@@ -28,7 +33,9 @@ var DefaultPolicy = Policy{MinCopies: 2, CheckOnUse: true, Timeout: 30 * time.Se
 // for a timeout. The larger number of copies applies (KMU's -min_srv), so that a
 // call can raise the policy and never lower it. Zero values change nothing.
 func (p Policy) WithFlag(n int, timeout time.Duration) Policy {
-	p.MinCopies = max(p.MinCopies, n)
+	if n > p.MinCopies {
+		p.MinCopies, p.Setting = n, ""
+	}
 	if timeout > 0 {
 		p.Timeout = timeout
 	}
@@ -47,6 +54,15 @@ func policyOf(s hsm.Settings, p *profile.Profile) Policy {
 		policy.MinCopies, policy.CheckOnUse = s.MinCopies, s.CheckOnUse
 	}
 	return policy
+}
+
+// impossible refuses a policy by the name of its setting.
+func (c *Cluster) impossible() error {
+	p, members := c.Policy(), len(c.all())
+	if p.Setting == "" || p.MinCopies <= members {
+		return nil
+	}
+	return fmt.Errorf("%w: %s is %d, and cluster %s has %d HSMs: want 1 to %d", ErrMinCopies, p.Setting, p.MinCopies, c.profile.Name, members, members)
 }
 
 // Policy returns the policy in force: that of WithPolicy, otherwise the

@@ -21,11 +21,12 @@ var mayImport = []struct {
 	pkg string
 	may []string
 }{
-	{"cmd/...", []string{"clone", "synckey", "backup", "cluster", "cluster/hsm", "cluster/metrics", "cluster/profile", "cluster/server/...", "storage", "storage/open"}},
+	{"cmd/...", []string{"clone", "synckey", "backup", "cluster", "cluster/cloudhsm", "cluster/hsm", "cluster/metrics", "cluster/profile", "cluster/server/...", "storage", "storage/open"}},
 	{"clone", []string{"synckey", "backup", "cluster", "cluster/hsm", "cluster/hsm/soft/mech", "cluster/profile", "cluster/reconcile", "cluster/server", "storage"}},
 	{"synckey", []string{"cluster", "cluster/hsm", "cluster/reconcile"}},
 	{"backup/...", []string{"backup/format", "cluster/hsm", "cluster/reconcile", "storage"}},
 	{"cluster", []string{"cluster/hsm", "cluster/profile", "cluster/reconcile", "cluster/rpc", "cluster/rpc/pki"}},
+	{"cluster/cloudhsm", []string{"cluster", "cluster/profile"}},
 	{"cluster/server", []string{"cluster/hsm", "cluster/hsm/soft", "cluster/metrics", "cluster/profile", "cluster/reconcile", "cluster/rpc", "cluster/rpc/pki", "cluster/server/audit", "cluster/server/seal"}},
 	{"cluster/server/audit", nil},
 	{"cluster/server/seal", []string{"cluster/hsm"}},

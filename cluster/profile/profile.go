@@ -160,7 +160,7 @@ func (p *Profile) Save(path string) error {
 	if err != nil {
 		return fmt.Errorf("encode cluster profile: %w", err)
 	}
-	if err := writeFile(path, b); err != nil {
+	if err := WriteFile(path, b, nil); err != nil {
 		return fmt.Errorf("write cluster profile: %w", err)
 	}
 	p.path = path
@@ -188,9 +188,11 @@ func (p *Profile) ClientPath() string { return p.Resolve(p.Client) }
 // AppliancePath returns the path of the appliance identity, or "".
 func (p *Profile) AppliancePath() string { return p.Resolve(p.Appliance) }
 
-// writeFile writes path whole: a temporary file, synced, renamed, and the folder
-// synced.
-func writeFile(path string, b []byte) (err error) {
+// WriteFile writes path whole: a temporary file, synced, renamed, and the folder
+// synced. If we die before the rename, the old file stands (and the temporary one
+// is left); after it, the new one. The new file has the mode and, where the
+// process may give it, the owner of like; without like the mode is 0644.
+func WriteFile(path string, b []byte, like fs.FileInfo) (err error) {
 	folder := filepath.Dir(path)
 	f, err := os.CreateTemp(folder, "."+filepath.Base(path)+"-*")
 	if err != nil {
@@ -201,7 +203,7 @@ func writeFile(path string, b []byte) (err error) {
 			os.Remove(f.Name())
 		}
 	}()
-	if err := fill(f, b); err != nil {
+	if err := fill(f, b, like); err != nil {
 		return err
 	}
 	if err := os.Rename(f.Name(), path); err != nil {
@@ -210,9 +212,14 @@ func writeFile(path string, b []byte) (err error) {
 	return syncFolder(folder)
 }
 
-func fill(f *os.File, b []byte) error {
+func fill(f *os.File, b []byte, like fs.FileInfo) error {
+	mode := fs.FileMode(0o644)
+	if like != nil {
+		mode = like.Mode().Perm()
+		chown(f, like)
+	}
 	_, err := f.Write(b)
-	err = errors.Join(err, f.Chmod(0o644), f.Sync())
+	err = errors.Join(err, f.Chmod(mode), f.Sync())
 	return errors.Join(err, f.Close())
 }
 

@@ -16,6 +16,7 @@ import (
 type program struct {
 	streams
 	log *slog.Logger
+	sdk sdkFile // the CloudHSM configuration whose policy applies
 }
 
 // memoryLimit makes the garbage collector work before memory grows, for all
@@ -26,7 +27,7 @@ const memoryLimit = 160 << 20
 func run(ctx context.Context, args []string, in io.Reader, out, errOut io.Writer) int {
 	p := &program{streams: streams{in: in, out: out, err: errOut}, log: slog.New(slog.NewTextHandler(errOut, nil))}
 	app := p.app()
-	args = arrange(app, args)
+	args = arrange(app, calledAs(args))
 	p.json = hasFlag(args, "--json")
 	debug.SetMemoryLimit(memoryLimit)
 	err := app.RunContext(ctx, args)
@@ -66,7 +67,7 @@ func (p *program) app() *cli.App {
 		Action:                    p.noCommand,
 		Commands: []*cli.Command{
 			p.drillCommand(), p.clusterCommand(), p.hsmCommand(), p.userCommand(), p.keyCommand(), p.cryptoCommand(),
-			p.snapshotCommand(), p.snapshotsCommand(), p.restoreCommand(), p.synckeyCommand(), p.auditCommand(), p.identityCommand(),
+			p.snapshotCommand(), p.snapshotsCommand(), p.restoreCommand(), p.synckeyCommand(), p.auditCommand(), p.identityCommand(), p.configureCommand(),
 		},
 	}
 	for _, c := range app.Commands {
@@ -92,6 +93,7 @@ func (p *program) finish(c *cli.Command) {
 	action, required := c.Action, takeRequired(c.Flags)
 	c.Action = func(cc *cli.Context) error {
 		p.json, p.quiet = cc.Bool("json"), cc.Bool("quiet")
+		p.sdk = sdkFile{path: cc.String("sdk-config"), component: cc.String("component")}
 		for _, name := range required {
 			if !cc.IsSet(name) {
 				return usagef("%s needs --%s", cc.Command.HelpName, name)

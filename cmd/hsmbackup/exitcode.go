@@ -9,6 +9,7 @@ import (
 
 	"github.com/hsmbackup/hsmbackup/backup"
 	"github.com/hsmbackup/hsmbackup/cluster"
+	"github.com/hsmbackup/hsmbackup/cluster/cloudhsm"
 	"github.com/hsmbackup/hsmbackup/cluster/hsm"
 	"github.com/hsmbackup/hsmbackup/cluster/profile"
 	"github.com/hsmbackup/hsmbackup/cluster/server"
@@ -73,6 +74,7 @@ var verdicts = []verdict{
 	{hsm.ErrFuture, "clock", exitRefused, "set the clocks of the HSMs right, then run the same command again"}, // before the copies that are too few for it
 	{cluster.ErrAvailability, "availability", exitRefused, "wait until the key is on more HSMs (cluster wait), start the missing HSMs, or lower min-copies"},
 	{cluster.ErrMinCopies, "min_copies", exitRefused, "start the missing HSMs (cluster info shows them), or ask for fewer with --min-copies"},
+	{cloudhsm.ErrFile, "sdk_config", exitFailed, "correct the setting it names, or write the file with hsmbackup configure"},
 	{hsm.ErrAttribute, "attribute", exitRefused, "key show lists the key's attributes; key set changes those that may change"},
 	{hsm.ErrConflict, "conflict", exitRefused, "compare both keys with key show, and destroy the one that is not wanted"},
 	{hsm.ErrDestroyed, "destroyed", exitFailed, "a destroyed key stays destroyed; a snapshot made before may still hold it"},

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strconv"
 	"strings"
 	"time"
 
@@ -69,8 +70,30 @@ func creationFlags() []cli.Flag {
 		&cli.StringSliceFlag{Name: "attribute", Usage: "`NAME=VALUE`, such as encrypt=true"},
 		&cli.StringSliceFlag{Name: "public-attribute", Usage: "`NAME=VALUE` of a pair's public key"},
 		&cli.StringSliceFlag{Name: "share", Usage: "crypto `USER` who may use the key too"},
-		&cli.IntFlag{Name: "min-copies", Aliases: []string{"min-srv"}, Usage: "at least `N` HSMs must hold the key; the larger of this and the cluster's policy applies"},
-		&cli.DurationFlag{Name: "timeout", Usage: "give up after this time; the key is then not created"})
+		&cli.IntFlag{Name: "min-copies", Aliases: []string{"min-srv", "min_srv"}, Usage: "at least `N` HSMs must hold the key; the larger of this and the cluster's policy applies"},
+		&cli.StringFlag{Name: "timeout", Usage: "give up after this `TIME`, such as 5s (a plain number: seconds); the key is then not created"})
+}
+
+// callPolicy is what the flags of one creation ask for beyond the policy in force:
+// KMU's -min_srv and -timeout.
+func callPolicy(cc *cli.Context) (cluster.Policy, error) {
+	p := cluster.Policy{MinCopies: cc.Int("min-copies")}
+	if cc.IsSet("min-copies") && p.MinCopies < 1 {
+		return p, usagef("--min-copies %d: want at least 1", p.MinCopies)
+	}
+	text := cc.String("timeout")
+	if text == "" {
+		return p, nil
+	}
+	d, err := time.ParseDuration(text)
+	if n, numberErr := strconv.Atoi(text); numberErr == nil {
+		d, err = time.Duration(n)*time.Second, nil
+	}
+	if err != nil || d <= 0 || d > time.Hour {
+		return p, usagef("--timeout %q: want a time of up to an hour, such as 5s", text)
+	}
+	p.Timeout = d
+	return p, nil
 }
 
 func creation(cc *cli.Context, method hsm.Method) (hsm.CreateRequest, error) {
@@ -236,18 +259,15 @@ func baseKey(flag string, classes ...hsm.Class) func(context.Context, *cluster.C
 }
 
 func (p *program) createKey(cc *cli.Context, r hsm.CreateRequest, prepare func(context.Context, *cluster.Cluster, *cli.Context, *hsm.CreateRequest) error) error {
+	policy, err := callPolicy(cc)
+	if err != nil {
+		return err
+	}
 	return p.withCluster(cc, func(ctx context.Context, c *cluster.Cluster) error {
 		if prepare != nil {
 			if err := prepare(ctx, c, cc, &r); err != nil {
 				return err
 			}
-		}
-		policy := cluster.Policy{}
-		if n, timeout := cc.Int("min-copies"), cc.Duration("timeout"); n != 0 || timeout != 0 {
-			if n < 0 {
-				return usagef("--min-copies %d: want at least 1", n)
-			}
-			policy = c.Policy().WithFlag(n, timeout)
 		}
 		made, err := c.Create(ctx, r, policy)
 		if err != nil {

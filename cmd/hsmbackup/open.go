@@ -8,6 +8,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"github.com/hsmbackup/hsmbackup/cluster"
+	"github.com/hsmbackup/hsmbackup/cluster/cloudhsm"
 	"github.com/hsmbackup/hsmbackup/cluster/profile"
 )
 
@@ -16,7 +17,35 @@ func clusterFlags() []cli.Flag {
 	return []cli.Flag{
 		&cli.StringFlag{Name: "cluster", Aliases: []string{"c"}, EnvVars: []string{"HSMBACKUP_CLUSTER"}, Usage: "`CLUSTER`: a name from the configuration file, or the path of a profile"},
 		credentialFlag(),
+		&cli.StringFlag{Name: "sdk-config", EnvVars: []string{"HSMBACKUP_SDK_CONFIG"}, Usage: "the durability policy of this CloudHSM configuration `FILE` applies: cloudhsm_client.cfg (Client SDK 3) or cloudhsm-*.cfg (Client SDK 5)"},
+		&cli.StringFlag{Name: "component", Usage: "the same, of the file of pkcs11, dyn, jce, cli, ksp or openssl-provider in its usual place"},
 	}
+}
+
+// sdkFile names a configuration file of CloudHSM, by path or by component.
+type sdkFile struct{ path, component string }
+
+// options are those that the file asks for.
+func (f sdkFile) options(pr *profile.Profile) ([]cluster.Option, error) {
+	path := f.path
+	if f.component != "" {
+		if path != "" {
+			return nil, usagef("--sdk-config and --component both name a file")
+		}
+		c, err := cloudhsm.ParseComponent(f.component)
+		if err != nil {
+			return nil, usagef("%v", err)
+		}
+		path = c.Path(cloudhsm.Here)
+	}
+	if path == "" {
+		return nil, nil
+	}
+	policy, err := cloudhsm.LoadPolicy(path, pr.ID.String())
+	if err != nil {
+		return nil, err
+	}
+	return []cluster.Option{cluster.WithPolicy(policy)}, nil
 }
 
 func credentialFlag() cli.Flag {
@@ -55,7 +84,11 @@ func (p *program) open(ctx context.Context, name string, w who) (*cluster.Cluste
 	if err != nil {
 		return nil, err
 	}
-	c, err := cluster.Open(ctx, pr, cred)
+	options, err := p.sdk.options(pr)
+	if err != nil {
+		return nil, err
+	}
+	c, err := cluster.Open(ctx, pr, cred, options...)
 	if err != nil {
 		return nil, fmt.Errorf("cluster %s: %w", name, err)
 	}

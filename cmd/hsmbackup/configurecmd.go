@@ -1,0 +1,260 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/hsmbackup/hsmbackup/cluster/cloudhsm"
+	"github.com/hsmbackup/hsmbackup/cluster/profile"
+)
+
+// configureCommand is CloudHSM's configure tools: configure-pkcs11, -dyn, -jce,
+// -cli, -ksp and -openssl-provider, and all of them at once.
+func (p *program) configureCommand() *cli.Command {
+	cmd := &cli.Command{
+		Name: "configure", Usage: "edit the configuration files of CloudHSM's clients", Action: p.configureAll,
+		Description: "Example: hsmbackup configure --all --disable-key-availability-check\n\n" +
+			"A program called configure-pkcs11, configure-dyn, … is hsmbackup configure pkcs11, dyn, …",
+		Flags: append(switches(),
+			&cli.BoolFlag{Name: "all", Usage: "every component of this operating system at once"},
+			&cli.StringFlag{Name: "dir", Value: cloudhsm.Folder(cloudhsm.Here), Usage: "`FOLDER` of the files, with --all"}),
+	}
+	for _, c := range cloudhsm.Components() {
+		cmd.Subcommands = append(cmd.Subcommands, p.componentCommand(c))
+	}
+	return cmd
+}
+
+func (p *program) componentCommand(c cloudhsm.Component) *cli.Command {
+	example := "Example: hsmbackup configure " + string(c)
+	edit := func(name, usage, example string, action func(*cloudhsm.File, cloudhsm.Settings) error) *cli.Command {
+		return &cli.Command{
+			Name: name, Usage: usage, Description: example, Flags: append(switches(), fileFlag(c)),
+			Action: func(cc *cli.Context) error { return p.configure(cc, c, action) },
+		}
+	}
+	cmd := edit(string(c), "edit "+c.FileName(), example+" --disable-key-availability-check", (*cloudhsm.File).Apply)
+	cmd.Subcommands = []*cli.Command{
+		edit("add-cluster", "add a cluster to "+c.FileName(), example+" add-cluster --cluster-id ./east", (*cloudhsm.File).AddCluster),
+		edit("remove-cluster", "remove a cluster from "+c.FileName(), example+" remove-cluster --cluster-id ./east", removeCluster),
+	}
+	return cmd
+}
+
+func fileFlag(c cloudhsm.Component) cli.Flag {
+	return &cli.StringFlag{Name: "file", Value: c.Path(cloudhsm.Here), Usage: "the configuration `FILE`"}
+}
+
+// onOff are the switches that come in pairs, enable and disable.
+var onOff = []struct{ name, usage string }{
+	{"key-availability-check", "two HSMs must hold a key before it is used (on by default)"},
+	{"validate-key-at-init", "check a key's permissions when an operation begins (on by default)"},
+	{"certificate-storage", "store certificates on the HSMs"},
+	{"sdk3-compatibility-mode", "work as Client SDK 3 did"},
+	{"ecdsa-with-weak-hash-function", "allow hashes weaker than the curve"},
+}
+
+// switches are the flags of the configure tools.
+func switches() []cli.Flag {
+	flags := []cli.Flag{
+		&cli.StringSliceFlag{Name: "a", Usage: "`ADDRESS` of an HSM, host or host:port; several replace the list"},
+		&cli.StringFlag{Name: "cluster-id", Usage: "`CLUSTER`: its name, profile or id; its HSMs' addresses are taken from its profile"},
+		&cli.StringFlag{Name: "region", Usage: "the region that the cluster must be in"},
+		&cli.StringFlag{Name: "endpoint", Usage: "the `PROFILE` that describes the cluster, if it is not configured"},
+		&cli.StringFlag{Name: "hsm-ca-cert", Usage: "the trust anchor's `FILE`"},
+		&cli.StringFlag{Name: "client-cert-hsm-tls-file", Aliases: []string{"server-client-cert-file"}, Usage: "client certificate `FILE`"},
+		&cli.StringFlag{Name: "client-key-hsm-tls-file", Aliases: []string{"server-client-key-file"}, Usage: "client key `FILE`"},
+		&cli.StringFlag{Name: "default-retry-mode", Usage: "off or standard"},
+		&cli.StringFlag{Name: "log-type", Usage: "term or file"},
+		&cli.StringFlag{Name: "log-file", Usage: "`FILE` of the log"},
+		&cli.StringFlag{Name: "log-level", Usage: "error, warn, info, debug or trace"},
+		&cli.StringFlag{Name: "log-rotation", Usage: "never, hourly, daily or weekly"},
+	}
+	for _, s := range onOff {
+		flags = append(flags, &cli.BoolFlag{Name: "enable-" + s.name, Usage: s.usage}, &cli.BoolFlag{Name: "disable-" + s.name, Usage: "the opposite"})
+	}
+	return flags
+}
+
+// settingsOf reads the switches, and looks the cluster up if there is one.
+func settingsOf(cc *cli.Context) (cloudhsm.Settings, error) {
+	s := cloudhsm.Settings{
+		ClusterID: cc.String("cluster-id"), Addresses: cc.StringSlice("a"), CA: cc.String("hsm-ca-cert"),
+		ClientCert: cc.String("client-cert-hsm-tls-file"), ClientKey: cc.String("client-key-hsm-tls-file"), RetryMode: cc.String("default-retry-mode"),
+		LogType: cc.String("log-type"), LogFile: cc.String("log-file"), LogLevel: cc.String("log-level"), LogRotation: cc.String("log-rotation"),
+	}
+	into := []**bool{&s.AvailabilityCheck, &s.ValidateAtInit, &s.Certificates, &s.SDK3Compatible, &s.WeakECDSA}
+	for i, sw := range onOff {
+		on, off := cc.Bool("enable-"+sw.name), cc.Bool("disable-"+sw.name)
+		if on && off {
+			return s, usagef("--enable-%s and --disable-%s exclude each other", sw.name, sw.name)
+		}
+		if on || off {
+			*into[i] = &on
+		}
+	}
+	return s, resolveCluster(cc, &s)
+}
+
+// resolveCluster does what CloudHSM asks its service for: it finds the cluster's
+// profile, and in it the id and the addresses.
+func resolveCluster(cc *cli.Context, s *cloudhsm.Settings) error {
+	if s.ClusterID == "" {
+		if cc.IsSet("region") || cc.IsSet("endpoint") {
+			return usagef("--region and --endpoint say where a cluster is; name it with --cluster-id")
+		}
+		return nil
+	}
+	pr, err := findCluster(s.ClusterID, cc.String("endpoint"))
+	switch {
+	case errors.Is(err, profile.ErrUnknown) && (len(s.Addresses) > 0 || cc.Command.Name == "remove-cluster"):
+		return nil // it need not be known here
+	case err != nil:
+		return err
+	}
+	if region := cc.String("region"); region != "" && region != pr.Region {
+		return usagef("cluster %s is in region %s, not in %s", pr.ID, pr.Region, region)
+	}
+	s.ClusterID = pr.ID.String()
+	if len(s.Addresses) == 0 && cc.Command.Name != "remove-cluster" {
+		for _, h := range pr.HSMs {
+			s.Addresses = append(s.Addresses, h.Address)
+		}
+	}
+	return nil
+}
+
+// findCluster finds a cluster by name, path of its profile, or id among those
+// configured.
+func findCluster(name, endpoint string) (*profile.Profile, error) {
+	if endpoint != "" {
+		pr, err := profile.Load(endpoint)
+		if err == nil && name != pr.ID.String() && name != pr.Name {
+			return nil, fmt.Errorf("%w: %s describes cluster %s %s, not %q", profile.ErrUnknown, endpoint, pr.Name, pr.ID, name)
+		}
+		return pr, err
+	}
+	pr, err := profile.Find(name)
+	if !errors.Is(err, profile.ErrUnknown) {
+		return pr, err
+	}
+	path, pathErr := profile.ConfigPath()
+	if pathErr != nil {
+		return nil, pathErr
+	}
+	config, configErr := profile.LoadConfig(path)
+	if configErr != nil {
+		return nil, configErr
+	}
+	for _, n := range slices.Sorted(maps.Keys(config.Clusters)) {
+		if pr, findErr := profile.Find(n); findErr == nil && pr.ID.String() == name {
+			return pr, nil
+		}
+	}
+	return nil, err
+}
+
+func removeCluster(f *cloudhsm.File, s cloudhsm.Settings) error {
+	if s.ClusterID == "" {
+		return usagef("which cluster? name it with --cluster-id")
+	}
+	f.RemoveCluster(s.ClusterID)
+	return nil
+}
+
+// configured is one file as --json prints it.
+type configured struct {
+	Component string `json:"component"`
+	File      string `json:"file"`
+	Changed   bool   `json:"changed"`
+	file      *cloudhsm.File
+}
+
+func (p *program) configure(cc *cli.Context, c cloudhsm.Component, edit func(*cloudhsm.File, cloudhsm.Settings) error) error {
+	s, err := settingsOf(cc)
+	if err != nil {
+		return err
+	}
+	one, err := edited(c, cc.String("file"), s, edit)
+	if err != nil {
+		return err
+	}
+	if err := one.save(); err != nil {
+		return err
+	}
+	return p.result(one, one.print)
+}
+
+// configureAll edits the files of every component: first all in memory, so that
+// one that cannot be edited leaves all as they are, then each on disk.
+func (p *program) configureAll(cc *cli.Context) error {
+	if cc.NArg() > 0 || !cc.Bool("all") {
+		return p.noCommand(cc)
+	}
+	s, err := settingsOf(cc)
+	if err != nil {
+		return err
+	}
+	var files []*configured
+	for _, c := range cloudhsm.ComponentsOn(cloudhsm.Here) {
+		one, err := edited(c, filepath.Join(cc.String("dir"), c.FileName()), s, (*cloudhsm.File).Apply)
+		if err != nil {
+			return err
+		}
+		files = append(files, one)
+	}
+	// If we die between two of them, the same command again does the rest.
+	for _, one := range files {
+		if err := one.save(); err != nil {
+			return err
+		}
+	}
+	return p.result(map[string]any{"files": files}, func(w io.Writer) {
+		for _, one := range files {
+			one.print(w)
+		}
+	})
+}
+
+func edited(c cloudhsm.Component, path string, s cloudhsm.Settings, edit func(*cloudhsm.File, cloudhsm.Settings) error) (*configured, error) {
+	f, err := cloudhsm.Load(path)
+	if err == nil {
+		err = edit(f, s)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("configure %s: %w", c, err)
+	}
+	if _, err := os.Stat(filepath.Dir(path)); err != nil {
+		return nil, fmt.Errorf("configure %s: %w", c, err)
+	}
+	return &configured{Component: string(c), File: path, file: f}, nil
+}
+
+func (c *configured) save() (err error) {
+	c.Changed, err = c.file.Save(c.File)
+	return err
+}
+
+func (c *configured) print(w io.Writer) {
+	fmt.Fprintf(w, "%s: %s\n", c.File, map[bool]string{true: "written", false: "as it was"}[c.Changed])
+}
+
+// calledAs turns the command line of a program called configure-pkcs11, … into
+// that of hsmbackup configure pkcs11.
+func calledAs(args []string) []string {
+	if len(args) == 0 {
+		return args
+	}
+	c, ok := cloudhsm.Called(args[0])
+	if !ok {
+		return args
+	}
+	return append([]string{"hsmbackup", "configure", string(c)}, args[1:]...)
+}
