@@ -75,11 +75,12 @@ func TestMetricsShowWhatWasSetAndWhatIsRead(t *testing.T) {
 	r.Histogram("x_seconds", "A histogram.", []float64{1, 2}, "operation").Observe(1.5, "Use")
 	r.Collect([]metrics.Desc{{Name: "x_read", Help: "Read."}, {Name: "x_read_total", Help: "Read.", Counter: true, Labels: []string{"peer"}}},
 		func(set func(string, float64, ...string)) { set("x_read", 7); set("x_read_total", 8, "b") })
+	r.With(map[string]string{"hsm": "h"}).Gauge("x_with", "A gauge.", "peer").Set(1, "a")
 	url := serve(t, r)
 	want := []string{
 		`x_gauge{peer="a"} 2.5`, `x_read 7`, `x_read_total{peer="b"} 8`,
 		`x_seconds_bucket{operation="Use",le="1"} 0`, `x_seconds_bucket{operation="Use",le="2"} 1`, `x_seconds_bucket{operation="Use",le="+Inf"} 1`,
-		`x_seconds_sum{operation="Use"} 1.5`, `x_seconds_count{operation="Use"} 1`, `x_things_total 3`,
+		`x_seconds_sum{operation="Use"} 1.5`, `x_seconds_count{operation="Use"} 1`, `x_things_total 3`, `x_with{hsm="h",peer="a"} 1`,
 	}
 	if diff := cmp.Diff(want, lines(t, url, "x_")); diff != "" {
 		t.Error(diff)

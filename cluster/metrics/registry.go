@@ -22,29 +22,37 @@ const other = "other"
 // written in the program, not read from anywhere.
 type Registry struct {
 	prometheus *prometheus.Registry
+	in         prometheus.Registerer
 }
 
 // NewRegistry returns a registry that already holds what is known of every
 // process: memory, CPU time, file descriptors, goroutines, and that it runs this
 // version (hsmbackup_build_info).
 func NewRegistry(version string) *Registry {
-	r := &Registry{prometheus.NewRegistry()}
-	r.prometheus.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	p := prometheus.NewRegistry()
+	r := &Registry{p, p}
+	r.in.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	r.Gauge("hsmbackup_build_info", "Always 1; the label tells the version.", "version").Set(1, version)
 	return r
+}
+
+// With returns the same registry for metrics that all carry these labels with
+// these values.
+func (r *Registry) With(labels map[string]string) *Registry {
+	return &Registry{r.prometheus, prometheus.WrapRegistererWith(labels, r.in)}
 }
 
 // Gauge describes a number that goes up and down.
 func (r *Registry) Gauge(name, help string, labels ...string) *Gauge {
 	v := prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: name, Help: help}, labels)
-	r.prometheus.MustRegister(v)
+	r.in.MustRegister(v)
 	return &Gauge{series[prometheus.Gauge]{with: v.WithLabelValues, labels: len(labels)}}
 }
 
 // Counter describes a number that only grows. Its name ends in "_total".
 func (r *Registry) Counter(name, help string, labels ...string) *Counter {
 	v := prometheus.NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, labels)
-	r.prometheus.MustRegister(v)
+	r.in.MustRegister(v)
 	return &Counter{series[prometheus.Counter]{with: v.WithLabelValues, labels: len(labels)}}
 }
 
@@ -52,7 +60,7 @@ func (r *Registry) Counter(name, help string, labels ...string) *Counter {
 // upper bounds.
 func (r *Registry) Histogram(name, help string, buckets []float64, labels ...string) *Histogram {
 	v := prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: name, Help: help, Buckets: buckets}, labels)
-	r.prometheus.MustRegister(v)
+	r.in.MustRegister(v)
 	return &Histogram{series[prometheus.Observer]{with: v.WithLabelValues, labels: len(labels)}}
 }
 
@@ -156,7 +164,7 @@ func (r *Registry) Collect(descs []Desc, read func(set func(name string, value f
 		}
 		c.descs[d.Name] = &desc{prometheus: prometheus.NewDesc(d.Name, d.Help, d.Labels, nil), kind: kind, labels: len(d.Labels)}
 	}
-	r.prometheus.MustRegister(c)
+	r.in.MustRegister(c)
 }
 
 type desc struct {

@@ -90,25 +90,41 @@ func Sync(ctx context.Context, from hsm.Source, to hsm.Replica, opts ...Option) 
 	if err := sameLineage(from, to); err != nil {
 		return Synced{}, err
 	}
-	d := &Difference{}
-	found, err := sketchDiff(ctx, from, to, newOptions(opts), d)
+	d, o := &Difference{}, newOptions(opts)
+	found, err := sketchDiff(ctx, from, to, o, d)
 	if err != nil {
 		return Synced{Stats: d.Stats}, fmt.Errorf("compare: %w", err)
 	}
 	if found {
+		d.report(o.entry)
 		applied, err := Apply(ctx, d, from, to, opts...)
 		return Synced{Stats: d.Stats, Missing: len(d.Missing), Changed: len(d.Changed), Extra: len(d.Extra), Applied: applied}, err
 	}
 	d.listed()
 	s := Synced{Stats: d.Stats}
-	t := &transfer{from: from, to: to, options: newOptions(opts)}
-	s.Applied, err = t.run(ctx, s.counted(differing(ctx, from, to)))
+	t := &transfer{from: from, to: to, options: o}
+	s.Applied, err = t.run(ctx, s.counted(o.entry, differing(ctx, from, to)))
 	return s, err
 }
 
-func (s *Synced) counted(entries iter.Seq2[Entry, error]) iter.Seq2[Entry, error] {
+// report reports all entries of a difference, if anybody wants to know.
+func (d *Difference) report(to func(Entry)) {
+	if to == nil {
+		return
+	}
+	for _, list := range [][]Entry{d.Missing, d.Changed, d.Extra} {
+		for _, e := range list {
+			to(e)
+		}
+	}
+}
+
+func (s *Synced) counted(report func(Entry), entries iter.Seq2[Entry, error]) iter.Seq2[Entry, error] {
 	return func(yield func(Entry, error) bool) {
 		for e, err := range entries {
+			if err == nil && report != nil {
+				report(e)
+			}
 			switch {
 			case err != nil:
 			case e.Missing():

@@ -106,10 +106,19 @@ func TestSync(t *testing.T) {
 	from.SetLabel(changed, "a2")
 	from.Destroy(destroyed)
 	to.Remove(lost)
-	to.NewKey("only here")
-	s, err := reconcile.Sync(t.Context(), from, to, reconcile.RootsFirst())
+	only := to.NewKey("only here")
+	var extra []hsm.KeyRef
+	entries := 0
+	s, err := reconcile.Sync(t.Context(), from, to, reconcile.RootsFirst(), reconcile.OnEntry(func(e reconcile.Entry) {
+		if entries++; e.Extra() {
+			extra = append(extra, e.Ref)
+		}
+	}))
 	if err != nil {
 		t.Fatal(err)
+	}
+	if entries != 4 || !slices.Equal(extra, []hsm.KeyRef{only}) {
+		t.Errorf("%d entries reported, extra %v", entries, extra)
 	}
 	if s.Missing != 1 || s.Changed != 2 || s.Extra != 1 || s.Added != 1 || s.Inserted.Changed != 0+2 || s.Objects != 3 || s.Listed {
 		t.Errorf("got %+v", s)
@@ -135,11 +144,13 @@ func TestSyncEmptyDestination(t *testing.T) {
 	from.Destroy(from.NewKey("gone"))
 	to := reconciletest.NewReplica(keyring)
 	var last reconcile.Progress
-	s, err := reconcile.Sync(t.Context(), from, to, reconcile.Batch(100), reconcile.OnProgress(func(p reconcile.Progress) { last = p }))
+	reported := 0
+	s, err := reconcile.Sync(t.Context(), from, to, reconcile.Batch(100), reconcile.OnProgress(func(p reconcile.Progress) { last = p }),
+		reconcile.OnEntry(func(reconcile.Entry) { reported++ }))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !s.Listed || s.Missing != 701 || s.Added != 701 || last.Objects != 701 || last.Bytes != s.Bytes || s.Bytes == 0 {
+	if !s.Listed || reported != 701 || s.Missing != 701 || s.Added != 701 || last.Objects != 701 || last.Bytes != s.Bytes || s.Bytes == 0 {
 		t.Errorf("got %+v, progress %+v", s, last)
 	}
 	if root(t, from) != root(t, to) {

@@ -11,6 +11,7 @@ type options struct {
 	list       bool
 	keep       func(Entry) bool
 	progress   func(Progress)
+	entry      func(Entry)
 	batch      int
 	workers    int
 }
@@ -52,6 +53,10 @@ func ListOnly() Option { return func(o *options) { o.list = true } }
 // Entries makes Apply, Sync and Copy leave out the entries for which keep is
 // false. It is called from one goroutine.
 func Entries(keep func(Entry) bool) Option { return func(o *options) { o.keep = keep } }
+
+// OnEntry makes Sync report every entry that differs, extra ones included, as
+// soon as it is known. It is called from one goroutine.
+func OnEntry(report func(Entry)) Option { return func(o *options) { o.entry = report } }
 
 // OnProgress makes Apply, Sync and Copy report after each batch. Calls do not
 // overlap.

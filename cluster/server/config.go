@@ -13,6 +13,7 @@ import (
 	"github.com/goccy/go-yaml"
 
 	"github.com/hsmbackup/hsmbackup/cluster/hsm"
+	"github.com/hsmbackup/hsmbackup/cluster/metrics"
 )
 
 // Names inside an HSM's folder.
@@ -50,6 +51,9 @@ type Config struct {
 	// Listen is where the HSM listens, if that is not Address: "0.0.0.0:7000"
 	// behind a name, or a container's own address.
 	Listen string `yaml:"listen,omitempty"`
+	// Metrics is where /metrics, /healthz and /readyz are shown, HOST:PORT; without
+	// a host on this machine only. Nowhere if it is empty.
+	Metrics string `yaml:"metrics,omitempty"`
 	// Seal protects the keys at rest: "file" (development: the identity lies in
 	// the folder), "identity" (an age identity file elsewhere: HSMBACKUP_SEAL_IDENTITY)
 	// or "passphrase" (HSMBACKUP_SEAL_PASSPHRASE, or a prompt).
@@ -86,6 +90,11 @@ func (c *Config) check() error {
 	}
 	if err := checkAddress(c.Address); err != nil {
 		return err
+	}
+	if c.Metrics != "" {
+		if err := metrics.CheckAddress(c.Metrics); err != nil {
+			return err
+		}
 	}
 	if c.Listen == "" {
 		return nil

@@ -7,13 +7,16 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os/exec"
 	"runtime"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
 	"time"
 
+	"github.com/hsmbackup/hsmbackup/cluster/metrics"
 	"github.com/hsmbackup/hsmbackup/cluster/profile"
 )
 
@@ -29,6 +32,41 @@ type Fleet struct {
 	errs     []error
 }
 
+// FleetOption changes StartFleet.
+type FleetOption func(*fleetOptions)
+
+type fleetOptions struct{ metrics string }
+
+// WithMetrics has the first HSM show metrics at address (HOST:PORT), and each
+// next one at the next port; with port 0 each at a free one, which it logs.
+func WithMetrics(address string) FleetOption { return func(o *fleetOptions) { o.metrics = address } }
+
+// arguments are those of the i-th process.
+func (o *fleetOptions) arguments(i int, folder string) ([]string, error) {
+	args := []string{"hsm", "serve"}
+	if o.metrics != "" {
+		address, err := nthAddress(o.metrics, i)
+		if err != nil {
+			return nil, err
+		}
+		args = append(args, "--metrics", address)
+	}
+	return append(args, folder), nil
+}
+
+func nthAddress(address string, i int) (string, error) {
+	if err := metrics.CheckAddress(address); err != nil {
+		return "", err
+	}
+	host, port, _ := net.SplitHostPort(address) // checked
+	n, _ := strconv.Atoi(port)
+	if n != 0 {
+		n += i
+	}
+	address = net.JoinHostPort(host, strconv.Itoa(n))
+	return address, metrics.CheckAddress(address) // the ports may have run out
+}
+
 // StartFleet starts "exe hsm serve FOLDER" for every HSM of the profile that
 // has a folder here, and returns when all are ready. What they say on standard
 // error goes to log, line by line, each with the HSM's name. The processes end
@@ -37,14 +75,24 @@ type Fleet struct {
 //
 // If one does not become ready, all are stopped, and the error, ErrFolder, holds
 // its last words.
-func StartFleet(ctx context.Context, exe string, p *profile.Profile, log io.Writer) (*Fleet, error) {
+func StartFleet(ctx context.Context, exe string, p *profile.Profile, log io.Writer, opts ...FleetOption) (*Fleet, error) {
+	var o fleetOptions
+	for _, opt := range opts {
+		opt(&o)
+	}
 	ctx, cancel := context.WithCancel(ctx)
 	f := &Fleet{cancel: cancel, done: make(chan struct{})}
 	lines := &lineWriter{w: log}
 	for _, h := range p.HSMs {
-		if h.Dir != "" {
-			f.children = append(f.children, newChild(ctx, exe, h.Name, p.Resolve(h.Dir), lines))
+		if h.Dir == "" {
+			continue
 		}
+		args, err := o.arguments(len(f.children), p.Resolve(h.Dir))
+		if err != nil {
+			cancel()
+			return nil, err
+		}
+		f.children = append(f.children, newChild(ctx, exe, h.Name, args, lines))
 	}
 	started := make(chan error, 1)
 	go f.run(ctx, started)
@@ -166,9 +214,9 @@ type child struct {
 	log   *prefixWriter
 }
 
-func newChild(ctx context.Context, exe, name, folder string, lines *lineWriter) *child {
+func newChild(ctx context.Context, exe, name string, args []string, lines *lineWriter) *child {
 	c := &child{name: name, ready: make(chan struct{}), words: &lastWords{}, log: &prefixWriter{prefix: name + ": ", lines: lines}}
-	c.cmd = exec.CommandContext(ctx, exe, "hsm", "serve", folder)
+	c.cmd = exec.CommandContext(ctx, exe, args...)
 	c.cmd.Cancel = func() error { return c.cmd.Process.Signal(syscall.SIGTERM) }
 	c.cmd.WaitDelay = stopGrace
 	c.cmd.SysProcAttr = childAttributes()

@@ -228,3 +228,16 @@ func TestLogLinesStayWhole(t *testing.T) {
 		t.Errorf("got %q, want %q", log.String(), want)
 	}
 }
+
+func TestFleetMetricsAddresses(t *testing.T) {
+	for _, c := range []struct {
+		address string
+		i       int
+		want    string
+	}{{":9100", 0, ":9100"}, {":9100", 2, ":9102"}, {"127.0.0.1:0", 2, "127.0.0.1:0"}, {"[::1]:9100", 1, "[::1]:9101"}, {":65535", 1, ""}, {"9100", 0, ""}} {
+		got, err := nthAddress(c.address, c.i)
+		if (err != nil) != (c.want == "") || err == nil && got != c.want {
+			t.Errorf("%s, process %d: %q, %v; want %q", c.address, c.i, got, err, c.want)
+		}
+	}
+}

@@ -26,7 +26,8 @@ const patience = 3
 type peer struct {
 	member   hsm.Member
 	stop     context.CancelFunc
-	failures int // rounds in a row
+	failures int       // rounds in a row
+	progress *progress // outlives the peer's change of address
 
 	mu      sync.Mutex
 	module  hsm.Module
@@ -44,6 +45,7 @@ func (s *syncer) keepUp(ctx context.Context, p *peer) {
 		}
 		if err != nil {
 			p.disconnect() // the next round dials again
+			s.missed(ctx, p)
 		}
 		s.note(p, err)
 		select {
@@ -90,6 +92,7 @@ func (s *syncer) exchange(ctx context.Context, p *peer) error {
 			return err
 		}
 	}
+	p.progress.looked(ours.Root == theirs.Root, ours.Root.Count)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.synced = began
@@ -171,7 +174,16 @@ func (s *syncer) introduce(ctx context.Context, peer hsm.Session) error {
 func (s *syncer) pull(ctx context.Context, p *peer, from hsm.Session, scope hsm.Scope) error {
 	ctx, cancel := context.WithTimeout(ctx, syncTimeout)
 	defer cancel()
-	applied, err := reconcile.Sync(ctx, from.Scoped(scope), s.session.Scoped(scope))
+	extra := map[hsm.KeyRef]bool{}
+	applied, err := reconcile.Sync(ctx, from.Scoped(scope), s.session.Scoped(scope), reconcile.OnEntry(func(e reconcile.Entry) {
+		if e.Extra() && len(extra) < maxLacks {
+			extra[e.Ref] = true
+		}
+	}))
+	p.progress.pulled(applied)
+	if scope == hsm.ScopeLineage && err == nil {
+		p.progress.lacking(extra, applied.Extra)
+	}
 	if n := applied.Added + applied.Inserted.Changed; n > 0 {
 		s.log.Info("server-side sync: pulled", "from", p.member.ID.String(), "added", applied.Added, "changed", applied.Inserted.Changed, "bytes", applied.Bytes)
 	}

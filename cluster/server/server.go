@@ -1,6 +1,7 @@
 package server
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -11,6 +12,7 @@ import (
 	"time"
 
 	"github.com/hsmbackup/hsmbackup/cluster/hsm"
+	"github.com/hsmbackup/hsmbackup/cluster/metrics"
 	"github.com/hsmbackup/hsmbackup/cluster/rpc"
 	"github.com/hsmbackup/hsmbackup/cluster/rpc/pki"
 	"github.com/hsmbackup/hsmbackup/cluster/server/seal"
@@ -29,6 +31,7 @@ type Options struct {
 	Log          *slog.Logger     // nil: slog.Default
 	Now          func() time.Time // nil: time.Now
 	Iterations   int              // PBKDF2 of new passwords; 0: the default
+	Metrics      string           // where to show metrics, HOST:PORT; empty: as the configuration says
 }
 
 func (o *Options) complete(folder string) {
@@ -55,12 +58,16 @@ func (o *Options) complete(folder string) {
 type Server struct {
 	config  *Config
 	options Options
+	folder  string
 	lock    *os.File
 	secrets *secrets
 	device  *device
 	lis     net.Listener
 	rpc     *rpc.Server
 	sync    *syncer
+	traffic traffic
+	metrics *metrics.Server // nil: none
+	fresh   time.Duration   // see freshness
 }
 
 // Open opens the HSM in folder: seal, audit log, object store, listener; and
@@ -70,10 +77,11 @@ type Server struct {
 // process; seal.ErrSeal if the seal does not open; audit.ErrBroken; hsm.ErrLineage
 // if the keys are not those the configuration names; hsm.ErrCorrupt if the object
 // store is damaged; hsm.ErrDenied if the HSM was removed from its cluster;
-// hsm.ErrUnavailable if it cannot listen at its address.
+// hsm.ErrUnavailable if it cannot listen at its address; metrics.ErrAddress if it
+// cannot show its metrics.
 func Open(ctx context.Context, folder string, o Options) (_ *Server, err error) {
 	o.complete(folder)
-	s := &Server{options: o}
+	s := &Server{options: o, folder: folder, fresh: max(freshness, 5*o.SyncInterval)}
 	if s.config, err = LoadConfig(folder); err != nil {
 		return nil, err
 	}
@@ -138,13 +146,22 @@ func (s *Server) listen(folder string) error {
 		if err != nil {
 			return nil, err
 		}
-		return rpc.Dial(ctx, m.Address, clientTLS)
+		return rpc.Dial(ctx, m.Address, clientTLS, rpc.WithDialer(s.traffic.dial))
 	}
 	s.sync = newSyncer(s.config.ID, s.device.self, softLocal{s.device.soft}, dial, s.options.SyncInterval, s.options.Log)
-	s.rpc = rpc.NewServer(s.module, serverTLS, rpc.WithLogger(s.options.Log))
+	options := []rpc.ServerOption{rpc.WithLogger(s.options.Log)}
+	if address := cmp.Or(s.options.Metrics, s.config.Metrics); address != "" {
+		observe, err := s.watch(address)
+		if err != nil {
+			return err
+		}
+		options = append(options, rpc.WithObserver(observe))
+	}
+	s.rpc = rpc.NewServer(s.module, serverTLS, options...)
 	if s.lis, err = net.Listen("tcp", s.config.listen()); err != nil {
 		return fmt.Errorf("%w: %s cannot listen on %s: %w; stop what listens there, or change the address in %s", hsm.ErrUnavailable, s.config.Name, s.config.listen(), err, configFile)
 	}
+	s.lis = s.traffic.listener(s.lis)
 	return nil
 }
 
@@ -243,8 +260,10 @@ func (s *Server) Serve(ctx context.Context) error {
 		served <- s.rpc.Serve(s.lis)
 		cancel()
 	}()
+	shown := s.show(ctx)
 	<-ctx.Done()
 	s.rpc.Stop()
+	<-shown
 	return errors.Join(<-served, <-synced)
 }
 
@@ -257,6 +276,9 @@ func (s *Server) Close() error {
 	}
 	if s.lis != nil {
 		s.lis.Close() // Serve has closed it already, if it was called
+	}
+	if s.metrics != nil {
+		_ = s.metrics.Close() // Serve has closed it already, if it was called
 	}
 	if s.device != nil {
 		errs = append(errs, s.device.close())

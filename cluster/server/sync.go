@@ -35,12 +35,13 @@ type syncer struct {
 	mu      sync.Mutex
 	members []hsm.Member // nil until they were read once
 	peers   map[hsm.HSMID]*peer
+	shown   map[hsm.HSMID]*progress // of the members, for those who watch
 }
 
 func newSyncer(self hsm.HSMID, session hsm.Session, local Local, dial Dial, interval time.Duration, log *slog.Logger) *syncer {
 	return &syncer{
 		self: self, session: session, local: local, dial: dial, interval: interval, log: log,
-		expelled: make(chan struct{}, 1), peers: map[hsm.HSMID]*peer{},
+		expelled: make(chan struct{}, 1), peers: map[hsm.HSMID]*peer{}, shown: map[hsm.HSMID]*progress{},
 	}
 }
 
@@ -98,10 +99,18 @@ func (s *syncer) follow(ctx context.Context, running *sync.WaitGroup) (gone bool
 			delete(s.peers, id)
 		}
 	}
+	for id := range s.shown {
+		if _, ok := wanted[id]; !ok {
+			delete(s.shown, id)
+		}
+	}
 	for id, m := range wanted {
 		if id != s.self && s.peers[id] == nil {
+			if s.shown[id] == nil {
+				s.shown[id] = &progress{}
+			}
 			ctx, stop := context.WithCancel(ctx)
-			p := &peer{member: m, stop: stop}
+			p := &peer{member: m, stop: stop, progress: s.shown[id]}
 			s.peers[id] = p
 			running.Go(func() { s.keepUp(ctx, p) })
 		}

@@ -22,7 +22,8 @@ func (p *program) clusterCommand() *cli.Command {
 		p.clusterCreateCommand(), p.clusterSetCommand(),
 		{
 			Name: "start", Usage: "run all HSMs of a cluster on this machine, in the foreground", ArgsUsage: "DIR", Action: p.clusterStart,
-			Description: "Example: hsmbackup cluster start ./east\n\nEach HSM is a process of its own. Prints one line when all are ready.",
+			Description: "Example: hsmbackup cluster start ./east --metrics :9100\n\nEach HSM is a process of its own. Prints one line when all are ready.",
+			Flags:       []cli.Flag{metricsFlag(", each next HSM at the next port")},
 		},
 		{
 			Name: "info", Usage: "members, state, coverage, root, operations in doubt, lag", ArgsUsage: "[CLUSTER]", Action: p.clusterInfo,
@@ -153,7 +154,15 @@ func (p *program) clusterStart(cc *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	f, err := server.StartFleet(cc.Context, exe, pr, p.err)
+	address, err := metricsAddress(cc)
+	if err != nil {
+		return err
+	}
+	var opts []server.FleetOption
+	if address != "" {
+		opts = append(opts, server.WithMetrics(address))
+	}
+	f, err := server.StartFleet(cc.Context, exe, pr, p.err, opts...)
 	if err != nil {
 		return err
 	}

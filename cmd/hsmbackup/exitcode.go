@@ -11,6 +11,7 @@ import (
 	"github.com/hsmbackup/hsmbackup/cluster"
 	"github.com/hsmbackup/hsmbackup/cluster/cloudhsm"
 	"github.com/hsmbackup/hsmbackup/cluster/hsm"
+	"github.com/hsmbackup/hsmbackup/cluster/metrics"
 	"github.com/hsmbackup/hsmbackup/cluster/profile"
 	"github.com/hsmbackup/hsmbackup/cluster/server"
 	"github.com/hsmbackup/hsmbackup/cluster/server/audit"
@@ -90,6 +91,7 @@ var verdicts = []verdict{
 	{storage.ErrUnreachable, "storage", exitFailed, storage.Hint(storage.ErrUnreachable)},
 	{context.DeadlineExceeded, "timeout", exitFailed, "cluster info shows which HSMs answer and how far they are; give more time with --timeout, or run the same command again"},
 	{hsm.ErrUnavailable, "unreachable", exitFailed, "check with cluster info which HSMs answer"},
+	{metrics.ErrAddress, "metrics_address", exitFailed, "name another address with --metrics or in hsm.yaml, or leave it out"},
 	{server.ErrFolder, "folder", exitRefused, "name an empty folder to create in, or an existing one to serve"},
 	{seal.ErrSeal, "seal", exitFailed, "give the seal the HSM was made with: HSMBACKUP_SEAL_PASSPHRASE or HSMBACKUP_SEAL_IDENTITY"},
 	{audit.ErrBroken, "audit", exitDoubt, "the log was changed from that line on; compare with a copy kept elsewhere"},

@@ -10,6 +10,7 @@ import (
 
 	"github.com/hsmbackup/hsmbackup/backup"
 	"github.com/hsmbackup/hsmbackup/cluster/hsm"
+	"github.com/hsmbackup/hsmbackup/cluster/metrics"
 	"github.com/hsmbackup/hsmbackup/cluster/server"
 	"github.com/hsmbackup/hsmbackup/cluster/server/seal"
 )
@@ -18,9 +19,28 @@ func (p *program) hsmCommand() *cli.Command {
 	return &cli.Command{Name: "hsm", Usage: "single HSMs", Subcommands: []*cli.Command{
 		{
 			Name: "serve", Usage: "run one HSM in the foreground", ArgsUsage: "DIR", Action: p.serve,
-			Description: "Example: hsmbackup hsm serve ./east/hsm-1\n\nPrints one line when it is ready.",
+			Description: "Example: hsmbackup hsm serve ./east/hsm-1 --metrics :9100\n\nPrints one line when it is ready.",
+			Flags:       []cli.Flag{metricsFlag("")},
 		},
 	}}
+}
+
+// metricsFlag asks a process that runs for long to show how it fares. It has no
+// default: nothing listens unasked.
+func metricsFlag(more string) cli.Flag {
+	return &cli.StringFlag{Name: "metrics", Usage: "show /metrics, /healthz and /readyz at `HOST:PORT`; :PORT is this machine only" + more}
+}
+
+// metricsAddress reads the flag.
+func metricsAddress(cc *cli.Context) (string, error) {
+	address := cc.String("metrics")
+	if !cc.IsSet("metrics") {
+		return "", nil
+	}
+	if err := metrics.CheckAddress(address); err != nil {
+		return "", usagef("--metrics: %v", err)
+	}
+	return address, nil
 }
 
 func (p *program) serve(cc *cli.Context) error {
@@ -28,21 +48,32 @@ func (p *program) serve(cc *cli.Context) error {
 	if folder == "" {
 		return usagef("which folder?")
 	}
+	address, err := metricsAddress(cc)
+	if err != nil {
+		return err
+	}
 	debug.SetMemoryLimit(math.MaxInt64)
 	if err := harden(); err != nil {
 		p.log.Warn("memory of this process may reach the disk", "error", err)
 	}
-	s, err := server.Open(cc.Context, folder, server.Options{Version: version(), SealEnvelope: backup.SealEnvelope, OpenSeal: p.openSeal, Log: p.log})
+	s, err := server.Open(cc.Context, folder, server.Options{Version: version(), SealEnvelope: backup.SealEnvelope, OpenSeal: p.openSeal, Log: p.log, Metrics: address})
 	if err != nil {
 		return err
 	}
 	c := s.Config()
-	fmt.Fprintf(p.out, "ready: %s %s of cluster %s at %s\n", c.Name, c.ID, c.ClusterName, s.Address())
+	fmt.Fprintf(p.out, "ready: %s %s of cluster %s at %s%s\n", c.Name, c.ID, c.ClusterName, s.Address(), shownAt(s.MetricsAddress()))
 	err = s.Serve(cc.Context)
 	if closeErr := s.Close(); err == nil {
 		err = closeErr
 	}
 	return err
+}
+
+func shownAt(address string) string {
+	if address == "" {
+		return ""
+	}
+	return ", metrics at http://" + address + "/metrics"
 }
 
 // openSeal opens the seal that an HSM's configuration names.

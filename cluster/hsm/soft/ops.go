@@ -103,6 +103,12 @@ func (t *opTable) holding(scope hsm.Scope, ref hsm.KeyRef) *pending {
 	return t.byRef[ref]
 }
 
+func (t *opTable) count() int {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return len(t.pending)
+}
+
 // countBy counts the provisional keys of a crypto user.
 func (t *opTable) countBy(name string) (n int) {
 	t.mu.Lock()

@@ -234,6 +234,25 @@ func (out *blocks) add(block *pem.Block) error {
 	return errPEM
 }
 
+// NotAfter returns until when the certificates in a PEM file are valid: the
+// first of them to expire.
+func NotAfter(certPEM []byte) (time.Time, error) {
+	b, err := readBlocks(certPEM)
+	if err != nil {
+		return time.Time{}, err
+	}
+	if len(b.certs) == 0 {
+		return time.Time{}, fmt.Errorf("%w: it holds no certificate", errPEM)
+	}
+	first := b.certs[0].NotAfter
+	for _, c := range b.certs[1:] {
+		if c.NotAfter.Before(first) {
+			first = c.NotAfter
+		}
+	}
+	return first, nil
+}
+
 // Format keeps the authority's key out of every output of fmt.
 func (a Authority) Format(f fmt.State, _ rune) { fmt.Fprint(f, "[redacted certificate authority]") }
 

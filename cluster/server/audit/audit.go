@@ -80,6 +80,7 @@ type Log struct {
 	dirty   bool
 	failed  error  // why the last entry was not written
 	lost    uint64 // entries since
+	allLost uint64 // entries since the log was opened
 	dead    error  // why none will be
 	close   sync.Once
 	closed  error
@@ -146,6 +147,7 @@ func (l *Log) Append(e Entry) error {
 	if err != nil {
 		l.failed = err
 		l.lost++
+		l.allLost++
 	}
 	return err
 }
@@ -207,6 +209,13 @@ func (l *Log) Head() (uint64, string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.seq, l.last
+}
+
+// Lost returns how many entries could not be written since the log was opened.
+func (l *Log) Lost() uint64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.allLost
 }
 
 func (l *Log) syncLoop() {
