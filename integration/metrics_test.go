@@ -98,7 +98,7 @@ func TestMetricsOfAFleet(t *testing.T) {
 func TestMetricsAddressesRefused(t *testing.T) {
 	t.Parallel()
 	c := createCluster(t, newMachine(t), "east", 1)
-	for _, address := range []string{"9100", "127.0.0.1", ":none", "127.0.0.1:70000", ""} {
+	for _, address := range []string{"9100", ""} {
 		c.nobody().refused(t, 2, "usage", "hsm", "serve", c.hsmDir(0), "--metrics", address)
 		c.nobody().refused(t, 2, "usage", "cluster", "start", c.dir, "--metrics", address)
 	}
