@@ -22,6 +22,9 @@ type IntoOptions struct {
 	// that the cluster does not have. Without it such keys are blocked. A user that
 	// was deleted in the cluster stays deleted, and its keys blocked.
 	Users bool
+	// Revive brings keys back that were destroyed in the cluster. It goes with a
+	// Filter that names them by reference.
+	Revive bool
 	// Progress is told how many of the objects to be inserted have been read.
 	Progress func(done, total, bytes int64)
 }
@@ -36,6 +39,7 @@ type IntoResult struct {
 	Changed   int               `json:"changed"`   // the snapshot has news, such as a later label
 	Unchanged int               `json:"unchanged"` // the cluster holds the same, or a later state
 	Destroyed int               `json:"destroyed"` // in the cluster; they stay so
+	Revived   int               `json:"revived"`   // destroyed in the cluster, and to be brought back
 	Users     int               `json:"users"`     // taken along
 	Conflicts []hsm.KeyRef      `json:"conflicts"` // another key has the reference
 	Blocked   []synckey.Blocked `json:"blocked"`
@@ -60,6 +64,7 @@ type IntoPlan struct {
 	found    map[string]*item      // users of the snapshot that differ
 	take     map[hsm.KeyRef]bool   // users taken along
 	insert   []hsm.KeyRef          // keys to insert, ascending
+	revive   []hsm.KeyRef          // keys to revive, ascending
 	details  map[hsm.KeyRef]synckey.Detail
 }
 
@@ -87,6 +92,9 @@ func PlanInto(ctx context.Context, s *backup.Snapshot, live *cluster.Cluster, o 
 	}
 	if err := o.limit(live.Principal()); err != nil {
 		return nil, err
+	}
+	if o.Revive && len(o.Filter.Refs) == 0 {
+		return nil, fmt.Errorf("%w: destroyed keys are revived one by one; name them by their references", hsm.ErrInvalid)
 	}
 	p := &IntoPlan{
 		options: o, snapshot: s, live: live, keys: map[hsm.KeyRef]class{}, needs: map[hsm.KeyRef][]need{}, users: map[string]bool{},
@@ -182,7 +190,7 @@ func (p *IntoPlan) decide() {
 		case classKnown:
 			r.Unchanged++
 		case classGone:
-			r.Destroyed++
+			p.admitGone(ref)
 		case classConflict:
 			r.Conflicts = append(r.Conflicts, ref)
 		case classAdded, classChanged:
@@ -195,16 +203,24 @@ func (p *IntoPlan) decide() {
 	r.Users = len(p.take)
 }
 
+// admitGone plans what becomes of a key that the cluster destroyed: nothing,
+// unless it is to be revived, and then as for any other.
+func (p *IntoPlan) admitGone(ref hsm.KeyRef) {
+	if !p.options.Revive {
+		p.Result.Destroyed++
+		return
+	}
+	if p.block(ref) {
+		return
+	}
+	p.revive = append(p.revive, ref)
+	p.Result.Revived++
+}
+
 // admit plans a key, and the users it takes along, or blocks it.
 func (p *IntoPlan) admit(ref hsm.KeyRef, c class) {
-	for _, n := range p.needs[ref] {
-		if reason := p.refusal(n); reason != "" {
-			p.Result.Blocked = append(p.Result.Blocked, synckey.Blocked{Ref: ref, Reason: reason})
-			return
-		}
-	}
-	for _, n := range p.needs[ref] {
-		p.take[p.found[n.user].ref] = true
+	if p.block(ref) {
+		return
 	}
 	p.insert = append(p.insert, ref)
 	if c == classAdded {
@@ -212,6 +228,20 @@ func (p *IntoPlan) admit(ref hsm.KeyRef, c class) {
 		return
 	}
 	p.Result.Changed++
+}
+
+// block blocks a key that lacks a user, or takes along the users that it lacks.
+func (p *IntoPlan) block(ref hsm.KeyRef) bool {
+	for _, n := range p.needs[ref] {
+		if reason := p.refusal(n); reason != "" {
+			p.Result.Blocked = append(p.Result.Blocked, synckey.Blocked{Ref: ref, Reason: reason})
+			return true
+		}
+	}
+	for _, n := range p.needs[ref] {
+		p.take[p.found[n.user].ref] = true
+	}
+	return false
 }
 
 // refusal says why a user cannot be had; empty if it can be taken along.
@@ -268,7 +298,7 @@ func (p *IntoPlan) countUnchanged(ctx context.Context, c *comparison) error {
 func (p *IntoPlan) Apply(ctx context.Context) error {
 	p.Result.Plan = false
 	users := slices.Sorted(maps.Keys(p.take))
-	count := p.counter(int64(len(users) + len(p.insert)))
+	count := p.counter(int64(len(users) + len(p.insert) + len(p.revive)))
 	for _, refs := range [][]hsm.KeyRef{users, p.insert} {
 		if len(refs) == 0 {
 			continue
@@ -282,6 +312,24 @@ func (p *IntoPlan) Apply(ctx context.Context) error {
 	}
 	slices.Sort(p.Result.Conflicts)
 	p.Result.Conflicts = slices.Compact(p.Result.Conflicts)
+	return p.reviveAll(ctx, count)
+}
+
+// reviveAll raises destroyed keys to their next incarnation, one by one. If we
+// die half way, the same command does the rest: those revived are unchanged then.
+func (p *IntoPlan) reviveAll(ctx context.Context, count func(iter.Seq2[hsm.MaskedObject, error]) iter.Seq2[hsm.MaskedObject, error]) error {
+	if len(p.revive) == 0 {
+		return nil
+	}
+	for m, err := range count(p.snapshot.Extract(ctx, slices.Values(p.revive))) {
+		if err == nil && !m.Tombstone {
+			_, err = p.live.Change(ctx, hsm.Change{Kind: hsm.ChangeRevive, Ref: m.Ref, Masked: &m})
+		}
+		if err != nil {
+			return fmt.Errorf("revive keys of snapshot %s: %w", p.Result.Snapshot, err)
+		}
+		p.Result.Applied++
+	}
 	return nil
 }
 

@@ -284,3 +284,39 @@ func TestAnUnsettledSnapshotIsRestoredInto(t *testing.T) {
 		t.Errorf("%+v", r)
 	}
 }
+
+// TestRestoreIntoRevivesOnlyWhatIsNamed: a destroyed key comes back when its
+// reference is given and an admin or its owner asks; repeated, nothing changes;
+// and every HSM, and a later snapshot, hold it then.
+func TestRestoreIntoRevivesOnlyWhatIsNamed(t *testing.T) {
+	h := newHistory(t)
+	if _, err := PlanInto(t.Context(), h.second, h.west.as("root"), IntoOptions{Revive: true}); !errors.Is(err, hsm.ErrInvalid) {
+		t.Fatalf("without a name: %v", err)
+	}
+	named := IntoOptions{Revive: true, Filter: hsm.Filter{Refs: []hsm.KeyRef{h.goneWest}}}
+	if _, err := RestoreInto(t.Context(), h.second, h.west.auto, named); !errors.Is(err, hsm.ErrDenied) {
+		t.Fatalf("as an appliance: %v", err)
+	}
+	if r, err := RestoreInto(t.Context(), h.second, h.west.as("bob"), named); err != nil || r.Applied != 0 {
+		t.Fatalf("as another user: %+v, %v", r, err)
+	}
+	r, err := RestoreInto(t.Context(), h.second, h.west.as("alice"), named)
+	if err != nil || r.Revived != 1 || r.Applied != 1 || r.Destroyed != 0 {
+		t.Fatalf("%+v, %v", r, err)
+	}
+	if r, err = RestoreInto(t.Context(), h.second, h.west.as("root"), named); err != nil || r.Applied != 0 || r.Unchanged != 1 {
+		t.Fatalf("again: %+v, %v", r, err)
+	}
+	k, err := h.west.as("alice").Key(t.Context(), h.goneWest)
+	if err != nil || k.Incarnation != 1 || len(k.Coverage) != 2 {
+		t.Fatalf("%+v, %v", k, err)
+	}
+	if _, err := h.west.as("alice").Use(t.Context(), hsm.Use{Kind: hsm.UseMAC, Key: h.goneWest, Data: []byte("x"), Params: hsm.Params{Mechanism: "aes-cmac"}}); err != nil {
+		t.Fatalf("use of the revived key: %v", err)
+	}
+	again := h.west.snapshot(h.vault)
+	restored := h.vault.restoreAndStart(t, again, 1)
+	if _, err := restored.as("alice").Key(t.Context(), h.goneWest); err != nil {
+		t.Fatalf("after another restore: %v", err)
+	}
+}

@@ -68,7 +68,7 @@ func (c *Cluster) changeFirst(ctx context.Context, ch hsm.Change) (hsm.MaskedObj
 	var last error
 	passed := map[*remote]bool{}
 	for range len(c.all()) {
-		r, err := c.routeChange(ctx, passed, ch.Ref)
+		r, err := c.routeChange(ctx, passed, liveRef(ch))
 		if err != nil {
 			return hsm.MaskedObject{}, nil, errors.Join(last, err)
 		}
@@ -89,6 +89,15 @@ func (c *Cluster) changeFirst(ctx context.Context, ch hsm.Change) (hsm.MaskedObj
 		passed[r], last = true, err
 	}
 	return hsm.MaskedObject{}, nil, last
+}
+
+// liveRef is the key that an HSM must hold for the change; a destroyed one is on
+// no HSM, and its tombstone on all.
+func liveRef(ch hsm.Change) hsm.KeyRef {
+	if ch.Kind == hsm.ChangeRevive {
+		return 0
+	}
+	return ch.Ref
 }
 
 // routeChange picks an HSM for a change: one that holds the key, whatever its
@@ -114,7 +123,7 @@ func (c *Cluster) routeChange(ctx context.Context, passed map[*remote]bool, ref 
 // noteChange keeps up what the client remembers.
 func (c *Cluster) noteChange(ch hsm.Change) {
 	switch {
-	case ch.Kind == hsm.ChangeDestroy:
+	case ch.Kind == hsm.ChangeDestroy, ch.Kind == hsm.ChangeRevive:
 		c.coverage.forget(ch.Ref)
 	case ch.Kind == hsm.ChangeSettings && ch.Settings != nil:
 		c.applySettings(*ch.Settings)

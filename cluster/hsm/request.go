@@ -68,6 +68,10 @@ const (
 	ChangeUserUnlock   ChangeKind = "user-unlock"   // User, Role
 	ChangeSettings     ChangeKind = "settings"      // Settings
 	ChangeMember       ChangeKind = "member"        // Member
+	// ChangeRevive makes a destroyed key live again, in the state of Masked, which
+	// is from before: its next incarnation. Ref, Masked. For an admin, and the
+	// key's owner.
+	ChangeRevive ChangeKind = "revive"
 )
 
 // Change is one change to a key, user, policy or member.
@@ -81,6 +85,7 @@ type Change struct {
 	Password Secret
 	Settings *Settings
 	Member   *Member
+	Masked   *MaskedObject
 }
 
 // UseKind names a cryptographic operation.

@@ -47,10 +47,14 @@ func fromCreate(p *pb.CreateRequest) (hsm.OpID, hsm.CreateRequest, error) {
 }
 
 func toChange(ch hsm.Change) *pb.ChangeRequest {
-	return &pb.ChangeRequest{
+	p := &pb.ChangeRequest{
 		Kind: string(ch.Kind), Ref: uint64(ch.Ref), Name: ch.Name, Value: []byte(ch.Value), User: ch.User, Role: string(ch.Role),
 		Password: ch.Password.Reveal(), Settings: toSettings(ch.Settings), Member: toMember(ch.Member),
 	}
+	if ch.Masked != nil {
+		p.Masked = toMasked(*ch.Masked)
+	}
+	return p
 }
 
 func fromChange(p *pb.ChangeRequest) (hsm.Change, error) {
@@ -60,6 +64,13 @@ func fromChange(p *pb.ChangeRequest) (hsm.Change, error) {
 		Kind: hsm.ChangeKind(c.word("change", p.GetKind())), Ref: c.noneOrRef(p.GetRef()), Name: c.name("name", p.GetName()),
 		Value: c.text("value", string(p.GetValue()), maxValue), User: c.name("user's name", p.GetUser()), Role: hsm.Role(c.word("role", p.GetRole())),
 		Password: hsm.NewSecret(p.GetPassword()), Settings: fromSettings(c, p.GetSettings()), Member: fromMember(c, p.GetMember()),
+	}
+	if p.GetMasked() != nil {
+		m, err := fromMasked(p.GetMasked())
+		if err != nil {
+			return ch, err
+		}
+		ch.Masked = &m
 	}
 	return ch, c.err
 }

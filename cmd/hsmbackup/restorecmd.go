@@ -18,10 +18,11 @@ import (
 func (p *program) restoreCommand() *cli.Command {
 	return &cli.Command{
 		Name: "restore", Usage: "make a clone: a new cluster from a snapshot; or bring keys back into a running one", Action: p.restore,
-		Description: "Examples:\n  hsmbackup restore --from s3://backups/payments?region=eu-west-1 --identity custodian.txt --name payments --region west --hsms 3 --dir ./west\n  hsmbackup restore --from s3://backups/payments?region=eu-west-1 --identity recipient.txt --into ./east --filter attr.label=lost --plan\n\nWith --into, keys that were destroyed in the cluster stay destroyed, and keys whose owner does not exist there are blocked, by name, unless --users takes the owner along.",
+		Description: "Examples:\n  hsmbackup restore --from s3://backups/payments?region=eu-west-1 --identity custodian.txt --name payments --region west --hsms 3 --dir ./west\n  hsmbackup restore --from s3://backups/payments?region=eu-west-1 --identity recipient.txt --into ./east --filter attr.label=lost --plan\n\nWith --into, keys that were destroyed in the cluster stay destroyed unless --revive names them, and keys whose owner does not exist there are blocked, by name, unless --users takes the owner along.",
 		Flags: append(append(append(identityFlags(), filterFlags()...),
 			&cli.StringFlag{Name: "into", Usage: "bring keys back into this running `CLUSTER` instead; with --filter, --key or --label, those alone"},
 			&cli.BoolFlag{Name: "users", Usage: "with --into, take along users that the keys need and the cluster lacks"},
+			&cli.BoolFlag{Name: "revive", Usage: "with --into and --key, bring back keys that were destroyed in the cluster, as an admin or their owner"},
 			credentialFlag(),
 			&cli.StringFlag{Name: "from", Required: true, Usage: "store `LOCATION`"},
 			&cli.StringFlag{Name: "snapshot", Usage: "snapshot `ID` (default the newest)"},
@@ -109,7 +110,7 @@ func (p *program) restore(cc *cli.Context) error {
 
 // checkRestoreFlags refuses flags of a new cluster with --into, and the reverse.
 func checkRestoreFlags(cc *cli.Context) error {
-	names := []string{"filter", "key", "label", "users", "credential"}
+	names := []string{"filter", "key", "label", "users", "revive", "credential"}
 	rule := "--%s goes with --into"
 	if cc.IsSet("into") {
 		names = []string{"name", "region", "hsms", "dir", "listen", "zone", "seal"}
@@ -134,7 +135,7 @@ func (p *program) restoreInto(cc *cli.Context, s *backup.Snapshot, bar *progress
 		return err
 	}
 	defer func() { err = errors.Join(err, live.Close()) }()
-	plan, err := clone.PlanInto(cc.Context, s, live, clone.IntoOptions{Filter: filter, Users: cc.Bool("users"), Progress: bar.update})
+	plan, err := clone.PlanInto(cc.Context, s, live, clone.IntoOptions{Filter: filter, Users: cc.Bool("users"), Revive: cc.Bool("revive"), Progress: bar.update})
 	if err != nil {
 		return err
 	}
@@ -162,8 +163,8 @@ func printInto(w io.Writer, r clone.IntoResult) {
 	if len(rows) > 0 {
 		table(w, []string{"REFERENCE", "DIFFERENCE", "LABEL"}, rows)
 	}
-	fmt.Fprintf(w, "snapshot %s: %d added, %d changed, %d unchanged, %d destroyed in the cluster, %d users, %d conflicts, %d blocked\n",
-		r.Snapshot, r.Added, r.Changed, r.Unchanged, r.Destroyed, r.Users, len(r.Conflicts), len(r.Blocked))
+	fmt.Fprintf(w, "snapshot %s: %d added, %d changed, %d unchanged, %d destroyed in the cluster, %d to be revived, %d users, %d conflicts, %d blocked\n",
+		r.Snapshot, r.Added, r.Changed, r.Unchanged, r.Destroyed, r.Revived, r.Users, len(r.Conflicts), len(r.Blocked))
 	for _, b := range r.Blocked {
 		fmt.Fprintf(w, "blocked %s: %s\n", b.Ref, b.Reason)
 	}

@@ -144,6 +144,53 @@ func testInsertTombstones(w *world) {
 	w.equal("a live key where only the tombstone is known", got, hsm.Inserted{Unchanged: 1})
 }
 
+// testRevive: a destroyed key lives again only when its owner or an admin asks
+// for it by name, with a state from before; and then on every HSM.
+func testRevive(w *world) {
+	a, b := w.pair()
+	k := a.aes(a.user(alice), "encrypt")
+	live := w.extractOne(a.hsm(), k.Ref)
+	revive := func(n *node, s hsm.Session, m hsm.MaskedObject) (hsm.MaskedObject, error) {
+		return s.Change(n.ctx(), hsm.Change{Kind: hsm.ChangeRevive, Ref: k.Ref, Masked: &m})
+	}
+	_, err := revive(a, a.user(alice), live)
+	w.want("a live key", err, hsm.ErrExist)
+	_, err = revive(b, b.admin(), live)
+	w.want("a key that was never here", err, hsm.ErrNotFound)
+	tombstone, err := a.user(alice).Change(a.ctx(), hsm.Change{Kind: hsm.ChangeDestroy, Ref: k.Ref})
+	w.ok(err)
+	w.must(w.insertOne(b, tombstone))
+	_, err = revive(a, a.user(alice), tombstone)
+	w.want("by its tombstone", err, hsm.ErrInvalid)
+	_, err = revive(a, a.user(bob), live)
+	w.want("by another user", err, hsm.ErrNotFound)
+	_, err = revive(a, a.user(alice), w.extractOne(a.hsm(), a.aes(a.user(alice)).Ref))
+	w.want("by another key", err, hsm.ErrInvalid)
+
+	first, err := revive(a, a.user(alice), live)
+	w.ok(err)
+	second, err := revive(b, b.admin(), live)
+	w.ok(err)
+	w.equal("revived on two HSMs", second, first)
+	again, err := revive(a, a.user(alice), live)
+	w.ok(err)
+	w.equal("revived again", again, first)
+	use := hsm.Use{Kind: hsm.UseEncrypt, Key: k.Ref, Params: hsm.Params{Mechanism: "aes-gcm"}}
+	a.use(a.user(alice), use)
+	got, err := w.insert(a.hsm(), tombstone)
+	w.ok(err)
+	w.equal("the old tombstone", got, hsm.Inserted{Unchanged: 1})
+	a.use(a.user(alice), use)
+	got, err = w.insert(b.hsm(), first)
+	w.ok(err)
+	w.equal("the revived key", got, hsm.Inserted{Unchanged: 1})
+	w.equal("roots after sync", w.visible(b.user(alice), k.Ref), true)
+	w.must(a.user(alice).Change(a.ctx(), hsm.Change{Kind: hsm.ChangeDestroy, Ref: k.Ref}))
+	got, err = w.insert(a.hsm(), first)
+	w.ok(err)
+	w.equal("the revived key after its destruction", got, hsm.Inserted{Unchanged: 1})
+}
+
 func (w *world) insertOne(n *node, m hsm.MaskedObject) (hsm.MaskedObject, error) {
 	_, err := w.insert(n.hsm(), m)
 	return m, err

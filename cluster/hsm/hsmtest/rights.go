@@ -91,6 +91,7 @@ func rights(n *node, key hsm.KeyRef) []call {
 		{"encrypt", "u", use(hsm.Use{Kind: hsm.UseEncrypt, Key: key, Params: hsm.Params{Mechanism: "aes-gcm"}})},
 		{"random", "u", use(hsm.Use{Kind: hsm.UseRandom, Length: 8})},
 		{"destroy", "u", change(hsm.Change{Kind: hsm.ChangeDestroy, Ref: hsm.NewKeyRef()})},
+		{"revive", "au", change(hsm.Change{Kind: hsm.ChangeRevive, Ref: hsm.NewKeyRef(), Masked: &m})},
 		{"set label", "u", change(hsm.Change{Kind: hsm.ChangeAttribute, Ref: key, Name: "label", Value: "x"})},
 		{"set trusted", "a", change(hsm.Change{Kind: hsm.ChangeAttribute, Ref: key, Name: "trusted", Value: "true"})},
 		{"share", "u", change(hsm.Change{Kind: hsm.ChangeShare, Ref: key, User: bob})},

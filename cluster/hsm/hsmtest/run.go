@@ -69,6 +69,7 @@ func Run(t *testing.T, open Open) {
 		{"InsertRefuses", testInsertRefuses},
 		{"InsertConflicts", testInsertConflicts},
 		{"InsertTombstones", testInsertTombstones},
+		{"Revive", testRevive},
 		{"InsertMasked", testInsertMasked},
 		{"OwnKeysOnly", testOwnKeysOnly},
 		{"ClusterScope", testClusterScope},

@@ -24,6 +24,8 @@ func (s *session) Change(ctx context.Context, c hsm.Change) (m hsm.MaskedObject,
 		return s.changeKey(c)
 	case hsm.ChangeUserCreate, hsm.ChangeUserDelete, hsm.ChangeUserPassword, hsm.ChangeUserUnlock:
 		return s.changeUser(c)
+	case hsm.ChangeRevive:
+		return s.revive(c)
 	case hsm.ChangeSettings:
 		return s.changeSettings(c)
 	case hsm.ChangeMember:

@@ -2146,6 +2146,7 @@ type ChangeRequest struct {
 	Password      []byte                 `protobuf:"bytes,7,opt,name=password,proto3" json:"password,omitempty"`
 	Settings      *Settings              `protobuf:"bytes,8,opt,name=settings,proto3" json:"settings,omitempty"`
 	Member        *Member                `protobuf:"bytes,9,opt,name=member,proto3" json:"member,omitempty"`
+	Masked        *Masked                `protobuf:"bytes,20,opt,name=masked,proto3" json:"masked,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2239,6 +2240,13 @@ func (x *ChangeRequest) GetSettings() *Settings {
 func (x *ChangeRequest) GetMember() *Member {
 	if x != nil {
 		return x.Member
+	}
+	return nil
+}
+
+func (x *ChangeRequest) GetMasked() *Masked {
+	if x != nil {
+		return x.Masked
 	}
 	return nil
 }
@@ -3204,7 +3212,7 @@ const file_hsm_proto_rawDesc = "" +
 	"\x05value\x18\x02 \x01(\fR\x05value:\x028\x01\"h\n" +
 	"\vCreateReply\x12)\n" +
 	"\x04keys\x18\x01 \x03(\v2\x15.hsmbackup.v1.KeyInfoR\x04keys\x12.\n" +
-	"\aobjects\x18\x02 \x03(\v2\x14.hsmbackup.v1.MaskedR\aobjects\"\x85\x02\n" +
+	"\aobjects\x18\x02 \x03(\v2\x14.hsmbackup.v1.MaskedR\aobjects\"\xb3\x02\n" +
 	"\rChangeRequest\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x10\n" +
 	"\x03ref\x18\x02 \x01(\x06R\x03ref\x12\x12\n" +
@@ -3214,7 +3222,8 @@ const file_hsm_proto_rawDesc = "" +
 	"\x04role\x18\x06 \x01(\tR\x04role\x12\x1a\n" +
 	"\bpassword\x18\a \x01(\fR\bpassword\x122\n" +
 	"\bsettings\x18\b \x01(\v2\x16.hsmbackup.v1.SettingsR\bsettings\x12,\n" +
-	"\x06member\x18\t \x01(\v2\x14.hsmbackup.v1.MemberR\x06member\"\xc4\x01\n" +
+	"\x06member\x18\t \x01(\v2\x14.hsmbackup.v1.MemberR\x06member\x12,\n" +
+	"\x06masked\x18\x14 \x01(\v2\x14.hsmbackup.v1.MaskedR\x06masked\"\xc4\x01\n" +
 	"\n" +
 	"UseRequest\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x10\n" +
@@ -3396,60 +3405,61 @@ var file_hsm_proto_depIdxs = []int32{
 	17, // 15: hsmbackup.v1.CreateReply.objects:type_name -> hsmbackup.v1.Masked
 	9,  // 16: hsmbackup.v1.ChangeRequest.settings:type_name -> hsmbackup.v1.Settings
 	12, // 17: hsmbackup.v1.ChangeRequest.member:type_name -> hsmbackup.v1.Member
-	32, // 18: hsmbackup.v1.UseRequest.params:type_name -> hsmbackup.v1.Params
-	51, // 19: hsmbackup.v1.KeysRequest.attrs:type_name -> hsmbackup.v1.KeysRequest.AttrsEntry
-	41, // 20: hsmbackup.v1.KeyBatch.keys:type_name -> hsmbackup.v1.KeyInfo
-	52, // 21: hsmbackup.v1.KeyInfo.attributes:type_name -> hsmbackup.v1.KeyInfo.AttributesEntry
-	44, // 22: hsmbackup.v1.UserBatch.users:type_name -> hsmbackup.v1.UserInfo
-	1,  // 23: hsmbackup.v1.HSM.Ping:input_type -> hsmbackup.v1.PingRequest
-	3,  // 24: hsmbackup.v1.HSM.Attach:input_type -> hsmbackup.v1.AttachRequest
-	7,  // 25: hsmbackup.v1.HSM.Info:input_type -> hsmbackup.v1.InfoRequest
-	10, // 26: hsmbackup.v1.HSM.Members:input_type -> hsmbackup.v1.MembersRequest
-	13, // 27: hsmbackup.v1.HSM.Objects:input_type -> hsmbackup.v1.ObjectsRequest
-	15, // 28: hsmbackup.v1.HSM.Extract:input_type -> hsmbackup.v1.ExtractRequest
-	18, // 29: hsmbackup.v1.HSM.Insert:input_type -> hsmbackup.v1.InsertRequest
-	20, // 30: hsmbackup.v1.HSM.Root:input_type -> hsmbackup.v1.RootRequest
-	22, // 31: hsmbackup.v1.HSM.FingerprintKeys:input_type -> hsmbackup.v1.FingerprintKeysRequest
-	24, // 32: hsmbackup.v1.HSM.Cells:input_type -> hsmbackup.v1.CellsRequest
-	26, // 33: hsmbackup.v1.HSM.Prepare:input_type -> hsmbackup.v1.PrepareRequest
-	28, // 34: hsmbackup.v1.HSM.Commit:input_type -> hsmbackup.v1.OpRequest
-	28, // 35: hsmbackup.v1.HSM.Abort:input_type -> hsmbackup.v1.OpRequest
-	28, // 36: hsmbackup.v1.HSM.Resolve:input_type -> hsmbackup.v1.OpRequest
-	33, // 37: hsmbackup.v1.HSM.Create:input_type -> hsmbackup.v1.CreateRequest
-	35, // 38: hsmbackup.v1.HSM.Change:input_type -> hsmbackup.v1.ChangeRequest
-	36, // 39: hsmbackup.v1.HSM.Use:input_type -> hsmbackup.v1.UseRequest
-	38, // 40: hsmbackup.v1.HSM.Keys:input_type -> hsmbackup.v1.KeysRequest
-	40, // 41: hsmbackup.v1.HSM.Key:input_type -> hsmbackup.v1.KeyRequest
-	42, // 42: hsmbackup.v1.HSM.Users:input_type -> hsmbackup.v1.UsersRequest
-	45, // 43: hsmbackup.v1.HSM.Envelope:input_type -> hsmbackup.v1.EnvelopeRequest
-	47, // 44: hsmbackup.v1.HSM.Sign:input_type -> hsmbackup.v1.SignRequest
-	2,  // 45: hsmbackup.v1.HSM.Ping:output_type -> hsmbackup.v1.PingReply
-	6,  // 46: hsmbackup.v1.HSM.Attach:output_type -> hsmbackup.v1.AttachReply
-	8,  // 47: hsmbackup.v1.HSM.Info:output_type -> hsmbackup.v1.InfoReply
-	11, // 48: hsmbackup.v1.HSM.Members:output_type -> hsmbackup.v1.MembersReply
-	14, // 49: hsmbackup.v1.HSM.Objects:output_type -> hsmbackup.v1.ObjectBatch
-	16, // 50: hsmbackup.v1.HSM.Extract:output_type -> hsmbackup.v1.ExtractReply
-	19, // 51: hsmbackup.v1.HSM.Insert:output_type -> hsmbackup.v1.InsertReply
-	21, // 52: hsmbackup.v1.HSM.Root:output_type -> hsmbackup.v1.RootReply
-	23, // 53: hsmbackup.v1.HSM.FingerprintKeys:output_type -> hsmbackup.v1.FingerprintKeysReply
-	25, // 54: hsmbackup.v1.HSM.Cells:output_type -> hsmbackup.v1.CellBatch
-	27, // 55: hsmbackup.v1.HSM.Prepare:output_type -> hsmbackup.v1.PrepareReply
-	29, // 56: hsmbackup.v1.HSM.Commit:output_type -> hsmbackup.v1.CommitReply
-	30, // 57: hsmbackup.v1.HSM.Abort:output_type -> hsmbackup.v1.AbortReply
-	31, // 58: hsmbackup.v1.HSM.Resolve:output_type -> hsmbackup.v1.ResolveReply
-	34, // 59: hsmbackup.v1.HSM.Create:output_type -> hsmbackup.v1.CreateReply
-	17, // 60: hsmbackup.v1.HSM.Change:output_type -> hsmbackup.v1.Masked
-	37, // 61: hsmbackup.v1.HSM.Use:output_type -> hsmbackup.v1.UseReply
-	39, // 62: hsmbackup.v1.HSM.Keys:output_type -> hsmbackup.v1.KeyBatch
-	41, // 63: hsmbackup.v1.HSM.Key:output_type -> hsmbackup.v1.KeyInfo
-	43, // 64: hsmbackup.v1.HSM.Users:output_type -> hsmbackup.v1.UserBatch
-	46, // 65: hsmbackup.v1.HSM.Envelope:output_type -> hsmbackup.v1.EnvelopeReply
-	48, // 66: hsmbackup.v1.HSM.Sign:output_type -> hsmbackup.v1.SignReply
-	45, // [45:67] is the sub-list for method output_type
-	23, // [23:45] is the sub-list for method input_type
-	23, // [23:23] is the sub-list for extension type_name
-	23, // [23:23] is the sub-list for extension extendee
-	0,  // [0:23] is the sub-list for field type_name
+	17, // 18: hsmbackup.v1.ChangeRequest.masked:type_name -> hsmbackup.v1.Masked
+	32, // 19: hsmbackup.v1.UseRequest.params:type_name -> hsmbackup.v1.Params
+	51, // 20: hsmbackup.v1.KeysRequest.attrs:type_name -> hsmbackup.v1.KeysRequest.AttrsEntry
+	41, // 21: hsmbackup.v1.KeyBatch.keys:type_name -> hsmbackup.v1.KeyInfo
+	52, // 22: hsmbackup.v1.KeyInfo.attributes:type_name -> hsmbackup.v1.KeyInfo.AttributesEntry
+	44, // 23: hsmbackup.v1.UserBatch.users:type_name -> hsmbackup.v1.UserInfo
+	1,  // 24: hsmbackup.v1.HSM.Ping:input_type -> hsmbackup.v1.PingRequest
+	3,  // 25: hsmbackup.v1.HSM.Attach:input_type -> hsmbackup.v1.AttachRequest
+	7,  // 26: hsmbackup.v1.HSM.Info:input_type -> hsmbackup.v1.InfoRequest
+	10, // 27: hsmbackup.v1.HSM.Members:input_type -> hsmbackup.v1.MembersRequest
+	13, // 28: hsmbackup.v1.HSM.Objects:input_type -> hsmbackup.v1.ObjectsRequest
+	15, // 29: hsmbackup.v1.HSM.Extract:input_type -> hsmbackup.v1.ExtractRequest
+	18, // 30: hsmbackup.v1.HSM.Insert:input_type -> hsmbackup.v1.InsertRequest
+	20, // 31: hsmbackup.v1.HSM.Root:input_type -> hsmbackup.v1.RootRequest
+	22, // 32: hsmbackup.v1.HSM.FingerprintKeys:input_type -> hsmbackup.v1.FingerprintKeysRequest
+	24, // 33: hsmbackup.v1.HSM.Cells:input_type -> hsmbackup.v1.CellsRequest
+	26, // 34: hsmbackup.v1.HSM.Prepare:input_type -> hsmbackup.v1.PrepareRequest
+	28, // 35: hsmbackup.v1.HSM.Commit:input_type -> hsmbackup.v1.OpRequest
+	28, // 36: hsmbackup.v1.HSM.Abort:input_type -> hsmbackup.v1.OpRequest
+	28, // 37: hsmbackup.v1.HSM.Resolve:input_type -> hsmbackup.v1.OpRequest
+	33, // 38: hsmbackup.v1.HSM.Create:input_type -> hsmbackup.v1.CreateRequest
+	35, // 39: hsmbackup.v1.HSM.Change:input_type -> hsmbackup.v1.ChangeRequest
+	36, // 40: hsmbackup.v1.HSM.Use:input_type -> hsmbackup.v1.UseRequest
+	38, // 41: hsmbackup.v1.HSM.Keys:input_type -> hsmbackup.v1.KeysRequest
+	40, // 42: hsmbackup.v1.HSM.Key:input_type -> hsmbackup.v1.KeyRequest
+	42, // 43: hsmbackup.v1.HSM.Users:input_type -> hsmbackup.v1.UsersRequest
+	45, // 44: hsmbackup.v1.HSM.Envelope:input_type -> hsmbackup.v1.EnvelopeRequest
+	47, // 45: hsmbackup.v1.HSM.Sign:input_type -> hsmbackup.v1.SignRequest
+	2,  // 46: hsmbackup.v1.HSM.Ping:output_type -> hsmbackup.v1.PingReply
+	6,  // 47: hsmbackup.v1.HSM.Attach:output_type -> hsmbackup.v1.AttachReply
+	8,  // 48: hsmbackup.v1.HSM.Info:output_type -> hsmbackup.v1.InfoReply
+	11, // 49: hsmbackup.v1.HSM.Members:output_type -> hsmbackup.v1.MembersReply
+	14, // 50: hsmbackup.v1.HSM.Objects:output_type -> hsmbackup.v1.ObjectBatch
+	16, // 51: hsmbackup.v1.HSM.Extract:output_type -> hsmbackup.v1.ExtractReply
+	19, // 52: hsmbackup.v1.HSM.Insert:output_type -> hsmbackup.v1.InsertReply
+	21, // 53: hsmbackup.v1.HSM.Root:output_type -> hsmbackup.v1.RootReply
+	23, // 54: hsmbackup.v1.HSM.FingerprintKeys:output_type -> hsmbackup.v1.FingerprintKeysReply
+	25, // 55: hsmbackup.v1.HSM.Cells:output_type -> hsmbackup.v1.CellBatch
+	27, // 56: hsmbackup.v1.HSM.Prepare:output_type -> hsmbackup.v1.PrepareReply
+	29, // 57: hsmbackup.v1.HSM.Commit:output_type -> hsmbackup.v1.CommitReply
+	30, // 58: hsmbackup.v1.HSM.Abort:output_type -> hsmbackup.v1.AbortReply
+	31, // 59: hsmbackup.v1.HSM.Resolve:output_type -> hsmbackup.v1.ResolveReply
+	34, // 60: hsmbackup.v1.HSM.Create:output_type -> hsmbackup.v1.CreateReply
+	17, // 61: hsmbackup.v1.HSM.Change:output_type -> hsmbackup.v1.Masked
+	37, // 62: hsmbackup.v1.HSM.Use:output_type -> hsmbackup.v1.UseReply
+	39, // 63: hsmbackup.v1.HSM.Keys:output_type -> hsmbackup.v1.KeyBatch
+	41, // 64: hsmbackup.v1.HSM.Key:output_type -> hsmbackup.v1.KeyInfo
+	43, // 65: hsmbackup.v1.HSM.Users:output_type -> hsmbackup.v1.UserBatch
+	46, // 66: hsmbackup.v1.HSM.Envelope:output_type -> hsmbackup.v1.EnvelopeReply
+	48, // 67: hsmbackup.v1.HSM.Sign:output_type -> hsmbackup.v1.SignReply
+	46, // [46:68] is the sub-list for method output_type
+	24, // [24:46] is the sub-list for method input_type
+	24, // [24:24] is the sub-list for extension type_name
+	24, // [24:24] is the sub-list for extension extendee
+	0,  // [0:24] is the sub-list for field type_name
 }
 
 func init() { file_hsm_proto_init() }

@@ -1,0 +1,47 @@
+package soft
+
+import (
+	"fmt"
+
+	"github.com/hsmbackup/hsmbackup/cluster/hsm"
+)
+
+// revive raises a destroyed key to its next incarnation, in an authentic state
+// from before it was destroyed. Nothing else ever brings a destroyed key back,
+// and whoever revives the same state on two HSMs makes the same record.
+func (s *session) revive(c hsm.Change) (hsm.MaskedObject, error) {
+	if !s.isUser() && s.who.Role != hsm.RoleAdmin {
+		return hsm.MaskedObject{}, s.denied(hsm.RoleAdmin, hsm.RoleCryptoUser)
+	}
+	if c.Masked == nil {
+		return hsm.MaskedObject{}, fmt.Errorf("%w: revive %s: a masked object from before its destruction is needed", hsm.ErrInvalid, c.Ref)
+	}
+	from, err := s.h.admit(*c.Masked, hsm.ScopeLineage)
+	if err != nil {
+		return hsm.MaskedObject{}, err
+	}
+	if from.Kind != hsm.KindKey || from.Ref != c.Ref || from.Destroyed {
+		return hsm.MaskedObject{}, fmt.Errorf("%w: revive %s: the masked object is of %s %s, destroyed %t", hsm.ErrInvalid, c.Ref, from.Kind, from.Ref, from.Destroyed)
+	}
+	if s.isUser() && from.Core.Owner != s.who.Name {
+		return hsm.MaskedObject{}, notFound(c.Ref)
+	}
+	if _, err := s.h.shareable(from.Core.Owner); err != nil {
+		return hsm.MaskedObject{}, fmt.Errorf("revive %s: its owner: %w", c.Ref, err)
+	}
+	return s.h.update(hsm.ScopeLineage, c.Ref, func(cur *held) (*hsm.Record, error) {
+		switch {
+		case cur == nil:
+			return nil, fmt.Errorf("%w: %s was never here; insert it instead", hsm.ErrNotFound, c.Ref)
+		case cur.rec.Birth != from.Birth:
+			return nil, fmt.Errorf("%w: the key destroyed under %s is another one", hsm.ErrConflict, c.Ref)
+		case !cur.rec.Destroyed && cur.rec.Incarnation > from.Incarnation:
+			return nil, nil // revived already: a repetition
+		case !cur.rec.Destroyed:
+			return nil, fmt.Errorf("%w: %s is not destroyed", hsm.ErrExist, c.Ref)
+		}
+		r := from.Clone()
+		r.Incarnation = cur.rec.Incarnation + 1
+		return r, nil
+	})
+}
