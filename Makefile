@@ -7,7 +7,7 @@ GO          ?= go
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 FUZZTIME    ?= 30s
 
-.PHONY: test check servers build drill bench fuzz
+.PHONY: test check servers build drill bench fuzz chaos
 
 test: check servers
 	CGO_ENABLED=1 $(GO) test -race -timeout 30m -p 2 ./...
@@ -39,3 +39,9 @@ fuzz:
 			$(GO) test -run '^$$' -fuzz "^$$name\$$" -fuzztime $(FUZZTIME) $$pkg; \
 		done; \
 	done
+
+# Five HSMs and their callers while processes are killed and links cut, for TIME.
+# SEED repeats what went wrong in an earlier run, which printed it.
+chaos: TIME ?= 10m
+chaos:
+	HSMBACKUP_CHAOS_TIME=$(TIME) HSMBACKUP_CHAOS_SEED=$(SEED) $(GO) test -v -count 1 -timeout 0 -run '^TestChaos$$' ./integration

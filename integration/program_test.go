@@ -13,6 +13,9 @@ import (
 var scratch string
 
 func TestMain(m *testing.M) {
+	if role, work := role(); role != nil {
+		os.Exit(role(work))
+	}
 	os.Exit(runTests(m))
 }
 
