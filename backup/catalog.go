@@ -21,8 +21,10 @@ type layer struct {
 }
 
 func (l layer) find(ref hsm.KeyRef) (int, bool) {
-	return slices.BinarySearchFunc(l.items, ref, func(o hsm.Object, r hsm.KeyRef) int { return cmp.Compare(o.Ref, r) })
+	return slices.BinarySearchFunc(l.items, ref, func(o hsm.Object, r hsm.KeyRef) int { return compareRefs(o.Ref, r) })
 }
+
+func compareRefs(a, b hsm.KeyRef) int { return cmp.Compare(a, b) }
 
 // catalog knows the items of a sequence of packs, of which the later replace
 // the earlier. It reads the indexes when they are first asked for: a small

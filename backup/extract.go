@@ -173,44 +173,32 @@ func fetchPack(ctx context.Context, store storage.Store, p format.PackEntry, buf
 	return nil
 }
 
-// readPack sends the wanted objects of one pack, block by block.
+// readBatch is how many objects are handed over at a time.
+const readBatch = 512
+
+// readPack sends the wanted objects of one pack, in batches.
 func (s *Snapshot) readPack(ctx context.Context, items []hsm.Object, w wanted, blocks chan<- []hsm.MaskedObject) error {
-	buf := packBuffers.Get().(*[]byte)
-	defer packBuffers.Put(buf)
-	p := s.manifest.Packs[w.layer]
-	if err := fetchPack(ctx, s.store, p, buf); err != nil {
-		return err
+	var out []hsm.MaskedObject
+	send := func() error {
+		if len(out) == 0 {
+			return nil
+		}
+		select {
+		case blocks <- out:
+			out = nil
+			return nil
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
 	}
-	rest := w.items
-	err := s.eachBlock(ctx, *buf, func(first int, b *format.BlockData) error {
-		var out []hsm.MaskedObject
-		for len(rest) > 0 && rest[0] < min(first+b.Len(), len(items)) {
-			m, err := join(b.Columns(rest[0]-first), items[rest[0]], s.Lineage())
-			if err != nil {
-				return err
-			}
-			out, rest = append(out, m), rest[1:]
+	err := s.eachWanted(ctx, items, w, func(m hsm.MaskedObject) error {
+		if out = append(out, m); len(out) < readBatch {
+			return nil
 		}
-		if len(out) > 0 {
-			select {
-			case blocks <- out:
-			case <-ctx.Done():
-				return context.Cause(ctx)
-			}
-		}
-		if len(rest) == 0 { // whole and hashed already: the rest of it is not needed
-			return io.EOF
-		}
-		return nil
+		return send()
 	})
-	if err == nil && len(rest) > 0 {
-		err = fmt.Errorf("%w: it holds fewer objects than its index", ErrCorrupt)
-	}
-	if err != nil && err != io.EOF && ctx.Err() == nil {
-		return fmt.Errorf("%s: %w", format.PackPath(p.Pack), err)
-	}
-	if err == io.EOF {
-		return nil
+	if sendErr := send(); err == nil {
+		err = sendErr
 	}
 	return err
 }

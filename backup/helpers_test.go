@@ -209,9 +209,47 @@ func restore(t testing.TB, s *Snapshot) *reconciletest.Replica {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := reconciletest.NewReplica(keyring)
+	r, loaded := reconciletest.NewReplica(keyring), reconciletest.NewReplica(keyring)
 	insertAll(t, s, r)
+	if load(t, s, loaded); rootOf(t, loaded) != rootOf(t, r) {
+		t.Fatalf("snapshot %s restores to one root object by object and to another in parts", s.ID())
+	}
 	return r
+}
+
+// load inserts the snapshot as hsm.Loader does, which takes parts that ascend
+// and have no object in common, and what is unsettled.
+func load(t testing.TB, s *Snapshot, into hsm.Replica) {
+	t.Helper()
+	parts, err := s.Parts(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	seen := map[hsm.KeyRef]bool{}
+	for _, part := range parts {
+		var last hsm.KeyRef
+		n, err := into.Insert(t.Context(), func(yield func(hsm.MaskedObject, error) bool) {
+			for m, err := range part {
+				if err == nil && (m.Ref <= last || seen[m.Ref]) {
+					t.Fatalf("%s after %s in a part, or a second time", m.Ref, last)
+				}
+				last, seen[m.Ref] = m.Ref, true
+				if !yield(m, err) {
+					return
+				}
+			}
+		})
+		if err != nil || n.Changed+n.Unchanged+len(n.Conflicts) > 0 {
+			t.Fatal(n, err)
+		}
+	}
+	open := s.Unsettled()
+	if slices.ContainsFunc(open, func(r hsm.KeyRef) bool { return seen[r] }) || (len(open) == 0) != s.Settled() {
+		t.Fatalf("an unsettled object is in a part, or settled ones are named: %v", open)
+	}
+	if _, err := into.Insert(t.Context(), s.Extract(t.Context(), slices.Values(open))); err != nil {
+		t.Fatal(err)
+	}
 }
 
 func rootOf(t testing.TB, s hsm.Sketcher) hsm.Root {

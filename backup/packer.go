@@ -13,9 +13,6 @@ import (
 	"github.com/hsmbackup/hsmbackup/storage"
 )
 
-// extractBatch is how many objects one Extract is asked for.
-const extractBatch = 512
-
 // packer extracts objects from a source and stores them as packs. Each worker
 // fills a pack of its own and stores it while the others go on; what is in
 // memory is one pack and one block for each.
@@ -30,24 +27,27 @@ type packer struct {
 
 	mu      sync.Mutex
 	writers []*format.PackWriter // idle, with their buffers
+	objects int64                // in packs so far
+	stored  int64                // bytes of them
 }
 
 // run stores what src holds of refs, which ascend strictly. It returns the packs
-// in no particular order; each reference is in one of them. Every pack and
-// index it returns is durable. An object that src does not answer with is an
-// error: objects do not vanish, they leave tombstones.
+// in no particular order; each reference is in one of them, and each pack holds a
+// stretch of the references that no other pack has any of: so a restore writes
+// its tables in order. Every pack and index it returns is durable. An object that
+// src does not answer with is an error: objects do not vanish, they leave
+// tombstones.
 func (p *packer) run(ctx context.Context, src NamedSource, refs iter.Seq2[hsm.KeyRef, error], expected int, alternate bool) ([]packed, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	workers := min(p.workers, 1+expected/(p.target>>10)) // an object takes about 1 KiB
-	batches := make(chan []hsm.KeyRef)
+	stretches := make(chan []hsm.KeyRef)
 	var wg sync.WaitGroup
 	var mu sync.Mutex
 	var out []packed
-	for range workers {
+	for range min(p.workers, 1+expected/(p.target/usualObject)) {
 		wg.Go(func() {
-			w := &packWorker{packer: p, src: src, alternate: alternate, reserve: min(p.target+2*format.BlockBytes, expected<<10+64<<10)}
-			if err := w.run(ctx, batches); err != nil {
+			w := &packWorker{packer: p, src: src, alternate: alternate, reserve: min(p.target+2*format.BlockBytes, expected*usualObject+64<<10)}
+			if err := w.run(ctx, stretches); err != nil {
 				cancel(err)
 			}
 			mu.Lock()
@@ -55,10 +55,10 @@ func (p *packer) run(ctx context.Context, src NamedSource, refs iter.Seq2[hsm.Ke
 			out = append(out, w.done...)
 		})
 	}
-	if err := cutBatches(ctx, refs, batches); err != nil {
+	if err := p.cut(ctx, refs, stretches); err != nil {
 		cancel(at(src, err))
 	}
-	close(batches)
+	close(stretches)
 	wg.Wait()
 	if err := context.Cause(ctx); err != nil {
 		return nil, err
@@ -66,19 +66,14 @@ func (p *packer) run(ctx context.Context, src NamedSource, refs iter.Seq2[hsm.Ke
 	return out, nil
 }
 
-// cutBatches sends the references in batches, in order.
-func cutBatches(ctx context.Context, refs iter.Seq2[hsm.KeyRef, error], batches chan<- []hsm.KeyRef) error {
-	batch := make([]hsm.KeyRef, 0, extractBatch)
-	send := func() error {
-		select {
-		case batches <- batch:
-			batch = make([]hsm.KeyRef, 0, extractBatch)
-			return nil
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		}
-	}
+// usualObject is what an object takes, as long as nothing better is known.
+const usualObject = 1 << 10
+
+// cut sends the references in stretches that fill a pack each, in order.
+func (p *packer) cut(ctx context.Context, refs iter.Seq2[hsm.KeyRef, error], stretches chan<- []hsm.KeyRef) error {
+	var stretch []hsm.KeyRef
 	var last hsm.KeyRef
+	length := p.stretch()
 	for ref, err := range refs {
 		if err != nil {
 			return err
@@ -87,17 +82,37 @@ func cutBatches(ctx context.Context, refs iter.Seq2[hsm.KeyRef, error], batches 
 			return fmt.Errorf("%w: it lists %s after %s", reconcile.ErrPeer, ref, last)
 		}
 		last = ref
-		if batch = append(batch, ref); len(batch) < extractBatch {
+		if stretch = append(stretch, ref); len(stretch) < length {
 			continue
 		}
-		if err := send(); err != nil {
+		if err := send(ctx, stretches, stretch); err != nil {
 			return err
 		}
+		stretch, length = nil, p.stretch()
 	}
-	if len(batch) == 0 {
+	if len(stretch) == 0 {
 		return nil
 	}
-	return send()
+	return send(ctx, stretches, stretch)
+}
+
+func send(ctx context.Context, stretches chan<- []hsm.KeyRef, stretch []hsm.KeyRef) error {
+	select {
+	case stretches <- stretch:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// stretch estimates how many objects fill a pack, from those packed so far.
+func (p *packer) stretch() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.objects < format.BlockObjects {
+		return p.target / usualObject
+	}
+	return max(1, int(int64(p.target)*p.objects/max(p.stored, 1))*31/32) // rather one pack than one and a bit
 }
 
 func (p *packer) writer() (*format.PackWriter, error) {
@@ -130,13 +145,13 @@ type packWorker struct {
 	done      []packed
 }
 
-func (w *packWorker) run(ctx context.Context, batches <-chan []hsm.KeyRef) (err error) {
+func (w *packWorker) run(ctx context.Context, stretches <-chan []hsm.KeyRef) (err error) {
 	if w.pack, err = w.writer(); err != nil {
 		return err
 	}
 	defer w.recycle(w.pack)
 	w.pack.Reserve(w.reserve)
-	for refs := range batches {
+	for refs := range stretches {
 		for m, err := range extractExactly(ctx, w.src, refs) {
 			if err != nil {
 				return at(w.src, err)
@@ -145,8 +160,11 @@ func (w *packWorker) run(ctx context.Context, batches <-chan []hsm.KeyRef) (err 
 				return err
 			}
 		}
+		if err := w.finish(ctx); err != nil {
+			return err
+		}
 	}
-	return w.finish(ctx)
+	return nil
 }
 
 func (w *packWorker) take(ctx context.Context, m hsm.MaskedObject) error {
@@ -193,6 +211,7 @@ func (w *packWorker) finish(ctx context.Context) error {
 	if err := put(ctx, w.store, format.IndexPath(indexName), index); err != nil {
 		return err
 	}
+	w.count(pack)
 	root, cells := fingerprints(w.keys, pack.Index.Items)
 	w.done = append(w.done, packed{
 		entry: format.PackEntry{
@@ -202,6 +221,13 @@ func (w *packWorker) finish(ctx context.Context) error {
 		items: pack.Index.Items, epoch: pack.Epoch, root: root, cells: cells,
 	})
 	return nil
+}
+
+func (p *packer) count(pack format.Pack) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.objects += int64(len(pack.Index.Items))
+	p.stored += int64(len(pack.Stored))
 }
 
 // fingerprints returns the root and the sketch prefix of the items alone. Both

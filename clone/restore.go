@@ -4,6 +4,9 @@ import (
 	"context"
 	"encoding/hex"
 	"fmt"
+	"iter"
+	"slices"
+	"sync"
 	"time"
 
 	"github.com/hsmbackup/hsmbackup/backup"
@@ -65,12 +68,13 @@ func restore(ctx context.Context, s *backup.Snapshot, spec server.Spec, progress
 
 // fill copies the snapshot into the first HSM and compares roots.
 func (r *Restored) fill(ctx context.Context, s *backup.Snapshot, into hsm.Session, progress func(done, total, bytes int64)) error {
-	total := int64(s.Summary().Objects)
-	applied, err := reconcile.Copy(ctx, s, into, reconcile.OnProgress(func(a reconcile.Progress) {
-		if progress != nil {
-			progress(int64(a.Objects), total, a.Bytes)
-		}
-	}))
+	c := &counter{report: progress, total: int64(s.Summary().Objects)}
+	var err error
+	if loader, ok := into.(hsm.Loader); ok {
+		err = load(ctx, s, loader, into, c)
+	} else {
+		_, err = reconcile.Copy(ctx, s, into, reconcile.OnProgress(func(a reconcile.Progress) { c.set(int64(a.Objects), a.Bytes) }))
+	}
 	if err != nil {
 		return fmt.Errorf("restore snapshot %s: %w", r.Snapshot, err)
 	}
@@ -82,9 +86,77 @@ func (r *Restored) fill(ctx context.Context, s *backup.Snapshot, into hsm.Sessio
 	if err != nil {
 		return err
 	}
-	r.Objects, r.Bytes, r.Root, r.RootEqual = applied.Objects, applied.Bytes, hex.EncodeToString(got.Sum[:]), got == want
+	r.Objects, r.Bytes, r.Root, r.RootEqual = int(c.done), c.bytes, hex.EncodeToString(got.Sum[:]), got == want
 	if !r.RootEqual && s.Settled() {
 		return fmt.Errorf("%w: snapshot %s restores to another root than its manifest states", backup.ErrCorrupt, r.Snapshot)
 	}
 	return nil
+}
+
+// load fills an empty HSM: with the objects of which the snapshot holds one state
+// as they are, and then with the others, which merge.
+func load(ctx context.Context, s *backup.Snapshot, loader hsm.Loader, into hsm.Replica, c *counter) error {
+	parts, err := s.Parts(ctx)
+	if err != nil {
+		return err
+	}
+	for i, p := range parts {
+		parts[i] = c.count(p)
+	}
+	if _, err := loader.Load(ctx, parts); err != nil {
+		return err
+	}
+	if s.Settled() {
+		return nil
+	}
+	_, err = into.Insert(ctx, c.count(s.Extract(ctx, slices.Values(s.Unsettled()))))
+	return err
+}
+
+// counter counts objects as they pass. It is safe for concurrent use.
+type counter struct {
+	report func(done, total, bytes int64)
+	total  int64
+
+	mu          sync.Mutex
+	done, bytes int64
+}
+
+func (c *counter) set(done, bytes int64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.done, c.bytes = done, bytes
+	if c.report != nil {
+		c.report(c.done, c.total, c.bytes)
+	}
+}
+
+// countStep is how many objects pass between two reports.
+const countStep = 256
+
+func (c *counter) count(in iter.Seq2[hsm.MaskedObject, error]) iter.Seq2[hsm.MaskedObject, error] {
+	return func(yield func(hsm.MaskedObject, error) bool) {
+		var n, bytes int64
+		flush := func() {
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			c.done, c.bytes = c.done+n, c.bytes+bytes
+			n, bytes = 0, 0
+			if c.report != nil {
+				c.report(c.done, c.total, c.bytes)
+			}
+		}
+		defer flush()
+		for m, err := range in {
+			if err == nil {
+				n, bytes = n+1, bytes+int64(len(m.Bytes))
+			}
+			if !yield(m, err) {
+				return
+			}
+			if n == countStep {
+				flush()
+			}
+		}
+	}
 }

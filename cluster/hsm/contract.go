@@ -273,3 +273,14 @@ type LineageSignature struct {
 	Public    []byte
 	Signature []byte
 }
+
+// Loader is a Replica that can be filled faster than Insert fills it, as long as
+// it holds nothing of the lineage.
+type Loader interface {
+	// Load takes all objects of the parts. Each part ascends strictly by reference,
+	// parts are read several at a time, and no reference is in two of them. Nothing is
+	// visible before all is there, and durable: after an error, or if the process
+	// dies, the replica is as empty as before. ErrExist if it is not; ErrInvalid if a
+	// part does not ascend; otherwise as Insert.
+	Load(ctx context.Context, parts []iter.Seq2[MaskedObject, error]) (Inserted, error)
+}

@@ -34,3 +34,12 @@ func (p *Prefix) Remove(item Item) { spread(p.cells, 0, p.hash, &item, -1) }
 
 // Cells returns a copy of the cells.
 func (p *Prefix) Cells() []hsm.Cell { return slices.Clone(p.cells) }
+
+// join adds the cells of another set.
+func (p *Prefix) join(cells []hsm.Cell) {
+	for i := range p.cells {
+		xor(&p.cells[i].Item, &cells[i].Item)
+		p.cells[i].Check ^= cells[i].Check
+		p.cells[i].Count += cells[i].Count
+	}
+}

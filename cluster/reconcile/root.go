@@ -74,3 +74,12 @@ func (r *RootState) limbs(item Item) (limbs [4]uint64) {
 	}
 	return limbs
 }
+
+// join adds the items of another set.
+func (r *RootState) join(other hsm.Root) {
+	var carry uint64
+	for i := range r.sum {
+		r.sum[i], carry = bits.Add64(r.sum[i], binary.BigEndian.Uint64(other.Sum[24-8*i:]), carry)
+	}
+	r.count += other.Count
+}

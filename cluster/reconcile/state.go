@@ -65,3 +65,14 @@ func (s *State) Snapshot() (hsm.Root, []hsm.Cell) {
 	defer s.mu.Unlock()
 	return s.root.Root(), s.prefix.Cells()
 }
+
+// Join adds all that another source holds. The caller sees to it that no object
+// is in both, and that both keep equally many cells. Root and sketch are linear,
+// so that workers compute shares of one state.
+func (s *State) Join(other *State) {
+	root, cells := other.Snapshot()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.root.join(root)
+	s.prefix.join(cells)
+}

@@ -107,6 +107,22 @@ func TestStateOrderAndUndo(t *testing.T) {
 	})
 }
 
+// Two states of disjoint sets, joined, are the state of their union.
+func TestStatesJoin(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		seed := rapid.Uint64().Draw(t, "seed")
+		a := randomObjects(seed, rapid.IntRange(0, 40).Draw(t, "a"))
+		b := randomObjects(seed+1, rapid.IntRange(0, 40).Draw(t, "b"))
+		joined := stateOf(a, 50)
+		joined.Join(stateOf(b, 50))
+		root, cells := joined.Snapshot()
+		wantRoot, wantCells := stateOf(append(a, b...), 50).Snapshot()
+		if root != wantRoot || !slices.Equal(cells, wantCells) {
+			t.Fatalf("root %x, want %x", root, wantRoot)
+		}
+	})
+}
+
 // The cells of two disjoint sets add up to those of their union.
 func TestSketchLinear(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {

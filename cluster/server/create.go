@@ -14,7 +14,6 @@ import (
 
 	"github.com/hsmbackup/hsmbackup/cluster/hsm"
 	"github.com/hsmbackup/hsmbackup/cluster/profile"
-	"github.com/hsmbackup/hsmbackup/cluster/reconcile"
 	"github.com/hsmbackup/hsmbackup/cluster/rpc/pki"
 	"github.com/hsmbackup/hsmbackup/cluster/server/seal"
 )
@@ -213,30 +212,44 @@ func (l *layout) sync() error {
 }
 
 // objects fills the object stores: the first HSM's with the cluster's first
-// objects or its source's, the others' with copies of it.
-func (l *layout) objects(ctx context.Context) (err error) {
-	first, err := l.open(ctx, l.hsms[0])
+// objects or its source's, the others' with copies of that store.
+func (l *layout) objects(ctx context.Context) error {
+	want, err := l.first(ctx)
 	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, first.close()) }()
-	if err := l.fill(ctx, first); err != nil {
-		return err
-	}
-	if err := l.adaptPolicy(ctx, first); err != nil {
 		return err
 	}
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(copiers)
 	for _, c := range l.hsms[1:] {
 		g.Go(func() error {
-			if err := l.copyTo(ctx, first, c); err != nil {
+			if err := l.copyTo(ctx, c, want); err != nil {
 				return fmt.Errorf("fill %s: %w", c.Name, err)
 			}
 			return nil
 		})
 	}
 	return g.Wait()
+}
+
+// first fills the first HSM, closes it in order, and returns its roots.
+func (l *layout) first(ctx context.Context) (roots [2]hsm.Root, err error) {
+	first, err := l.open(ctx, l.hsms[0])
+	if err != nil {
+		return roots, err
+	}
+	defer func() { err = errors.Join(err, first.close()) }()
+	if err := l.fill(ctx, first); err != nil {
+		return roots, err
+	}
+	if err := l.adaptPolicy(ctx, first); err != nil {
+		return roots, err
+	}
+	return rootsOf(ctx, first)
+}
+
+func rootsOf(ctx context.Context, d *device) (roots [2]hsm.Root, err error) {
+	info, err := d.self.Info(ctx)
+	return [2]hsm.Root{info.Root, info.ClusterRoot}, err
 }
 
 // copiers is how many HSMs are filled at a time; each store takes some tens of
@@ -293,32 +306,23 @@ func (l *layout) firstChanges() (changes []hsm.Change) {
 		hsm.Change{Kind: hsm.ChangeSettings, Settings: &hsm.Settings{MinCopies: l.spec.MinCopies, CheckOnUse: l.spec.CheckOnUse, Custodians: l.spec.Custodians, Threshold: l.spec.Threshold}})
 }
 
-// copyTo fills one more HSM, and makes sure that it holds what the first does.
-func (l *layout) copyTo(ctx context.Context, from *device, c *Config) (err error) {
+// copyTo gives one more HSM a copy of the first's object store, byte for byte,
+// which belongs to no HSM in particular, and makes sure that it opens and holds
+// what the first does. The bytes are copied and not linked: what happens to one
+// HSM's disk must not happen to another's.
+func (l *layout) copyTo(ctx context.Context, c *Config, want [2]hsm.Root) (err error) {
+	if err := copyFolder(ctx, filepath.Join(l.path(l.hsms[0]), storeDir), filepath.Join(l.path(c), storeDir)); err != nil {
+		return err
+	}
 	to, err := l.open(ctx, c)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, to.close()) }()
-	for _, scope := range []hsm.Scope{hsm.ScopeCluster, hsm.ScopeLineage} {
-		if err := copyScope(ctx, from.self.Scoped(scope), to.self.Scoped(scope)); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-func copyScope(ctx context.Context, from, to hsm.SketchReplica) error {
-	if _, err := reconcile.Copy(ctx, from, to); err != nil {
-		return err
-	}
-	want, err := from.Root(ctx)
-	if err != nil {
-		return err
-	}
-	got, err := to.Root(ctx)
+	got, err := rootsOf(ctx, to)
 	if err == nil && got != want {
 		err = fmt.Errorf("%w: the copy has another root", hsm.ErrCorrupt)
 	}
+	to.record("insert", to.principal(), 0, fmt.Sprintf("the %d objects of %s, as a copy of its object store", got[0].Count, l.hsms[0].Name), err)
 	return err
 }

@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/hsmbackup/hsmbackup/cluster/hsm"
+	"github.com/hsmbackup/hsmbackup/cluster/reconcile"
 	"github.com/hsmbackup/hsmbackup/cluster/rpc"
 	"github.com/hsmbackup/hsmbackup/cluster/rpc/pki"
 )
@@ -128,7 +129,10 @@ func TestAnHSMOfACloneIsRefused(t *testing.T) {
 	one := w.boxes[0].server
 	spec := newSpec(filepath.Join(t.TempDir(), "west"), 1)
 	spec.Keyring, spec.CA = one.secrets.keyring, hsm.NewSecret(slices.Clone(one.secrets.ca.Reveal()))
-	spec.Fill = func(ctx context.Context, into hsm.Session) error { return copyScope(ctx, one.device.self, into) }
+	spec.Fill = func(ctx context.Context, into hsm.Session) error {
+		_, err := reconcile.Copy(ctx, one.device.self, into)
+		return err
+	}
 	clone := startWorld(t, spec)
 	if a, b := one.config, clone.boxes[0].server.config; a.Lineage != b.Lineage || a.Cluster == b.Cluster {
 		t.Fatalf("no clone: %+v and %+v", a, b)

@@ -149,13 +149,18 @@ func (s *store) room() error {
 
 // commit writes a batch atomically and durably. ErrFull: nothing was written.
 // ErrUnavailable: it may have been, and the store serves no more.
-func (s *store) commit(b *pebble.Batch) (err error) {
+func (s *store) commit(b *pebble.Batch) error {
 	if err := s.check(); err != nil {
 		return err
 	}
 	if err := s.room(); err != nil {
 		return err
 	}
+	return s.guard(func() error { return b.Commit(pebble.Sync) })
+}
+
+// guard runs what changes the store. If that fails, the store serves no more.
+func (s *store) guard(change func() error) (err error) {
 	defer func() {
 		switch v := recover().(type) {
 		case nil:
@@ -165,7 +170,7 @@ func (s *store) commit(b *pebble.Batch) (err error) {
 			panic(v)
 		}
 	}()
-	if err := b.Commit(pebble.Sync); err != nil {
+	if err := change(); err != nil {
 		return s.fail(err)
 	}
 	return nil

@@ -1,0 +1,227 @@
+package soft
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"iter"
+	"slices"
+
+	"github.com/cockroachdb/pebble/v2/objstorage/objstorageprovider"
+	"github.com/cockroachdb/pebble/v2/sstable"
+	"github.com/cockroachdb/pebble/v2/vfs"
+
+	"github.com/hsmbackup/hsmbackup/cluster/hsm"
+	"github.com/hsmbackup/hsmbackup/cluster/reconcile"
+)
+
+const (
+	// tableBytes ends a table of objects.
+	tableBytes = 64 << 20
+	// indexEntries are sorted in memory and make one table; they take some 20 MiB.
+	indexEntries = 200_000
+)
+
+// table is one table in the making: keys in ascending order.
+type table struct {
+	path        string
+	w           *sstable.Writer
+	first, last []byte
+}
+
+func (l *load) newTable() (*table, error) {
+	if err := l.h.store.room(); err != nil {
+		return nil, err
+	}
+	l.mu.Lock()
+	l.names++
+	t := &table{path: l.h.opts.FS.PathJoin(l.dir, fmt.Sprintf("%06d.sst", l.names))}
+	l.mu.Unlock()
+	f, err := l.h.opts.FS.Create(t.path, vfs.WriteCategoryUnspecified)
+	if err != nil {
+		return nil, l.h.store.wrap("load", err)
+	}
+	o := l.h.store.options()
+	o.EnsureDefaults()
+	t.w = sstable.NewWriter(objstorageprovider.NewFileWritable(f), o.MakeWriterOptions(len(o.Levels)-1, l.h.store.db.TableFormat()))
+	return t, nil
+}
+
+func (t *table) set(key, value []byte) error {
+	if t.first == nil {
+		t.first = bytes.Clone(key)
+	}
+	t.last = append(t.last[:0], key...)
+	return t.w.Set(key, value)
+}
+
+// end writes the rest of a table, durably.
+func (l *load) end(t *table) error {
+	if t == nil {
+		return nil
+	}
+	if err := t.w.Close(); err != nil {
+		return l.h.store.wrap("load", err)
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.tables = append(l.tables, t)
+	return nil
+}
+
+// loadWorker opens objects and writes tables of its own.
+type loadWorker struct {
+	*load
+	last             hsm.KeyRef // in the tables
+	objects, digests *table
+	entries          []indexEntry
+	refs             []hsm.KeyRef
+	state            *reconcile.State
+	live             int64
+	special          []arrival
+}
+
+type indexEntry struct {
+	key []byte
+	rel byte
+}
+
+func (w *loadWorker) run(ctx context.Context, parts <-chan iter.Seq2[hsm.MaskedObject, error]) error {
+	defer w.abandon()
+	for part := range parts {
+		var last hsm.KeyRef
+		for m, err := range part {
+			if err == nil {
+				err = ctx.Err()
+			}
+			if err == nil && m.Ref <= last {
+				err = fmt.Errorf("%w: %s after %s in a part to be loaded", hsm.ErrInvalid, m.Ref, last)
+			}
+			if err != nil {
+				return err
+			}
+			last = m.Ref
+			if err := w.take(m); err != nil {
+				return err
+			}
+		}
+	}
+	if err := w.endTables(); err != nil {
+		return err
+	}
+	if err := w.endEntries(); err != nil {
+		return err
+	}
+	w.load.mu.Lock()
+	defer w.load.mu.Unlock()
+	w.load.state.Join(w.state)
+	w.load.live += w.live
+	w.load.refs = append(w.load.refs, w.refs...)
+	w.load.special = append(w.load.special, w.special...)
+	return nil
+}
+
+// take opens one object and puts it into the tables.
+func (w *loadWorker) take(m hsm.MaskedObject) error {
+	rec, err := w.h.admit(m, hsm.ScopeLineage)
+	if err != nil {
+		return err
+	}
+	if m.Ref <= w.last || w.objects != nil && w.objects.w.Raw().EstimatedSize() > tableBytes {
+		if err := w.endTables(); err != nil {
+			return err
+		}
+	}
+	if w.objects == nil {
+		if w.objects, err = w.newTable(); err != nil {
+			return err
+		}
+		if w.digests, err = w.newTable(); err != nil {
+			return err
+		}
+	}
+	if err := w.objects.set(objectKey(hsm.ScopeLineage, m.Ref), m.Bytes); err != nil {
+		return w.h.store.wrap("load", err)
+	}
+	if err := w.digests.set(digestKey(hsm.ScopeLineage, m.Ref), encodeDigest(m.Object)); err != nil {
+		return w.h.store.wrap("load", err)
+	}
+	w.last, w.refs = m.Ref, append(w.refs, m.Ref)
+	w.state.Update(nil, &m.Object)
+	return w.note(m, rec)
+}
+
+// note keeps what follows from an object besides its bytes.
+func (w *loadWorker) note(m hsm.MaskedObject, rec *hsm.Record) error {
+	if rec.Kind != hsm.KindKey {
+		m.Bytes = nil
+		w.special = append(w.special, arrival{masked: m, rec: rec})
+		return nil
+	}
+	if !m.Tombstone {
+		w.live++
+	}
+	for key, rel := range entries(rec) {
+		w.entries = append(w.entries, indexEntry{[]byte(key), rel})
+	}
+	if len(w.entries) < indexEntries {
+		return nil
+	}
+	return w.endEntries()
+}
+
+func (w *loadWorker) endTables() error {
+	objects, digests := w.objects, w.digests
+	w.objects, w.digests, w.last = nil, nil, 0
+	if err := w.end(objects); err != nil {
+		return err
+	}
+	return w.end(digests)
+}
+
+// endEntries makes tables of the index entries gathered so far: one for each
+// index, since between their keys lie those of the objects.
+func (w *loadWorker) endEntries() error {
+	slices.SortFunc(w.entries, func(a, b indexEntry) int { return bytes.Compare(a.key, b.key) })
+	for rest := w.entries; len(rest) > 0; {
+		n := slices.IndexFunc(rest, func(e indexEntry) bool { return e.key[0] != rest[0].key[0] })
+		if n < 0 {
+			n = len(rest)
+		}
+		if err := w.indexTable(rest[:n]); err != nil {
+			return err
+		}
+		rest = rest[n:]
+	}
+	clear(w.entries)
+	w.entries = w.entries[:0]
+	return nil
+}
+
+func (w *loadWorker) indexTable(entries []indexEntry) error {
+	t, err := w.newTable()
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if bytes.Equal(e.key, t.last) {
+			err = fmt.Errorf("%w: an object comes twice", hsm.ErrInvalid)
+		} else {
+			err = w.h.store.wrap("load", t.set(e.key, []byte{e.rel}))
+		}
+		if err != nil {
+			_ = t.w.Close() // the first error says it
+			return err
+		}
+	}
+	return w.end(t)
+}
+
+// abandon closes the tables of a load that failed.
+func (w *loadWorker) abandon() {
+	for _, t := range []*table{w.objects, w.digests} {
+		if t != nil {
+			_ = t.w.Close() // its file is removed
+		}
+	}
+}
