@@ -35,7 +35,20 @@ type catalog struct {
 	packs   []format.PackEntry
 
 	mu     sync.Mutex
+	have   map[format.Name][]hsm.Object // by index: items that are at hand
 	loaded []layer
+}
+
+// remember puts the items that are at hand into have.
+func (c *catalog) remember(have map[format.Name][]hsm.Object) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for name, items := range c.have {
+		have[name] = items
+	}
+	for i, l := range c.loaded {
+		have[c.packs[i].Index] = l.items
+	}
 }
 
 // indexWorkers is how many indexes are fetched at a time.
@@ -50,14 +63,21 @@ func (c *catalog) layers(ctx context.Context) ([]layer, error) {
 	}
 	out := make([]layer, len(c.packs))
 	err := parallel(ctx, indexWorkers, len(c.packs), func(ctx context.Context, i int) error {
-		x, err := loadIndex(ctx, c.store, c.lineage, c.packs[i])
-		out[i] = layer{items: x.Items, alternate: c.packs[i].Alternate}
-		return err
+		items, ok := c.have[c.packs[i].Index]
+		if !ok {
+			x, err := loadIndex(ctx, c.store, c.lineage, c.packs[i])
+			if err != nil {
+				return err
+			}
+			items = x.Items
+		}
+		out[i] = layer{items: items, alternate: c.packs[i].Alternate}
+		return nil
 	})
 	if err != nil {
 		return nil, err
 	}
-	c.loaded = out
+	c.loaded, c.have = out, nil
 	return out, nil
 }
 
@@ -81,15 +101,21 @@ func loadIndex(ctx context.Context, store storage.Store, lineage hsm.Lineage, p 
 
 // lookup finds the current state of one object.
 func lookup(layers []layer, ref hsm.KeyRef) (hsm.Object, bool) {
-	for _, l := range slices.Backward(layers) {
+	o, _, ok := locate(layers, ref)
+	return o, ok
+}
+
+// locate finds the current state of one object and the layer that holds it.
+func locate(layers []layer, ref hsm.KeyRef) (o hsm.Object, at int, ok bool) {
+	for at, l := range slices.Backward(layers) {
 		if l.alternate {
 			continue
 		}
 		if i, ok := l.find(ref); ok {
-			return l.items[i], true
+			return l.items[i], at, true
 		}
 	}
-	return hsm.Object{}, false
+	return hsm.Object{}, 0, false
 }
 
 // position is where an object lies.

@@ -30,6 +30,8 @@ type contents struct {
 	foreign  map[hsm.KeyRef]hsm.Digest // taken from others than the lead
 	open     []format.Version          // unsettled
 	anything bool                      // something was added, or settled
+	merged   map[int]bool              // packs of the parent that the added ones replace, by their place
+	repeated uint64                    // objects that were stored again for that
 }
 
 var _ hsm.Sketcher = (*contents)(nil)

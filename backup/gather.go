@@ -51,6 +51,9 @@ func (t *take) gather(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if err := t.merge(ctx, t.source(lead)); err != nil {
+		return err
+	}
 	conflicts := map[hsm.KeyRef]bool{}
 	for _, h := range t.hsms {
 		if h.ID == lead {
@@ -75,6 +78,11 @@ func (t *take) gather(ctx context.Context) error {
 	return t.cover(ctx, lead)
 }
 
+// source returns the HSM of an id that answers.
+func (t *take) source(id hsm.HSMID) NamedSource {
+	return t.hsms[slices.IndexFunc(t.hsms, func(h NamedSource) bool { return h.ID == id })]
+}
+
 // maxForeign bounds how many objects the lead is waited for.
 const maxForeign = 4096
 
@@ -90,7 +98,7 @@ func (t *take) cover(ctx context.Context, lead hsm.HSMID) error {
 	for _, v := range c.open { // which covers leaves aside
 		delete(c.foreign, v.Ref)
 	}
-	h := t.hsms[slices.IndexFunc(t.hsms, func(h NamedSource) bool { return h.ID == lead })]
+	h := t.source(lead)
 	for deadline := time.Now().Add(t.options.Settle); ; {
 		for m, err := range h.Extract(ctx, slices.Values(slices.Sorted(maps.Keys(c.foreign)))) {
 			if err != nil {

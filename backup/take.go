@@ -63,6 +63,7 @@ type Report struct {
 	Objects     uint64        `json:"objects"`               // in the snapshot, tombstones included
 	Keys        uint64        `json:"keys"`
 	NewObjects  uint64        `json:"new_objects"`
+	Merged      uint64        `json:"merged"` // objects of small packs, stored once more in larger ones
 	BytesStored uint64        `json:"bytes_stored"`
 	Packs       int           `json:"packs"` // written
 	Root        hsm.Root      `json:"-"`
@@ -100,17 +101,12 @@ const defaultSettle = 5 * time.Second
 // ErrRecipient, ErrRaced; hsm.ErrLineage if a source is of another lineage than
 // the origin.
 func Take(ctx context.Context, origin Origin, store storage.Store, o TakeOptions) (*Report, error) {
-	t := &take{origin: origin, store: store, options: o, begun: time.Now()}
-	report, err := t.run(ctx)
-	if err != nil {
-		return nil, fmt.Errorf("snapshot: %w", err)
-	}
-	report.Elapsed = time.Since(t.begun)
-	return report, nil
+	return NewSeries(origin, store, o).Take(ctx)
 }
 
 // take is one call of Take.
 type take struct {
+	series  *Series
 	origin  Origin
 	store   storage.Store
 	options TakeOptions
@@ -129,6 +125,7 @@ type take struct {
 	progress Progress
 
 	// of one attempt
+	followed   bool             // the series knows the newest snapshot
 	parent     *format.Manifest // nil: full
 	contents   *contents
 	fullReason string
@@ -173,8 +170,8 @@ func (t *take) prepare(ctx context.Context) error {
 	if err := t.size(); err != nil {
 		return err
 	}
-	if t.desc, err = t.origin.Describe(ctx); err != nil {
-		return fmt.Errorf("describe the cluster: %w", err)
+	if err := t.describe(ctx); err != nil {
+		return err
 	}
 	if t.settings, err = t.origin.Settings(ctx); err != nil {
 		return fmt.Errorf("settings of the cluster: %w", err)
@@ -190,6 +187,19 @@ func (t *take) prepare(ctx context.Context) error {
 	t.packer = &packer{
 		store: t.store, lineage: t.desc.Lineage, target: o.PackSize, workers: o.Workers, progress: t.count,
 	}
+	return nil
+}
+
+// describe asks what cluster it is; a series asks now and then.
+func (t *take) describe(ctx context.Context) error {
+	if s := t.series; s.desc == nil || time.Since(s.looked) > relook {
+		d, err := t.origin.Describe(ctx)
+		if err != nil {
+			return fmt.Errorf("describe the cluster: %w", err)
+		}
+		s.desc = &d
+	}
+	t.desc = *t.series.desc
 	return nil
 }
 
@@ -232,6 +242,11 @@ func (t *take) sources(ctx context.Context) (err error) {
 	for _, h := range t.hsms {
 		if h.Lineage() != t.desc.Lineage {
 			return fmt.Errorf("%w: %s is of %s, the cluster of %s", hsm.ErrLineage, h.ID, h.Lineage(), t.desc.Lineage)
+		}
+	}
+	if m := t.series.known; m != nil && m.Lineage == t.desc.Lineage {
+		for i, h := range t.hsms {
+			t.hsms[i].Sketcher = keyed{h.Sketcher, m.Fingerprints}
 		}
 	}
 	return t.checkCoverage()
@@ -281,10 +296,7 @@ func (t *take) expect(objects int) {
 // snapshot was written meanwhile, errAgain if the circumstances changed: then
 // the same again will do.
 func (t *take) attempt(ctx context.Context) (*Report, error) {
-	numbers, err := sequences(ctx, t.store)
-	if errors.Is(err, storage.ErrNoBucket) {
-		err = nil // a folder that the first Put makes; a missing bucket refuses the Put
-	}
+	numbers, err := t.survey(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -298,6 +310,7 @@ func (t *take) attempt(ctx context.Context) (*Report, error) {
 		return nil, t.recover(err)
 	}
 	if t.unchanged() {
+		t.learn(t.parent)
 		return t.report(t.parent, nil), nil
 	}
 	number, err := t.next(ctx, numbers)
@@ -311,7 +324,32 @@ func (t *take) attempt(ctx context.Context) (*Report, error) {
 	if err := t.commit(ctx, m); err != nil {
 		return nil, err
 	}
+	t.learn(m)
 	return t.report(m, t.contents.added), nil
+}
+
+// survey lists the numbers of all snapshots, unless the series knows that the
+// newest it remembers is the newest there is.
+func (t *take) survey(ctx context.Context) ([]uint64, error) {
+	if t.followed = t.series.follow(ctx); t.followed {
+		return nil, nil
+	}
+	numbers, err := sequences(ctx, t.store)
+	if errors.Is(err, storage.ErrNoBucket) {
+		err = nil // a folder that the first Put makes; a missing bucket refuses the Put
+	}
+	return numbers, err
+}
+
+// learn has the series remember the newest snapshot.
+func (t *take) learn(m *format.Manifest) {
+	if !t.followed {
+		t.series.looked = time.Now()
+	}
+	if t.contents.parent.store != nil {
+		t.series.items = t.contents.parent
+	}
+	t.series.learn(m, t.contents.added)
 }
 
 // next returns the number of the snapshot to be written: the first free one
@@ -319,6 +357,9 @@ func (t *take) attempt(ctx context.Context) (*Report, error) {
 // under manifests/, with whatever number, is stepped over; it cannot use the
 // numbers up.
 func (t *take) next(ctx context.Context, numbers []uint64) (uint64, error) {
+	if t.followed {
+		return t.series.known.Sequence + 1, nil
+	}
 	var base uint64
 	for m, err := range t.newest(ctx, numbers, func(error) {}) {
 		if err != nil {
@@ -377,6 +418,9 @@ func (t *take) begin(ctx context.Context, numbers []uint64) error {
 	}
 	if t.parent != nil {
 		c := &catalog{store: t.store, lineage: t.parent.Lineage, packs: t.parent.Packs}
+		if t.followed {
+			c = t.series.items
+		}
 		t.contents = contentsOf(t.parent, c)
 		t.packer.keys = t.parent.Fingerprints
 		return nil
@@ -396,6 +440,9 @@ const maxBack = 256
 // findParent finds the newest snapshot of this cluster that an increment can
 // build on, or says why there is none.
 func (t *take) findParent(ctx context.Context, numbers []uint64) error {
+	if t.followed {
+		return t.choose(ctx, t.series.known)
+	}
 	passed := func(err error) { t.note("passed over: %v", err) }
 	for m, err := range t.newest(ctx, numbers, passed) {
 		if err != nil {
@@ -404,21 +451,26 @@ func (t *take) findParent(ctx context.Context, numbers []uint64) error {
 		if m.Lineage != t.desc.Lineage || m.Cluster != t.desc.Cluster {
 			continue
 		}
-		if err := t.address(ctx, m); err != nil {
-			return err
-		}
-		if t.fullReason = t.unfit(m); t.fullReason == "" {
-			t.parent = m
-		}
-		return nil
+		return t.choose(ctx, m)
 	}
 	return nil
 }
 
-// A chain of increments ends with a full snapshot when it has minChain packs
-// and a full one would write little for each of them (a request costs a store
-// what some hundred KiB cost it), or would need half the objects; and at
-// maxChain packs in any case.
+// choose builds on m if an increment can.
+func (t *take) choose(ctx context.Context, m *format.Manifest) error {
+	if err := t.address(ctx, m); err != nil {
+		return err
+	}
+	if t.fullReason = t.unfit(m); t.fullReason == "" {
+		t.parent = m
+	}
+	return nil
+}
+
+// A chain of increments ends with a full snapshot when, for all that small packs
+// are merged (pile.go), it has minChain packs and a full one would write little for
+// each of them (a request costs a store what some hundred KiB cost it), or would
+// need half the objects; and at maxChain packs in any case.
 const (
 	minChain     = 64
 	maxChain     = 4096
@@ -457,6 +509,8 @@ func (t *take) recover(err error) error {
 		t.note("%v", err)
 		return errAgain
 	case errors.Is(err, ErrCorrupt) && t.parent != nil:
+		t.series.forget()
+		t.series.desc = &t.desc
 		t.fullReason = fmt.Sprintf("snapshot %s is damaged: %v", format.ID(t.parent.Sequence), err)
 		return errAgain
 	}
@@ -473,7 +527,7 @@ func (t *take) unchanged() bool {
 // has changed rests on packs, indexes or an envelope that are gone. A bit that
 // flipped without changing a size is for Verify to find.
 func (t *take) checkParent(ctx context.Context) error {
-	if t.parent == nil {
+	if t.parent == nil || t.followed { // a series looks now and then
 		return nil
 	}
 	sizes := map[string]int64{}
@@ -512,7 +566,7 @@ func (t *take) manifest(ctx context.Context, sequence uint64) (*format.Manifest,
 	}
 	if t.parent != nil {
 		m.Parent, m.Epoch = t.parent.Sequence, t.parent.Epoch
-		m.Packs = slices.Clone(t.parent.Packs)
+		m.Packs = c.unpiled(t.parent.Packs)
 	}
 	for _, p := range c.added {
 		m.Packs = append(m.Packs, p.entry)
@@ -612,5 +666,10 @@ func (t *take) report(m *format.Manifest, added []packed) *Report {
 		r.NewObjects += p.entry.Objects
 		r.BytesStored += p.entry.Size + p.entry.IndexSize
 	}
+	if m == t.parent {
+		return r
+	}
+	r.Merged = t.contents.repeated
+	r.NewObjects -= r.Merged
 	return r
 }

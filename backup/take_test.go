@@ -313,7 +313,11 @@ func TestOtherRecipientsTakeAFullSnapshot(t *testing.T) {
 	mustVerify(t, c, store, "")
 }
 
+// TestChainOfIncrements: should packs pile up all the same, a full snapshot ends
+// the chain.
 func TestChainOfIncrements(t *testing.T) {
+	defer func(n int) { mergeCount = n }(mergeCount)
+	mergeCount = 1000
 	c, store := newTestCluster(t, 1), newStore(t)
 	c.cheap(t)
 	var roots []hsm.Root
