@@ -38,7 +38,7 @@ type Changed struct {
 func (c *Cluster) Change(ctx context.Context, ch hsm.Change) (*Changed, error) {
 	p := c.Policy()
 	need := min(p.MinCopies, len(c.all()))
-	if ch.Kind == hsm.ChangeSettings || ch.Kind == hsm.ChangeMember {
+	if ch.Kind == hsm.ChangeSettings || ch.Kind == hsm.ChangeMember || ch.Kind == hsm.ChangeRevoke {
 		need = 1
 	}
 	if n := c.answering(ctx, need); n < need {

@@ -41,6 +41,8 @@ type Info struct {
 	UnderReplicated uint64 `json:"under_replicated"`
 	MinCopies       int    `json:"min_copies"`
 	CheckOnUse      bool   `json:"check_on_use"`
+	// Removed are the former members.
+	Removed []HSMInfo `json:"removed,omitempty"`
 }
 
 // HSMInfo is the state of one member.
@@ -49,15 +51,19 @@ type HSMInfo struct {
 	Name    string    `json:"name,omitempty"`
 	Address string    `json:"address"`
 	Zone    string    `json:"zone"`
-	// State is ACTIVE, DEGRADED, or UNREACHABLE.
+	// State is an hsm.State, or UNREACHABLE.
 	State string `json:"state"`
-	Keys  uint64 `json:"keys"`
-	Root  string `json:"root"` // 64 hexadecimal digits; empty if unreachable
+	// Notice is what an operator should know of it.
+	Notice string `json:"notice,omitempty"`
+	Keys   uint64 `json:"keys"`
+	Root   string `json:"root"` // 64 hexadecimal digits; empty if unreachable
 	// LagSeconds is the time since the HSM was last in sync with all its peers;
 	// -1 if it never was, or is unreachable.
 	LagSeconds float64 `json:"lag_seconds"`
 	InDoubt    uint64  `json:"in_doubt"`
 	Error      string  `json:"error,omitempty"`
+
+	listed bool // known from the member list alone
 }
 
 // unreachable is the state of an HSM that does not answer.
@@ -122,6 +128,7 @@ func (c *Cluster) Info(ctx context.Context) (*Info, error) {
 		out.Keys = max(out.Keys, state.Keys)
 		out.InDoubt += state.InDoubt
 	}
+	c.addOthers(ctx, out)
 	out.InSync = len(states) == len(c.all()) && sameRoots(states)
 	under, err := c.underReplicated(ctx, states, p.MinCopies)
 	out.UnderReplicated = under
@@ -134,7 +141,7 @@ func describeHSM(m hsm.Member, state hsm.Info, err error) HSMInfo {
 		h.State, h.Error = unreachable, err.Error()
 		return h
 	}
-	h.State, h.Keys, h.InDoubt, h.Root = state.State, state.Keys, state.InDoubt, hex.EncodeToString(state.Root.Sum[:])
+	h.State, h.Notice, h.Keys, h.InDoubt, h.Root = string(state.State), state.Notice, state.Keys, state.InDoubt, hex.EncodeToString(state.Root.Sum[:])
 	if !state.LastSync.IsZero() {
 		h.LagSeconds = max(0, time.Since(state.LastSync).Seconds())
 	}

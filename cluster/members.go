@@ -76,7 +76,8 @@ func (c *Cluster) noHSM() error {
 }
 
 // learn follows a list of members: new ones are connected to, removed ones left,
-// and those that moved are looked for at their new address.
+// and those that moved are looked for at their new address. Nobody connects to
+// those that have not joined yet, or are about to be removed.
 func (c *Cluster) learn(members []hsm.Member) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -86,10 +87,12 @@ func (c *Cluster) learn(members []hsm.Member) {
 	remotes := slices.Clone(c.all())
 	for _, m := range members {
 		i := slices.IndexFunc(remotes, func(r *remote) bool { return r.is(m) })
+		used := m.Counts() && !m.Leaving
 		switch {
-		case i < 0 && !m.Removed:
+		case i < 0 && used:
 			remotes = append(remotes, c.start(m))
-		case i >= 0 && m.Removed:
+		case i < 0:
+		case !used:
 			remotes[i].cancel()
 			remotes = slices.Delete(remotes, i, i+1)
 		case i >= 0:

@@ -240,6 +240,9 @@ func (r *remote) check(ctx context.Context, s hsm.Session) error {
 			return err
 		}
 	}
+	if !info.State.Serves() {
+		return fmt.Errorf("%w: %s at %s is %s", hsm.ErrUnavailable, info.ID, m.Address, info.State)
+	}
 	r.c.applySettings(info.Settings)
 	return nil
 }

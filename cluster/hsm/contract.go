@@ -148,7 +148,8 @@ type Info struct {
 	Zone        string
 	Lineage     Lineage
 	Version     string
-	State       string // "ACTIVE" or "DEGRADED"
+	State       State
+	Notice      string // what an operator should know of it; empty: nothing
 	Root        Root   // lineage scope
 	ClusterRoot Root   // cluster scope
 	Keys        uint64 // live token keys
@@ -156,6 +157,7 @@ type Info struct {
 	Sessions    uint64
 	Started     time.Time
 	LastSync    time.Time // last completed round of server-side sync with all peers
+	Time        time.Time // its clock
 	Settings    Settings  // policy of the cluster
 }
 
@@ -165,15 +167,6 @@ type Settings struct {
 	CheckOnUse bool
 	Custodians []string // age recipients
 	Threshold  int      // custodians needed to open the recovery envelope
-}
-
-// Member is one HSM of the cluster as all others know it.
-type Member struct {
-	ID      HSMID
-	Name    string
-	Address string // host:port
-	Zone    string
-	Removed bool
 }
 
 // Principal is who asks.

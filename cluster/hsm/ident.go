@@ -75,17 +75,20 @@ func quote(s string) string {
 type Kind uint8
 
 // The kinds. Keys, users and policies belong to the lineage: snapshots and
-// clones carry them. Members and lockouts belong to one cluster: server-side
-// sync spreads them, and they go no further.
+// clones carry them. Members, lockouts, invitations and revocations belong to
+// one cluster: server-side sync spreads them, and they go no further.
 const (
-	KindKey     Kind = 1
-	KindUser    Kind = 2
-	KindPolicy  Kind = 3
-	KindMember  Kind = 4
-	KindLockout Kind = 5
+	KindKey        Kind = 1
+	KindUser       Kind = 2
+	KindPolicy     Kind = 3
+	KindMember     Kind = 4
+	KindLockout    Kind = 5
+	KindInvite     Kind = 6 // a one-time token, and who claims it
+	KindRevocation Kind = 7 // of a certificate
 )
 
-var kindNames = map[Kind]string{KindKey: "key", KindUser: "user", KindPolicy: "policy", KindMember: "member", KindLockout: "lockout"}
+var kindNames = map[Kind]string{KindKey: "key", KindUser: "user", KindPolicy: "policy", KindMember: "member", KindLockout: "lockout",
+	KindInvite: "invite", KindRevocation: "revocation"}
 
 // String returns the kind's name, or kind(n) if there is none.
 func (k Kind) String() string {
@@ -97,7 +100,7 @@ func (k Kind) String() string {
 
 // Scope returns the scope that objects of this kind live in.
 func (k Kind) Scope() Scope {
-	if k == KindMember || k == KindLockout {
+	if k >= KindMember && k <= KindRevocation {
 		return ScopeCluster
 	}
 	return ScopeLineage
@@ -109,7 +112,7 @@ type Scope uint8
 // The scopes.
 const (
 	ScopeLineage Scope = 0 // keys, users, policies
-	ScopeCluster Scope = 1 // members, lockouts
+	ScopeCluster Scope = 1 // members, lockouts, invitations, revocations
 )
 
 // Digest is the first 16 bytes of a masked object's synthetic IV: equal

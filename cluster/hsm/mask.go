@@ -483,7 +483,7 @@ func (r *Record) check() error {
 		return errors.New("a reference has 1 to 63 bits")
 	}
 	if (r.Kind.Scope() == ScopeCluster) != (r.Cluster != 0) {
-		return errors.New("members and lockouts name a cluster, nothing else does")
+		return errors.New("objects of a cluster name it, nothing else does")
 	}
 	if r.Core.Size < 0 || r.Core.Size > maxSmall {
 		return fmt.Errorf("its size is %d", r.Core.Size)

@@ -67,6 +67,12 @@ const (
 	sharePrefix = "share/" // share/USER: shared with USER
 )
 
+// The registers of a member that change one way only.
+const (
+	RegisterRemoved = "removed"
+	RegisterJoining = "joining"
+)
+
 // AttributeRegister names the register of a key attribute.
 func AttributeRegister(name string) string { return attrPrefix + name }
 
@@ -80,6 +86,10 @@ var oneWay = map[string]bool{
 	attrPrefix + "sensitive":         true,
 	attrPrefix + "wrap-with-trusted": true,
 	attrPrefix + "modifiable":        false,
+	// A member that was removed stays so, and one that has joined does not join
+	// again, whatever an older state that comes late says.
+	RegisterRemoved: true,
+	RegisterJoining: false,
 }
 
 // Merge returns the state that knows all that a and b know. It is commutative,

@@ -72,6 +72,9 @@ const (
 	// is from before: its next incarnation. Ref, Masked. For an admin, and the
 	// key's owner.
 	ChangeRevive ChangeKind = "revive"
+	ChangeInvite ChangeKind = "invite" // Invite
+	ChangeClaim  ChangeKind = "claim"  // Ref of an invitation, Claim
+	ChangeRevoke ChangeKind = "revoke" // Revocation
 )
 
 // Change is one change to a key, user, policy or member.
@@ -86,6 +89,9 @@ type Change struct {
 	Settings *Settings
 	Member   *Member
 	Masked   *MaskedObject
+	Invite   *Invite
+	Claim    *Claim
+	Revoked  *Revocation
 }
 
 // UseKind names a cryptographic operation.

@@ -85,6 +85,12 @@ func PolicyRef(name string) KeyRef { return namedRef(KindPolicy, name) }
 // MemberRef is the reference of the member object of an HSM.
 func MemberRef(id HSMID) KeyRef { return namedRef(KindMember, id.String()) }
 
+// InviteRef is the reference of an invitation.
+func InviteRef(id InviteID) KeyRef { return namedRef(KindInvite, id.String()) }
+
+// RevocationRef is the reference of the revocation of certificates.
+func RevocationRef(kind, name string) KeyRef { return namedRef(KindRevocation, kind+"/"+name) }
+
 func namedRef(k Kind, name string) KeyRef {
 	h := sha256.Sum256(append([]byte{byte(k)}, name...))
 	return KeyRef(binary.BigEndian.Uint64(h[:8])>>1 | 1)

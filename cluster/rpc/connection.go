@@ -31,6 +31,7 @@ const (
 type connection struct {
 	credentials.CommonAuthInfo
 	identity pki.Identity
+	issued   time.Time // of its certificate
 
 	mu       sync.Mutex
 	sessions map[[sha256.Size]byte]hsm.Session // by hash of the token
@@ -91,11 +92,58 @@ func sessionOf(ctx context.Context) (hsm.Session, error) {
 // serverCredentials make a connection of every TLS handshake.
 type serverCredentials struct {
 	credentials.TransportCredentials
-	log *slog.Logger
+	log  *slog.Logger
+	open *connections
 }
 
-func newServerCredentials(cfg *tls.Config, log *slog.Logger) credentials.TransportCredentials {
-	return &serverCredentials{credentials.NewTLS(cfg), log}
+func newServerCredentials(cfg *tls.Config, log *slog.Logger, open *connections) credentials.TransportCredentials {
+	return &serverCredentials{credentials.NewTLS(cfg), log, open}
+}
+
+// connections are the server's open ones.
+type connections struct {
+	mu  sync.Mutex
+	all map[*openConn]*connection
+}
+
+// openConn is a connection that is on the list until it is closed.
+type openConn struct {
+	net.Conn
+	list *connections
+}
+
+func (l *connections) add(conn net.Conn, c *connection) net.Conn {
+	o := &openConn{Conn: conn, list: l}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.all == nil {
+		l.all = map[*openConn]*connection{}
+	}
+	l.all[o] = c
+	return o
+}
+
+func (o *openConn) Close() error {
+	o.list.mu.Lock()
+	delete(o.list.all, o)
+	o.list.mu.Unlock()
+	return o.Conn.Close()
+}
+
+// end closes those of the connections that match.
+func (l *connections) end(match func(id pki.Identity, issued time.Time) bool) (n int) {
+	l.mu.Lock()
+	var ended []*openConn
+	for o, c := range l.all {
+		if match(c.identity, c.issued) {
+			ended = append(ended, o)
+		}
+	}
+	l.mu.Unlock()
+	for _, o := range ended {
+		o.Close()
+	}
+	return len(ended)
 }
 
 // ServerHandshake implements credentials.TransportCredentials.
@@ -117,7 +165,11 @@ func (s *serverCredentials) ServerHandshake(raw net.Conn) (net.Conn, credentials
 		conn.Close()
 		return nil, nil, err
 	}
-	return conn, &connection{CommonAuthInfo: tlsInfo.CommonAuthInfo, identity: id, sessions: map[[sha256.Size]byte]hsm.Session{}}, nil
+	c := &connection{
+		CommonAuthInfo: tlsInfo.CommonAuthInfo, identity: id, issued: pki.IssuedAt(tlsInfo.State.PeerCertificates[0]),
+		sessions: map[[sha256.Size]byte]hsm.Session{},
+	}
+	return s.open.add(conn, c), c, nil
 }
 
 // youngConn is a connection during its handshake. Closing it lets the alert
@@ -139,5 +191,5 @@ func (c *youngConn) Close() error {
 
 // Clone implements credentials.TransportCredentials.
 func (s *serverCredentials) Clone() credentials.TransportCredentials {
-	return &serverCredentials{s.TransportCredentials.Clone(), s.log}
+	return &serverCredentials{s.TransportCredentials.Clone(), s.log, s.open}
 }

@@ -113,7 +113,10 @@ func toMember(m *hsm.Member) *pb.Member {
 	if m == nil {
 		return nil
 	}
-	return &pb.Member{Id: uint64(m.ID), Name: m.Name, Address: m.Address, Zone: m.Zone, Removed: m.Removed}
+	return &pb.Member{
+		Id: uint64(m.ID), Name: m.Name, Address: m.Address, Zone: m.Zone, Removed: m.Removed, Joining: m.Joining, Leaving: m.Leaving,
+		Drained: m.Drained, Replaces: uint64(m.Replaces), Doubt: m.Doubt, Settled: m.Settled, Keep: m.Keep,
+	}
 }
 
 func fromMember(c *checker, p *pb.Member) *hsm.Member {
@@ -122,7 +125,8 @@ func fromMember(c *checker, p *pb.Member) *hsm.Member {
 	}
 	return &hsm.Member{
 		ID: hsm.HSMID(p.GetId()), Name: c.name("member's name", p.GetName()), Address: c.name("address", p.GetAddress()),
-		Zone: c.name("zone", p.GetZone()), Removed: p.GetRemoved(),
+		Zone: c.name("zone", p.GetZone()), Removed: p.GetRemoved(), Joining: p.GetJoining(), Leaving: p.GetLeaving(),
+		Drained: p.GetDrained(), Replaces: hsm.HSMID(p.GetReplaces()), Doubt: p.GetDoubt(), Settled: p.GetSettled(), Keep: p.GetKeep(),
 	}
 }
 
@@ -149,7 +153,7 @@ func fromMembers(p *pb.MembersReply) ([]hsm.Member, error) {
 func toInfo(i hsm.Info) *pb.InfoReply {
 	return &pb.InfoReply{
 		Id: uint64(i.ID), Cluster: uint64(i.Cluster), ClusterName: i.ClusterName, Region: i.Region, Zone: i.Zone,
-		Lineage: i.Lineage[:], Version: i.Version, State: i.State, Root: toRoot(i.Root), ClusterRoot: toRoot(i.ClusterRoot),
+		Lineage: i.Lineage[:], Version: i.Version, State: string(i.State), Notice: i.Notice, Time: toTime(i.Time), Root: toRoot(i.Root), ClusterRoot: toRoot(i.ClusterRoot),
 		Keys: i.Keys, InDoubt: i.InDoubt, Sessions: i.Sessions, Started: toTime(i.Started), LastSync: toTime(i.LastSync),
 		Settings: toSettings(&i.Settings),
 	}
@@ -164,7 +168,7 @@ func fromInfo(p *pb.InfoReply) (hsm.Info, error) {
 	i := hsm.Info{
 		ID: hsm.HSMID(p.GetId()), Cluster: hsm.ClusterID(p.GetCluster()), ClusterName: c.name("cluster name", p.GetClusterName()),
 		Region: c.name("region", p.GetRegion()), Zone: c.name("zone", p.GetZone()), Lineage: fixed[hsm.Lineage](c, "lineage", p.GetLineage()),
-		Version: c.name("version", p.GetVersion()), State: c.word("state", p.GetState()), Root: root, ClusterRoot: clusterRoot,
+		Version: c.name("version", p.GetVersion()), State: hsm.State(c.word("state", p.GetState())), Notice: c.text("notice", p.GetNotice(), maxFailure), Time: fromTime(p.GetTime()), Root: root, ClusterRoot: clusterRoot,
 		Keys: p.GetKeys(), InDoubt: p.GetInDoubt(), Sessions: p.GetSessions(),
 		Started: fromTime(p.GetStarted()), LastSync: fromTime(p.GetLastSync()),
 	}

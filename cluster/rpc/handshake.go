@@ -71,5 +71,5 @@ func refusal(err error) error {
 	if !isAlert(err) {
 		return err
 	}
-	return fmt.Errorf("%w: the HSM does not accept this side's certificate (%s); use one of this cluster that has not expired", pki.ErrRefused, err)
+	return fmt.Errorf("%w: the HSM does not accept this side's certificate (%s); use one of this cluster that has neither expired nor been revoked", pki.ErrRefused, err)
 }

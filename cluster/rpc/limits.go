@@ -57,10 +57,13 @@ const (
 	maxRefs       = 64 << 10 // of a filter
 	maxObjects    = 4096     // of one Prepare, Create, batch
 	maxMembers    = 1024     //
-	maxLength     = 1 << 20  // random bytes
-	maxMasked     = hsm.MaxMasked
-	maxFailure    = 2 << 10 // text of an error: it travels in HTTP/2 headers
-	maxLease      = 24 * time.Hour
+	// a certificate has about 600 bytes, the sealed keys of a lineage about 3 KiB
+	maxCertificates = 64 << 10
+	maxSealed       = 1 << 20
+	maxLength       = 1 << 20 // random bytes
+	maxMasked       = hsm.MaxMasked
+	maxFailure      = 2 << 10 // text of an error: it travels in HTTP/2 headers
+	maxLease        = 24 * time.Hour
 )
 
 // Times.

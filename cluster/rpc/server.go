@@ -26,10 +26,12 @@ type Server struct {
 	modules func(pki.Identity) hsm.Module
 	log     *slog.Logger
 	observe Observer
+	join    func(context.Context, string, JoinRequest) (JoinReply, error)
 	most    int
 	gate    gate
 	stop    sync.Once
 	over    chan struct{} // closed when sessions are to end
+	conns   connections
 
 	mu       sync.Mutex
 	sessions int
@@ -65,7 +67,7 @@ func NewServer(modules func(pki.Identity) hsm.Module, cfg *tls.Config, opts ...S
 	}
 	s.gate.init()
 	s.grpc = grpc.NewServer(
-		grpc.Creds(newServerCredentials(cfg, s.log)),
+		grpc.Creds(newServerCredentials(cfg, s.log, &s.conns)),
 		grpc.MaxRecvMsgSize(MaxMessage), grpc.MaxSendMsgSize(MaxMessage), grpc.MaxHeaderListSize(maxHeaderBytes),
 		grpc.MaxConcurrentStreams(uint32(s.most+maxCallsPerConnection)),
 		grpc.ConnectionTimeout(handshakeTimeout), grpc.WaitForHandlers(true),
@@ -104,6 +106,14 @@ func (s *Server) Stop() {
 		s.grpc.Stop()
 		<-drained
 	}
+}
+
+// End closes the connections of callers that match, and with them their sessions
+// and calls under way. issued is when the caller's certificate was. It returns how
+// many there were. It keeps nobody from connecting again; whoever calls it has
+// made sure that they are refused.
+func (s *Server) End(match func(id pki.Identity, issued time.Time) bool) int {
+	return s.conns.end(match)
 }
 
 func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (reply any, err error) {

@@ -27,6 +27,7 @@ type deviceOptions struct {
 	create       bool // make object store and audit log; otherwise they must be there
 	version      string
 	sealEnvelope SealEnvelope
+	changed      func() // members, invitations or revocations have changed
 	iterations   int
 	now          func() time.Time
 	log          *slog.Logger
@@ -46,7 +47,7 @@ func openDevice(ctx context.Context, folder string, c *Config, keys *secrets, o 
 	}
 	if d.soft, err = soft.Open(soft.Options{
 		Existing: !o.create, Dir: filepath.Join(folder, storeDir), ID: c.ID, Cluster: c.Cluster, ClusterName: c.ClusterName, Region: c.Region, Zone: c.Zone,
-		Version: o.version, Keyring: keys.keyring, CA: keys.ca, Seal: o.sealEnvelope, Now: o.now, Audit: d.record, Iterations: o.iterations,
+		Version: o.version, Keyring: keys.keyring, CA: keys.ca, Seal: o.sealEnvelope, Now: o.now, Audit: d.record, Iterations: o.iterations, ClusterChanged: o.changed,
 	}); err != nil {
 		return nil, err
 	}

@@ -70,14 +70,15 @@ func serveForTest(folder string) int {
 		<-ctx.Done()
 		return 0
 	}
-	s, err := Open(ctx, folder, Options{SyncInterval: testInterval, Log: slog.New(slog.NewTextHandler(os.Stderr, nil)), Iterations: testIterations})
+	var s *Server
+	ready := func() { fmt.Println("ready:", s.Address()) }
+	s, err := Open(ctx, folder, Options{SyncInterval: testInterval, Ready: ready, Log: slog.New(slog.NewTextHandler(os.Stderr, nil)), Iterations: testIterations})
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
 	defer s.Close()
 	fmt.Fprintln(os.Stderr, "serving", s.Config().Name)
-	fmt.Println("ready:", s.Address())
 	if err := s.Serve(ctx); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1

@@ -33,6 +33,7 @@ type peer struct {
 	module  hsm.Module
 	session hsm.Session // nil: not connected
 	synced  time.Time   // beginning of the last exchange that ended well
+	tried   bool        // an exchange has ended, well or not
 }
 
 // keepUp syncs with one peer until the context ends.
@@ -46,6 +47,10 @@ func (s *syncer) keepUp(ctx context.Context, p *peer) {
 		if err != nil {
 			p.disconnect() // the next round dials again
 			s.missed(ctx, p)
+		}
+		if p.setTried() {
+			s.catchUp()
+			s.after(ctx) // no need to wait for the next round
 		}
 		s.note(p, err)
 		select {
@@ -162,9 +167,7 @@ func (s *syncer) own() hsm.Member {
 // introduce brings this HSM's member record to a peer, which merges it with what
 // it has.
 func (s *syncer) introduce(ctx context.Context, peer hsm.Session) error {
-	own := s.session.Scoped(hsm.ScopeCluster).Extract(ctx, slices.Values([]hsm.KeyRef{hsm.MemberRef(s.self)}))
-	_, err := peer.Scoped(hsm.ScopeCluster).Insert(ctx, own)
-	if err != nil {
+	if err := s.give(ctx, peer, hsm.MemberRef(s.self)); err != nil {
 		return fmt.Errorf("introduce this HSM: %w", err)
 	}
 	return nil
@@ -197,6 +200,20 @@ func (p *peer) current() hsm.Session {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.session
+}
+
+func (p *peer) isTried() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.tried
+}
+
+// setTried notes that an exchange has ended, and tells whether it was the first.
+func (p *peer) setTried() (first bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	first, p.tried = !p.tried, true
+	return first
 }
 
 func (p *peer) lastSync() time.Time {

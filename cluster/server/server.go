@@ -9,6 +9,8 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
+	"sync"
 	"time"
 
 	"github.com/hsmbackup/hsmbackup/cluster/hsm"
@@ -32,6 +34,10 @@ type Options struct {
 	Now          func() time.Time // nil: time.Now
 	Iterations   int              // PBKDF2 of new passwords; 0: the default
 	Metrics      string           // where to show metrics, HOST:PORT; empty: as the configuration says
+	// Ready is called once Serve has made the HSM serve users; or after some
+	// seconds in which it could not, and then it does later, and says so in its
+	// log. Nil: nobody is told.
+	Ready func()
 }
 
 func (o *Options) complete(folder string) {
@@ -52,6 +58,9 @@ func (o *Options) complete(folder string) {
 	if o.Now == nil {
 		o.Now = time.Now
 	}
+	if o.Ready == nil {
+		o.Ready = func() {}
+	}
 }
 
 // Server is one HSM serving its folder.
@@ -68,6 +77,9 @@ type Server struct {
 	traffic traffic
 	metrics *metrics.Server // nil: none
 	fresh   time.Duration   // see freshness
+	tls     *pki.Serving
+	place   *place
+	ready   sync.Once
 }
 
 // Open opens the HSM in folder: seal, audit log, object store, listener; and
@@ -81,7 +93,7 @@ type Server struct {
 // cannot show its metrics.
 func Open(ctx context.Context, folder string, o Options) (_ *Server, err error) {
 	o.complete(folder)
-	s := &Server{options: o, folder: folder, fresh: max(freshness, 5*o.SyncInterval)}
+	s := &Server{options: o, folder: folder, fresh: max(freshness, 5*o.SyncInterval), place: newPlace()}
 	if s.config, err = LoadConfig(folder); err != nil {
 		return nil, err
 	}
@@ -97,7 +109,7 @@ func Open(ctx context.Context, folder string, o Options) (_ *Server, err error) 
 		return nil, err
 	}
 	s.device, err = openDevice(ctx, folder, s.config, s.secrets, deviceOptions{
-		version: o.Version, sealEnvelope: o.SealEnvelope, iterations: o.Iterations, now: o.Now, log: o.Log,
+		version: o.Version, sealEnvelope: o.SealEnvelope, iterations: o.Iterations, now: o.Now, log: o.Log, changed: s.place.poke,
 	})
 	if err != nil {
 		return nil, err
@@ -108,7 +120,7 @@ func Open(ctx context.Context, folder string, o Options) (_ *Server, err error) 
 	if err = s.announce(ctx); err != nil {
 		return nil, err
 	}
-	return s, nil
+	return s, s.locate(ctx)
 }
 
 func (s *Server) unseal(folder string) error {
@@ -135,21 +147,22 @@ func (s *Server) listen(folder string) error {
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrFolder, err)
 	}
-	serverTLS, err := pki.ServerConfig(cert, s.secrets.tlsKey, ca, s.config.Cluster)
+	s.tls, err = pki.NewServing(cert, s.secrets.tlsKey, ca, s.config.Cluster, pki.Checks{Revoked: s.revoked, Invite: s.inviteKey})
 	if err != nil {
 		return fmt.Errorf("%s: %w", folder, err)
 	}
 	// A peer must be the very member that is expected at its address: two answers
 	// of one HSM must never count as those of two (see settle).
 	dial := func(ctx context.Context, m hsm.Member) (hsm.Module, error) {
-		clientTLS, err := pki.ClientConfig(cert, s.secrets.tlsKey, ca, s.config.Cluster, m.ID)
+		clientTLS, err := s.tls.Client(m.ID)
 		if err != nil {
 			return nil, err
 		}
 		return rpc.Dial(ctx, m.Address, clientTLS, rpc.WithDialer(s.traffic.dial))
 	}
 	s.sync = newSyncer(s.config.ID, s.device.self, softLocal{s.device.soft}, dial, s.options.SyncInterval, s.options.Log)
-	options := []rpc.ServerOption{rpc.WithLogger(s.options.Log)}
+	s.sync.after = s.settleIn
+	options := []rpc.ServerOption{rpc.WithLogger(s.options.Log), rpc.WithJoin(s.admit)}
 	if address := cmp.Or(s.options.Metrics, s.config.Metrics); address != "" {
 		observe, err := s.watch(address)
 		if err != nil {
@@ -157,7 +170,7 @@ func (s *Server) listen(folder string) error {
 		}
 		options = append(options, rpc.WithObserver(observe))
 	}
-	s.rpc = rpc.NewServer(s.module, serverTLS, options...)
+	s.rpc = rpc.NewServer(s.module, s.tls.Config(), options...)
 	if s.lis, err = net.Listen("tcp", s.config.listen()); err != nil {
 		return fmt.Errorf("%w: %s cannot listen on %s: %w; stop what listens there, or change the address in %s", hsm.ErrUnavailable, s.config.Name, s.config.listen(), err, configFile)
 	}
@@ -173,14 +186,20 @@ func (s *Server) announce(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	me := hsm.Member{ID: s.config.ID, Name: s.config.Name, Address: s.advertised(), Zone: s.config.Zone}
+	// An HSM whose own store does not know of it has not joined yet.
+	me := hsm.Member{ID: s.config.ID, Joining: true}
 	for _, m := range members {
-		if m.ID == me.ID && m.Removed {
-			return removed(me.ID)
+		if m.ID == me.ID {
+			me = m
 		}
-		if m == me {
-			return nil
-		}
+	}
+	was := me
+	me.Name, me.Address, me.Zone = s.config.Name, s.advertised(), s.config.Zone
+	switch {
+	case me.Removed:
+		return removed(me.ID)
+	case me == was:
+		return nil
 	}
 	_, err = s.device.self.Change(ctx, hsm.Change{Kind: hsm.ChangeMember, Member: &me})
 	return err
@@ -214,12 +233,14 @@ func (s *Server) module(id pki.Identity) hsm.Module {
 		if s.isMember(id) {
 			p.Role = hsm.RoleHSM
 		}
+	case pki.KindJoiner:
+		return nil
 	}
 	return served{Module: s.device.soft.Module(p), server: s}
 }
 
 // isMember asks the object store each time: a removal counts at once for new
-// sessions.
+// sessions. That a removed HSM comes back is said in the log.
 func (s *Server) isMember(who pki.Identity) bool {
 	id, ok := who.HSM()
 	if !ok {
@@ -230,12 +251,11 @@ func (s *Server) isMember(who pki.Identity) bool {
 		s.options.Log.Error("members", "error", err)
 		return false
 	}
-	for _, m := range members {
-		if m.ID == id {
-			return !m.Removed
-		}
+	i := slices.IndexFunc(members, func(m hsm.Member) bool { return m.ID == id })
+	if i >= 0 && members[i].Removed {
+		s.options.Log.Warn("removed HSM refused: it came back", "hsm", id.String())
 	}
-	return false
+	return i >= 0 && !members[i].Removed
 }
 
 // Address returns where the server is reached.
@@ -244,12 +264,24 @@ func (s *Server) Address() string { return s.advertised() }
 // Config returns the HSM's configuration.
 func (s *Server) Config() Config { return *s.config }
 
+// readyTimeout is how long Options.Ready waits for an HSM to catch up with its
+// peers.
+const readyTimeout = 10 * time.Second
+
+// isReady calls Options.Ready, once.
+func (s *Server) isReady() { s.ready.Do(s.options.Ready) }
+
 // Serve serves until the context ends, and then lets calls finish for a moment:
 // nil. hsm.ErrDenied when the HSM learns that it was removed from the cluster. It
 // is called once.
 func (s *Server) Serve(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
+	var background sync.WaitGroup
+	defer background.Wait()
 	defer cancel()
+	background.Go(func() { s.keepPlace(ctx) })
+	late := time.AfterFunc(readyTimeout, s.isReady)
+	defer late.Stop()
 	synced := make(chan error, 1)
 	go func() {
 		synced <- s.sync.run(ctx)

@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"syscall"
+	"time"
 
 	"github.com/hsmbackup/hsmbackup/cluster/hsm"
 )
@@ -17,15 +19,23 @@ type served struct {
 }
 
 func (m served) Login(ctx context.Context, role hsm.Role, name string, password hsm.Secret) (hsm.Session, hsm.Secret, error) {
+	if err := m.server.serves(); err != nil {
+		return nil, hsm.Secret{}, err
+	}
 	s, ticket, err := m.Module.Login(ctx, role, name, password)
 	return m.wrap(s, err), ticket, err
 }
 
 func (m served) Redeem(ctx context.Context, ticket hsm.Secret) (hsm.Session, error) {
+	if err := m.server.serves(); err != nil {
+		return nil, err
+	}
 	s, err := m.Module.Redeem(ctx, ticket)
 	return m.wrap(s, err), err
 }
 
+// Session starts in every state: whoever has no rights may still ask how the HSM
+// is and who its members are.
 func (m served) Session(ctx context.Context) (hsm.Session, error) {
 	s, err := m.Module.Session(ctx)
 	return m.wrap(s, err), err
@@ -38,44 +48,202 @@ func (m served) wrap(s hsm.Session, err error) hsm.Session {
 	return servedSession{Session: s, server: m.server}
 }
 
+// servedSession refuses what the HSM does not do in its present state. Other HSMs
+// may read and insert objects in every state, which is how one leaves the states
+// in which it does not serve; what they ask of operations in doubt, an HSM that
+// has not caught up must not answer.
 type servedSession struct {
 	hsm.Session
 	server *Server
 }
 
-// Info adds when the HSM last synced with its peers, and that it cannot record
-// what it does.
+// Info adds what only the process knows.
 func (s servedSession) Info(ctx context.Context) (hsm.Info, error) {
 	info, err := s.Session.Info(ctx)
 	if err != nil {
 		return info, err
 	}
 	info.LastSync = s.server.sync.lastSync()
-	if s.server.recordable() != nil {
-		info.State = "DEGRADED"
+	if state, notice := s.server.state(); info.State == hsm.StateActive || !state.Serves() {
+		info.State, info.Notice = state, notice
 	}
 	return info, nil
 }
 
+func (s servedSession) isHSM() bool { return s.Principal().Role == hsm.RoleHSM }
+
+// reads refuses what reads objects.
+func (s servedSession) reads() error {
+	if s.isHSM() {
+		return nil
+	}
+	return s.server.serves()
+}
+
+// changes refuses what adds or changes objects, and what could not be recorded.
+func (s servedSession) changes() error {
+	if err := s.server.takes(); err != nil {
+		return err
+	}
+	return s.server.recordable()
+}
+
+func refuse[T any](err error) iter.Seq2[T, error] {
+	return func(yield func(T, error) bool) {
+		var none T
+		yield(none, err)
+	}
+}
+
 func (s servedSession) Create(ctx context.Context, op hsm.OpID, r hsm.CreateRequest) (hsm.Created, error) {
-	if err := s.server.recordable(); err != nil {
+	if err := s.changes(); err != nil {
 		return hsm.Created{}, err
 	}
 	return s.Session.Create(ctx, op, r)
 }
 
+// Change lets members be changed on an HSM that leaves: that is how it stays.
 func (s servedSession) Change(ctx context.Context, c hsm.Change) (hsm.MaskedObject, error) {
-	if err := s.server.recordable(); err != nil {
+	err := s.changes()
+	if c.Kind == hsm.ChangeMember {
+		err = errors.Join(s.server.serves(), s.server.recordable())
+	}
+	if err != nil {
 		return hsm.MaskedObject{}, err
 	}
 	return s.Session.Change(ctx, c)
 }
 
 func (s servedSession) Envelope(ctx context.Context, custodians []string, threshold int) ([]byte, error) {
-	if err := s.server.recordable(); err != nil {
+	if err := errors.Join(s.server.serves(), s.server.recordable()); err != nil {
 		return nil, err
 	}
 	return s.Session.Envelope(ctx, custodians, threshold)
+}
+
+func (s servedSession) Prepare(ctx context.Context, op hsm.OpID, lease time.Duration, objects []hsm.MaskedObject) error {
+	if err := s.server.takes(); err != nil {
+		return err
+	}
+	return s.Session.Prepare(ctx, op, lease, objects)
+}
+
+func (s servedSession) Commit(ctx context.Context, op hsm.OpID) error {
+	if err := s.server.takes(); err != nil {
+		return err
+	}
+	return s.Session.Commit(ctx, op)
+}
+
+func (s servedSession) Abort(ctx context.Context, op hsm.OpID) error {
+	if err := s.server.serves(); err != nil {
+		return err
+	}
+	return s.Session.Abort(ctx, op)
+}
+
+func (s servedSession) Resolve(ctx context.Context, op hsm.OpID) (hsm.OpState, error) {
+	if err := s.server.serves(); err != nil {
+		return hsm.OpUnknown, err
+	}
+	return s.Session.Resolve(ctx, op)
+}
+
+func (s servedSession) Use(ctx context.Context, u hsm.Use) ([]byte, error) {
+	if err := s.server.serves(); err != nil {
+		return nil, err
+	}
+	return s.Session.Use(ctx, u)
+}
+
+func (s servedSession) Keys(ctx context.Context, f hsm.Filter) iter.Seq2[hsm.KeyInfo, error] {
+	if err := s.server.serves(); err != nil {
+		return refuse[hsm.KeyInfo](err)
+	}
+	return s.Session.Keys(ctx, f)
+}
+
+func (s servedSession) Key(ctx context.Context, ref hsm.KeyRef) (hsm.KeyInfo, error) {
+	if err := s.server.serves(); err != nil {
+		return hsm.KeyInfo{}, err
+	}
+	return s.Session.Key(ctx, ref)
+}
+
+func (s servedSession) Users(ctx context.Context) ([]hsm.UserInfo, error) {
+	if err := s.server.serves(); err != nil {
+		return nil, err
+	}
+	return s.Session.Users(ctx)
+}
+
+func (s servedSession) Scoped(scope hsm.Scope) hsm.SketchReplica {
+	return servedReplica{SketchReplica: s.Session.Scoped(scope), session: s}
+}
+
+func (s servedSession) lineage() servedReplica {
+	return servedReplica{SketchReplica: s.Session, session: s}
+}
+
+func (s servedSession) Objects(ctx context.Context) iter.Seq2[hsm.Object, error] {
+	return s.lineage().Objects(ctx)
+}
+
+func (s servedSession) Extract(ctx context.Context, refs iter.Seq[hsm.KeyRef]) iter.Seq2[hsm.MaskedObject, error] {
+	return s.lineage().Extract(ctx, refs)
+}
+
+func (s servedSession) Insert(ctx context.Context, objects iter.Seq2[hsm.MaskedObject, error]) (hsm.Inserted, error) {
+	return s.lineage().Insert(ctx, objects)
+}
+
+func (s servedSession) Root(ctx context.Context) (hsm.Root, error) { return s.lineage().Root(ctx) }
+
+func (s servedSession) Cells(ctx context.Context, from int) iter.Seq2[hsm.Cell, error] {
+	return s.lineage().Cells(ctx, from)
+}
+
+// servedReplica is one scope of a servedSession.
+type servedReplica struct {
+	hsm.SketchReplica
+	session servedSession
+}
+
+func (r servedReplica) Objects(ctx context.Context) iter.Seq2[hsm.Object, error] {
+	if err := r.session.reads(); err != nil {
+		return refuse[hsm.Object](err)
+	}
+	return r.SketchReplica.Objects(ctx)
+}
+
+func (r servedReplica) Extract(ctx context.Context, refs iter.Seq[hsm.KeyRef]) iter.Seq2[hsm.MaskedObject, error] {
+	if err := r.session.reads(); err != nil {
+		return refuse[hsm.MaskedObject](err)
+	}
+	return r.SketchReplica.Extract(ctx, refs)
+}
+
+// Insert lets other HSMs in always; a copy from anybody else must not go where it
+// might go down with the HSM.
+func (r servedReplica) Insert(ctx context.Context, objects iter.Seq2[hsm.MaskedObject, error]) (hsm.Inserted, error) {
+	if err := r.session.server.takes(); err != nil && !r.session.isHSM() {
+		return hsm.Inserted{}, err
+	}
+	return r.SketchReplica.Insert(ctx, objects)
+}
+
+func (r servedReplica) Root(ctx context.Context) (hsm.Root, error) {
+	if err := r.session.reads(); err != nil {
+		return hsm.Root{}, err
+	}
+	return r.SketchReplica.Root(ctx)
+}
+
+func (r servedReplica) Cells(ctx context.Context, from int) iter.Seq2[hsm.Cell, error] {
+	if err := r.session.reads(); err != nil {
+		return refuse[hsm.Cell](err)
+	}
+	return r.SketchReplica.Cells(ctx, from)
 }
 
 // recordable refuses what cannot be recorded (see the package's documentation).

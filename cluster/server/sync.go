@@ -2,10 +2,14 @@ package server
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"log/slog"
+	"maps"
 	"math/rand/v2"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hsmbackup/hsmbackup/cluster/hsm"
@@ -30,7 +34,9 @@ type syncer struct {
 	dial     Dial
 	interval time.Duration
 	log      *slog.Logger
-	expelled chan struct{} // holds one token once a peer knows that we were removed
+	expelled chan struct{}             // holds one token once a peer knows that we were removed
+	after    func(ctx context.Context) // called after each round
+	caught   atomic.Bool
 
 	mu      sync.Mutex
 	members []hsm.Member // nil until they were read once
@@ -42,6 +48,7 @@ func newSyncer(self hsm.HSMID, session hsm.Session, local Local, dial Dial, inte
 	return &syncer{
 		self: self, session: session, local: local, dial: dial, interval: interval, log: log,
 		expelled: make(chan struct{}, 1), peers: map[hsm.HSMID]*peer{}, shown: map[hsm.HSMID]*progress{},
+		after: func(context.Context) {},
 	}
 }
 
@@ -58,6 +65,8 @@ func (s *syncer) run(ctx context.Context) error {
 			return removed(s.self)
 		}
 		s.settle(ctx)
+		s.catchUp()
+		s.after(ctx)
 		select {
 		case <-ctx.Done():
 			return nil
@@ -75,7 +84,8 @@ func (s *syncer) pause() time.Duration {
 
 // follow follows the member list: it starts to sync with new members, and stops
 // with removed ones and with those that have moved, to begin anew at their new
-// address. It tells whether this HSM itself was removed.
+// address. Those that join come to it themselves, when they have. It tells whether
+// this HSM itself was removed.
 func (s *syncer) follow(ctx context.Context, running *sync.WaitGroup) (gone bool) {
 	members, err := s.session.Members(ctx)
 	if err != nil {
@@ -89,7 +99,7 @@ func (s *syncer) follow(ctx context.Context, running *sync.WaitGroup) (gone bool
 	s.members = members
 	wanted := map[hsm.HSMID]hsm.Member{}
 	for _, m := range members {
-		if !m.Removed {
+		if m.Counts() {
 			wanted[m.ID] = m
 		}
 	}
@@ -143,4 +153,90 @@ func (s *syncer) lastSync() time.Time {
 		}
 	}
 	return last
+}
+
+// caughtUp tells whether this HSM knows what can be known: it has tried to sync
+// with every peer since it was started, and is in the middle of that with none.
+// An HSM that was down would otherwise serve keys that were destroyed meanwhile.
+// One that reaches nobody serves: it cannot know better.
+func (s *syncer) caughtUp() bool { return s.caught.Load() }
+
+// catchUp finds out whether it has caught up now.
+func (s *syncer) catchUp() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.members == nil || s.caught.Load() {
+		return
+	}
+	for _, p := range s.peers {
+		if !p.isTried() {
+			return
+		}
+	}
+	s.caught.Store(true)
+}
+
+// synced is caughtUp with at least one peer that has answered: what an HSM needs
+// that joins.
+func (s *syncer) synced() bool {
+	if !s.caughtUp() {
+		return false
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, p := range s.peers {
+		if !p.lastSync().IsZero() {
+			return true
+		}
+	}
+	return false
+}
+
+// connected returns the peers that can be asked now.
+func (s *syncer) connected() map[hsm.HSMID]hsm.Session {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	sessions := map[hsm.HSMID]hsm.Session{}
+	for id, p := range s.peers {
+		if session := p.current(); session != nil {
+			sessions[id] = session
+		}
+	}
+	return sessions
+}
+
+// poll calls f with each of these peers, all at once, and returns what failed.
+func (s *syncer) poll(ctx context.Context, ids []hsm.HSMID, f func(context.Context, hsm.Session) error) error {
+	sessions := s.connected()
+	errs := make([]error, len(ids))
+	var g sync.WaitGroup
+	for i, id := range ids {
+		session, ok := sessions[id]
+		switch {
+		case id == s.self:
+		case !ok:
+			errs[i] = fmt.Errorf("%w: %s is not connected", hsm.ErrUnavailable, id)
+		default:
+			g.Go(func() { errs[i] = f(ctx, session) })
+		}
+	}
+	g.Wait()
+	return errors.Join(errs...)
+}
+
+// tell brings objects of the cluster to all peers at once, instead of in their
+// next round.
+func (s *syncer) tell(ctx context.Context, refs ...hsm.KeyRef) error {
+	ctx, cancel := context.WithTimeout(ctx, peerTimeout)
+	defer cancel()
+	ids := slices.Collect(maps.Keys(s.connected()))
+	return s.poll(ctx, ids, func(ctx context.Context, peer hsm.Session) error { return s.give(ctx, peer, refs...) })
+}
+
+// give brings objects of the cluster to one peer, which merges them with what it
+// has.
+func (s *syncer) give(ctx context.Context, peer hsm.Session, refs ...hsm.KeyRef) error {
+	own := s.session.Scoped(hsm.ScopeCluster).Extract(ctx, slices.Values(refs))
+	_, err := peer.Scoped(hsm.ScopeCluster).Insert(ctx, own)
+	return err
 }

@@ -104,10 +104,24 @@ func (b *box) start() {
 	b.serve(s)
 }
 
+// serve returns once the HSM has caught up with its peers, or has ended.
 func (b *box) serve(s *Server) {
+	b.w.t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	b.server, b.cancel, b.served = s, cancel, make(chan error, 1)
-	go func() { b.served <- s.Serve(ctx) }()
+	ended := make(chan struct{})
+	go func() {
+		b.served <- s.Serve(ctx)
+		close(ended)
+	}()
+	b.w.eventually("it does not catch up", func() bool {
+		select {
+		case <-ended:
+			return true
+		default:
+			return s.sync.caughtUp()
+		}
+	})
 }
 
 // stop ends the HSM and returns what Serve did. It may be down already.

@@ -27,7 +27,8 @@ func (p *program) clusterCommand() *cli.Command {
 		},
 		{
 			Name: "info", Usage: "members, state, coverage, root, operations in doubt, lag", ArgsUsage: "[CLUSTER]", Action: p.clusterInfo,
-			Description: "Example: hsmbackup cluster info ./east", Flags: clusterFlags(),
+			Description: "Example: hsmbackup cluster info ./east",
+			Flags:       append(clusterFlags(), &cli.BoolFlag{Name: "all", Usage: "list removed HSMs too"}),
 		},
 		{
 			Name: "wait", Usage: "wait until every key, or one, is on every HSM; with a timeout also until the cluster answers", ArgsUsage: "[CLUSTER]", Action: p.clusterWait,

@@ -16,6 +16,9 @@ func (p *program) clusterInfo(cc *cli.Context) error {
 		if err != nil {
 			return err
 		}
+		if cc.Bool("all") {
+			info.HSMs = append(info.HSMs, info.Removed...)
+		}
 		return p.result(info, func(w io.Writer) { printInfo(w, info) })
 	})
 }
@@ -35,6 +38,11 @@ func printInfo(w io.Writer, info *cluster.Info) {
 		rows = append(rows, []string{h.Name, h.ID.String(), h.Address, h.Zone, h.State, fmt.Sprint(h.Keys), root, lag})
 	}
 	table(w, []string{"HSM", "ID", "ADDRESS", "ZONE", "STATE", "KEYS", "ROOT", "SYNCED"}, rows)
+	for _, h := range info.HSMs {
+		if h.Notice != "" {
+			fmt.Fprintf(w, "%s: %s\n", h.ID, h.Notice)
+		}
+	}
 	fmt.Fprintf(w, "%d keys, in sync: %t, in doubt: %d, on too few HSMs: %d; policy: at least %d copies, checked on use: %t\n",
 		info.Keys, info.InSync, info.InDoubt, info.UnderReplicated, info.MinCopies, info.CheckOnUse)
 	switch {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"math"
 	"os"
@@ -22,6 +23,7 @@ func (p *program) hsmCommand() *cli.Command {
 			Description: "Example: hsmbackup hsm serve ./east/hsm-1 --metrics :9100\n\nPrints one line when it is ready.",
 			Flags:       []cli.Flag{metricsFlag("")},
 		},
+		p.inviteCommand(), p.joinCommand(),
 	}}
 }
 
@@ -52,17 +54,26 @@ func (p *program) serve(cc *cli.Context) error {
 	if err != nil {
 		return err
 	}
+	return p.serveFolder(cc.Context, folder, address)
+}
+
+func (p *program) serveFolder(ctx context.Context, folder, metrics string) error {
 	debug.SetMemoryLimit(math.MaxInt64)
 	if err := harden(); err != nil {
 		p.log.Warn("memory of this process may reach the disk", "error", err)
 	}
-	s, err := server.Open(cc.Context, folder, server.Options{Version: version(), SealEnvelope: backup.SealEnvelope, OpenSeal: p.openSeal, Log: p.log, Metrics: address})
+	var s *server.Server
+	ready := func() {
+		c := s.Config()
+		fmt.Fprintf(p.out, "ready: %s %s of cluster %s at %s%s\n", c.Name, c.ID, c.ClusterName, s.Address(), shownAt(s.MetricsAddress()))
+	}
+	s, err := server.Open(ctx, folder, server.Options{
+		Version: version(), SealEnvelope: backup.SealEnvelope, OpenSeal: p.openSeal, Log: p.log, Metrics: metrics, Ready: ready,
+	})
 	if err != nil {
 		return err
 	}
-	c := s.Config()
-	fmt.Fprintf(p.out, "ready: %s %s of cluster %s at %s%s\n", c.Name, c.ID, c.ClusterName, s.Address(), shownAt(s.MetricsAddress()))
-	err = s.Serve(cc.Context)
+	err = s.Serve(ctx)
 	if closeErr := s.Close(); err == nil {
 		err = closeErr
 	}

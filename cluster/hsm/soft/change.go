@@ -3,6 +3,7 @@ package soft
 import (
 	"context"
 	"fmt"
+	"time"
 
 	"github.com/hsmbackup/hsmbackup/cluster/hsm"
 )
@@ -30,6 +31,12 @@ func (s *session) Change(ctx context.Context, c hsm.Change) (m hsm.MaskedObject,
 		return s.changeSettings(c)
 	case hsm.ChangeMember:
 		return s.changeMember(c)
+	case hsm.ChangeInvite:
+		return s.invite(c.Invite)
+	case hsm.ChangeClaim:
+		return s.claim(c)
+	case hsm.ChangeRevoke:
+		return s.revoke(c.Revoked)
 	}
 	return hsm.MaskedObject{}, fmt.Errorf("%w: there is no change %q", hsm.ErrInvalid, c.Kind)
 }
@@ -38,13 +45,32 @@ func (s *session) Change(ctx context.Context, c hsm.Change) (m hsm.MaskedObject,
 func detail(c hsm.Change) string {
 	switch {
 	case c.Member != nil:
-		return fmt.Sprintf("%s %s removed %t", c.Member.ID, c.Member.Address, c.Member.Removed)
+		return memberDetail(c.Member)
+	case c.Invite != nil:
+		return fmt.Sprintf("%s expires %s", c.Invite.ID, c.Invite.Expires.UTC().Format(time.RFC3339))
+	case c.Claim != nil:
+		return c.Claim.Joiner.String()
+	case c.Revoked != nil:
+		return fmt.Sprintf("%s %s until %s", c.Revoked.Kind, c.Revoked.Name, c.Revoked.Until.UTC().Format(time.RFC3339))
 	case c.Settings != nil:
 		return fmt.Sprintf("min-copies %d check-on-use %t custodians %d threshold %d", c.Settings.MinCopies, c.Settings.CheckOnUse, len(c.Settings.Custodians), c.Settings.Threshold)
 	case c.Name != "":
 		return fmt.Sprintf("%s=%q", c.Name, c.Value)
 	}
 	return fmt.Sprintf("%s %s", c.Role, c.User)
+}
+
+func memberDetail(m *hsm.Member) string {
+	s := fmt.Sprintf("%s %s removed %t", m.ID, m.Address, m.Removed)
+	for _, flag := range []struct {
+		name string
+		set  bool
+	}{{"joining", m.Joining}, {"leaving", m.Leaving}, {"drained", m.Drained}, {"in doubt", m.Doubt != 0}, {"settled", m.Settled != 0}} {
+		if flag.set {
+			s += " " + flag.name
+		}
+	}
+	return s
 }
 
 // changeUser checks the rights and changes a user.

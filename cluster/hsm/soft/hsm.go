@@ -208,7 +208,7 @@ func (g *gate) close() bool {
 func (h *HSM) info() hsm.Info {
 	i := hsm.Info{
 		ID: h.opts.ID, Cluster: h.opts.Cluster, ClusterName: h.opts.ClusterName, Region: h.opts.Region, Zone: h.opts.Zone,
-		Lineage: h.keyring.Lineage(), Version: h.opts.Version, State: "ACTIVE",
+		Lineage: h.keyring.Lineage(), Version: h.opts.Version, State: hsm.StateActive, Time: h.opts.Now().UTC(),
 		Root: h.states[hsm.ScopeLineage].Root(), ClusterRoot: h.states[hsm.ScopeCluster].Root(),
 		Keys: uint64(max(h.liveKeys.Load(), 0)), InDoubt: uint64(len(h.InDoubt())), Sessions: h.sessions.count(),
 		Started: h.started, Settings: *h.settings.Load(),
@@ -217,7 +217,7 @@ func (h *HSM) info() hsm.Info {
 		i.LastSync = time.UnixMilli(ms).UTC()
 	}
 	if h.store.check() != nil {
-		i.State = "DEGRADED"
+		i.State = hsm.StateDegraded
 	}
 	return i
 }

@@ -44,6 +44,9 @@ type Options struct {
 	// of keys are not reported. It is called from many goroutines and must not
 	// call the HSM. Nil: nobody is told.
 	Audit func(event string, who hsm.Principal, ref hsm.KeyRef, detail string, err error)
+	// ClusterChanged is called after a member, an invitation or a revocation has
+	// changed. It must be quick and must not call the HSM. Nil: nobody is told.
+	ClusterChanged func()
 	// Iterations of new password verifiers; 0 is DefaultIterations.
 	Iterations int
 }
@@ -66,6 +69,9 @@ func (o *Options) complete() error {
 	}
 	if o.Audit == nil {
 		o.Audit = func(string, hsm.Principal, hsm.KeyRef, string, error) {}
+	}
+	if o.ClusterChanged == nil {
+		o.ClusterChanged = func() {}
 	}
 	o.Audit = cleanAudit(o.Audit)
 	return nil

@@ -126,6 +126,9 @@ func (h *HSM) applied(c *change) {
 		return
 	}
 	h.learn(c.rec, c.new)
+	if c.rec.Kind.Scope() == hsm.ScopeCluster && c.rec.Kind != hsm.KindLockout {
+		h.opts.ClusterChanged()
+	}
 }
 
 // update reads an object, lets f say what becomes of it, and writes that, all

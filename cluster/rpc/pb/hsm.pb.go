@@ -6,7 +6,7 @@
 
 // The wire between an HSM and its callers: other HSMs, clients, appliances.
 //
-// Every call but Ping and Attach carries the session's token, 32 bytes, in the
+// Every call but Ping, Attach and Join carries the session's token, 32 bytes, in the
 // metadata "hsmbackup-session-bin". A token is good on the connection it was
 // handed out on, and nowhere else. Long sequences travel in batches of at most
 // 256 KiB; no message is larger than 4 MiB.
@@ -479,6 +479,8 @@ type InfoReply struct {
 	Started       int64                  `protobuf:"varint,14,opt,name=started,proto3" json:"started,omitempty"`                   // Unix nanoseconds; 0: never
 	LastSync      int64                  `protobuf:"varint,15,opt,name=last_sync,json=lastSync,proto3" json:"last_sync,omitempty"` // Unix nanoseconds; 0: never
 	Settings      *Settings              `protobuf:"bytes,16,opt,name=settings,proto3" json:"settings,omitempty"`
+	Notice        string                 `protobuf:"bytes,17,opt,name=notice,proto3" json:"notice,omitempty"`
+	Time          int64                  `protobuf:"varint,18,opt,name=time,proto3" json:"time,omitempty"` // Unix nanoseconds; 0: not told
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -623,6 +625,20 @@ func (x *InfoReply) GetSettings() *Settings {
 		return x.Settings
 	}
 	return nil
+}
+
+func (x *InfoReply) GetNotice() string {
+	if x != nil {
+		return x.Notice
+	}
+	return ""
+}
+
+func (x *InfoReply) GetTime() int64 {
+	if x != nil {
+		return x.Time
+	}
+	return 0
 }
 
 type Settings struct {
@@ -780,6 +796,13 @@ type Member struct {
 	Address       string                 `protobuf:"bytes,3,opt,name=address,proto3" json:"address,omitempty"`
 	Zone          string                 `protobuf:"bytes,4,opt,name=zone,proto3" json:"zone,omitempty"`
 	Removed       bool                   `protobuf:"varint,5,opt,name=removed,proto3" json:"removed,omitempty"`
+	Joining       bool                   `protobuf:"varint,6,opt,name=joining,proto3" json:"joining,omitempty"`
+	Leaving       bool                   `protobuf:"varint,7,opt,name=leaving,proto3" json:"leaving,omitempty"`
+	Drained       bool                   `protobuf:"varint,8,opt,name=drained,proto3" json:"drained,omitempty"`
+	Replaces      uint64                 `protobuf:"fixed64,9,opt,name=replaces,proto3" json:"replaces,omitempty"`
+	Doubt         int64                  `protobuf:"varint,10,opt,name=doubt,proto3" json:"doubt,omitempty"`     // Unix milliseconds; 0: none
+	Settled       int64                  `protobuf:"varint,11,opt,name=settled,proto3" json:"settled,omitempty"` // Unix milliseconds; 0: not settled
+	Keep          bool                   `protobuf:"varint,12,opt,name=keep,proto3" json:"keep,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -849,6 +872,243 @@ func (x *Member) GetRemoved() bool {
 	return false
 }
 
+func (x *Member) GetJoining() bool {
+	if x != nil {
+		return x.Joining
+	}
+	return false
+}
+
+func (x *Member) GetLeaving() bool {
+	if x != nil {
+		return x.Leaving
+	}
+	return false
+}
+
+func (x *Member) GetDrained() bool {
+	if x != nil {
+		return x.Drained
+	}
+	return false
+}
+
+func (x *Member) GetReplaces() uint64 {
+	if x != nil {
+		return x.Replaces
+	}
+	return 0
+}
+
+func (x *Member) GetDoubt() int64 {
+	if x != nil {
+		return x.Doubt
+	}
+	return 0
+}
+
+func (x *Member) GetSettled() int64 {
+	if x != nil {
+		return x.Settled
+	}
+	return 0
+}
+
+func (x *Member) GetKeep() bool {
+	if x != nil {
+		return x.Keep
+	}
+	return false
+}
+
+type Invite struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            []byte                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`            // 16 bytes
+	Key           []byte                 `protobuf:"bytes,2,opt,name=key,proto3" json:"key,omitempty"`          // 32 bytes, Ed25519
+	Expires       int64                  `protobuf:"varint,3,opt,name=expires,proto3" json:"expires,omitempty"` // Unix milliseconds
+	Voters        []uint64               `protobuf:"fixed64,4,rep,packed,name=voters,proto3" json:"voters,omitempty"`
+	Replaces      uint64                 `protobuf:"fixed64,5,opt,name=replaces,proto3" json:"replaces,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Invite) Reset() {
+	*x = Invite{}
+	mi := &file_hsm_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Invite) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Invite) ProtoMessage() {}
+
+func (x *Invite) ProtoReflect() protoreflect.Message {
+	mi := &file_hsm_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Invite.ProtoReflect.Descriptor instead.
+func (*Invite) Descriptor() ([]byte, []int) {
+	return file_hsm_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *Invite) GetId() []byte {
+	if x != nil {
+		return x.Id
+	}
+	return nil
+}
+
+func (x *Invite) GetKey() []byte {
+	if x != nil {
+		return x.Key
+	}
+	return nil
+}
+
+func (x *Invite) GetExpires() int64 {
+	if x != nil {
+		return x.Expires
+	}
+	return 0
+}
+
+func (x *Invite) GetVoters() []uint64 {
+	if x != nil {
+		return x.Voters
+	}
+	return nil
+}
+
+func (x *Invite) GetReplaces() uint64 {
+	if x != nil {
+		return x.Replaces
+	}
+	return 0
+}
+
+type Claim struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Joiner        uint64                 `protobuf:"fixed64,1,opt,name=joiner,proto3" json:"joiner,omitempty"`
+	Proof         []byte                 `protobuf:"bytes,2,opt,name=proof,proto3" json:"proof,omitempty"` // 32 bytes
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Claim) Reset() {
+	*x = Claim{}
+	mi := &file_hsm_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Claim) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Claim) ProtoMessage() {}
+
+func (x *Claim) ProtoReflect() protoreflect.Message {
+	mi := &file_hsm_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Claim.ProtoReflect.Descriptor instead.
+func (*Claim) Descriptor() ([]byte, []int) {
+	return file_hsm_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *Claim) GetJoiner() uint64 {
+	if x != nil {
+		return x.Joiner
+	}
+	return 0
+}
+
+func (x *Claim) GetProof() []byte {
+	if x != nil {
+		return x.Proof
+	}
+	return nil
+}
+
+type Revocation struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Kind          string                 `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
+	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	Until         int64                  `protobuf:"varint,3,opt,name=until,proto3" json:"until,omitempty"` // Unix milliseconds
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Revocation) Reset() {
+	*x = Revocation{}
+	mi := &file_hsm_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Revocation) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Revocation) ProtoMessage() {}
+
+func (x *Revocation) ProtoReflect() protoreflect.Message {
+	mi := &file_hsm_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Revocation.ProtoReflect.Descriptor instead.
+func (*Revocation) Descriptor() ([]byte, []int) {
+	return file_hsm_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *Revocation) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *Revocation) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Revocation) GetUntil() int64 {
+	if x != nil {
+		return x.Until
+	}
+	return 0
+}
+
 type ObjectsRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Scope         uint32                 `protobuf:"varint,1,opt,name=scope,proto3" json:"scope,omitempty"`
@@ -858,7 +1118,7 @@ type ObjectsRequest struct {
 
 func (x *ObjectsRequest) Reset() {
 	*x = ObjectsRequest{}
-	mi := &file_hsm_proto_msgTypes[13]
+	mi := &file_hsm_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -870,7 +1130,7 @@ func (x *ObjectsRequest) String() string {
 func (*ObjectsRequest) ProtoMessage() {}
 
 func (x *ObjectsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[13]
+	mi := &file_hsm_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -883,7 +1143,7 @@ func (x *ObjectsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ObjectsRequest.ProtoReflect.Descriptor instead.
 func (*ObjectsRequest) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{13}
+	return file_hsm_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ObjectsRequest) GetScope() uint32 {
@@ -904,7 +1164,7 @@ type ObjectBatch struct {
 
 func (x *ObjectBatch) Reset() {
 	*x = ObjectBatch{}
-	mi := &file_hsm_proto_msgTypes[14]
+	mi := &file_hsm_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -916,7 +1176,7 @@ func (x *ObjectBatch) String() string {
 func (*ObjectBatch) ProtoMessage() {}
 
 func (x *ObjectBatch) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[14]
+	mi := &file_hsm_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -929,7 +1189,7 @@ func (x *ObjectBatch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ObjectBatch.ProtoReflect.Descriptor instead.
 func (*ObjectBatch) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{14}
+	return file_hsm_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ObjectBatch) GetPacked() []byte {
@@ -950,7 +1210,7 @@ type ExtractRequest struct {
 
 func (x *ExtractRequest) Reset() {
 	*x = ExtractRequest{}
-	mi := &file_hsm_proto_msgTypes[15]
+	mi := &file_hsm_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -962,7 +1222,7 @@ func (x *ExtractRequest) String() string {
 func (*ExtractRequest) ProtoMessage() {}
 
 func (x *ExtractRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[15]
+	mi := &file_hsm_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -975,7 +1235,7 @@ func (x *ExtractRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExtractRequest.ProtoReflect.Descriptor instead.
 func (*ExtractRequest) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{15}
+	return file_hsm_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ExtractRequest) GetScope() uint32 {
@@ -1012,7 +1272,7 @@ type ExtractReply struct {
 
 func (x *ExtractReply) Reset() {
 	*x = ExtractReply{}
-	mi := &file_hsm_proto_msgTypes[16]
+	mi := &file_hsm_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1024,7 +1284,7 @@ func (x *ExtractReply) String() string {
 func (*ExtractReply) ProtoMessage() {}
 
 func (x *ExtractReply) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[16]
+	mi := &file_hsm_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1037,7 +1297,7 @@ func (x *ExtractReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExtractReply.ProtoReflect.Descriptor instead.
 func (*ExtractReply) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{16}
+	return file_hsm_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ExtractReply) GetObjects() []*Masked {
@@ -1075,7 +1335,7 @@ type Masked struct {
 
 func (x *Masked) Reset() {
 	*x = Masked{}
-	mi := &file_hsm_proto_msgTypes[17]
+	mi := &file_hsm_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1087,7 +1347,7 @@ func (x *Masked) String() string {
 func (*Masked) ProtoMessage() {}
 
 func (x *Masked) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[17]
+	mi := &file_hsm_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1100,7 +1360,7 @@ func (x *Masked) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Masked.ProtoReflect.Descriptor instead.
 func (*Masked) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{17}
+	return file_hsm_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Masked) GetRef() uint64 {
@@ -1155,7 +1415,7 @@ type InsertRequest struct {
 
 func (x *InsertRequest) Reset() {
 	*x = InsertRequest{}
-	mi := &file_hsm_proto_msgTypes[18]
+	mi := &file_hsm_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1167,7 +1427,7 @@ func (x *InsertRequest) String() string {
 func (*InsertRequest) ProtoMessage() {}
 
 func (x *InsertRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[18]
+	mi := &file_hsm_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1180,7 +1440,7 @@ func (x *InsertRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InsertRequest.ProtoReflect.Descriptor instead.
 func (*InsertRequest) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{18}
+	return file_hsm_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *InsertRequest) GetScope() uint32 {
@@ -1210,7 +1470,7 @@ type InsertReply struct {
 
 func (x *InsertReply) Reset() {
 	*x = InsertReply{}
-	mi := &file_hsm_proto_msgTypes[19]
+	mi := &file_hsm_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1222,7 +1482,7 @@ func (x *InsertReply) String() string {
 func (*InsertReply) ProtoMessage() {}
 
 func (x *InsertReply) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[19]
+	mi := &file_hsm_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1235,7 +1495,7 @@ func (x *InsertReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InsertReply.ProtoReflect.Descriptor instead.
 func (*InsertReply) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{19}
+	return file_hsm_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *InsertReply) GetAdded() uint64 {
@@ -1282,7 +1542,7 @@ type RootRequest struct {
 
 func (x *RootRequest) Reset() {
 	*x = RootRequest{}
-	mi := &file_hsm_proto_msgTypes[20]
+	mi := &file_hsm_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1294,7 +1554,7 @@ func (x *RootRequest) String() string {
 func (*RootRequest) ProtoMessage() {}
 
 func (x *RootRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[20]
+	mi := &file_hsm_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1307,7 +1567,7 @@ func (x *RootRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RootRequest.ProtoReflect.Descriptor instead.
 func (*RootRequest) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{20}
+	return file_hsm_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *RootRequest) GetScope() uint32 {
@@ -1327,7 +1587,7 @@ type RootReply struct {
 
 func (x *RootReply) Reset() {
 	*x = RootReply{}
-	mi := &file_hsm_proto_msgTypes[21]
+	mi := &file_hsm_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1339,7 +1599,7 @@ func (x *RootReply) String() string {
 func (*RootReply) ProtoMessage() {}
 
 func (x *RootReply) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[21]
+	mi := &file_hsm_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1352,7 +1612,7 @@ func (x *RootReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RootReply.ProtoReflect.Descriptor instead.
 func (*RootReply) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{21}
+	return file_hsm_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *RootReply) GetSum() []byte {
@@ -1378,7 +1638,7 @@ type FingerprintKeysRequest struct {
 
 func (x *FingerprintKeysRequest) Reset() {
 	*x = FingerprintKeysRequest{}
-	mi := &file_hsm_proto_msgTypes[22]
+	mi := &file_hsm_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1390,7 +1650,7 @@ func (x *FingerprintKeysRequest) String() string {
 func (*FingerprintKeysRequest) ProtoMessage() {}
 
 func (x *FingerprintKeysRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[22]
+	mi := &file_hsm_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1403,7 +1663,7 @@ func (x *FingerprintKeysRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FingerprintKeysRequest.ProtoReflect.Descriptor instead.
 func (*FingerprintKeysRequest) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{22}
+	return file_hsm_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *FingerprintKeysRequest) GetScope() uint32 {
@@ -1423,7 +1683,7 @@ type FingerprintKeysReply struct {
 
 func (x *FingerprintKeysReply) Reset() {
 	*x = FingerprintKeysReply{}
-	mi := &file_hsm_proto_msgTypes[23]
+	mi := &file_hsm_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1435,7 +1695,7 @@ func (x *FingerprintKeysReply) String() string {
 func (*FingerprintKeysReply) ProtoMessage() {}
 
 func (x *FingerprintKeysReply) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[23]
+	mi := &file_hsm_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1448,7 +1708,7 @@ func (x *FingerprintKeysReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FingerprintKeysReply.ProtoReflect.Descriptor instead.
 func (*FingerprintKeysReply) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{23}
+	return file_hsm_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *FingerprintKeysReply) GetRoot() []byte {
@@ -1476,7 +1736,7 @@ type CellsRequest struct {
 
 func (x *CellsRequest) Reset() {
 	*x = CellsRequest{}
-	mi := &file_hsm_proto_msgTypes[24]
+	mi := &file_hsm_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1488,7 +1748,7 @@ func (x *CellsRequest) String() string {
 func (*CellsRequest) ProtoMessage() {}
 
 func (x *CellsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[24]
+	mi := &file_hsm_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1501,7 +1761,7 @@ func (x *CellsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CellsRequest.ProtoReflect.Descriptor instead.
 func (*CellsRequest) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{24}
+	return file_hsm_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *CellsRequest) GetScope() uint32 {
@@ -1536,7 +1796,7 @@ type CellBatch struct {
 
 func (x *CellBatch) Reset() {
 	*x = CellBatch{}
-	mi := &file_hsm_proto_msgTypes[25]
+	mi := &file_hsm_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1548,7 +1808,7 @@ func (x *CellBatch) String() string {
 func (*CellBatch) ProtoMessage() {}
 
 func (x *CellBatch) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[25]
+	mi := &file_hsm_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1561,7 +1821,7 @@ func (x *CellBatch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CellBatch.ProtoReflect.Descriptor instead.
 func (*CellBatch) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{25}
+	return file_hsm_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *CellBatch) GetPacked() []byte {
@@ -1582,7 +1842,7 @@ type PrepareRequest struct {
 
 func (x *PrepareRequest) Reset() {
 	*x = PrepareRequest{}
-	mi := &file_hsm_proto_msgTypes[26]
+	mi := &file_hsm_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1594,7 +1854,7 @@ func (x *PrepareRequest) String() string {
 func (*PrepareRequest) ProtoMessage() {}
 
 func (x *PrepareRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[26]
+	mi := &file_hsm_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1607,7 +1867,7 @@ func (x *PrepareRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrepareRequest.ProtoReflect.Descriptor instead.
 func (*PrepareRequest) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{26}
+	return file_hsm_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *PrepareRequest) GetOp() []byte {
@@ -1639,7 +1899,7 @@ type PrepareReply struct {
 
 func (x *PrepareReply) Reset() {
 	*x = PrepareReply{}
-	mi := &file_hsm_proto_msgTypes[27]
+	mi := &file_hsm_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1651,7 +1911,7 @@ func (x *PrepareReply) String() string {
 func (*PrepareReply) ProtoMessage() {}
 
 func (x *PrepareReply) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[27]
+	mi := &file_hsm_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1664,7 +1924,7 @@ func (x *PrepareReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrepareReply.ProtoReflect.Descriptor instead.
 func (*PrepareReply) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{27}
+	return file_hsm_proto_rawDescGZIP(), []int{30}
 }
 
 type OpRequest struct {
@@ -1676,7 +1936,7 @@ type OpRequest struct {
 
 func (x *OpRequest) Reset() {
 	*x = OpRequest{}
-	mi := &file_hsm_proto_msgTypes[28]
+	mi := &file_hsm_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1688,7 +1948,7 @@ func (x *OpRequest) String() string {
 func (*OpRequest) ProtoMessage() {}
 
 func (x *OpRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[28]
+	mi := &file_hsm_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1701,7 +1961,7 @@ func (x *OpRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OpRequest.ProtoReflect.Descriptor instead.
 func (*OpRequest) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{28}
+	return file_hsm_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *OpRequest) GetOp() []byte {
@@ -1719,7 +1979,7 @@ type CommitReply struct {
 
 func (x *CommitReply) Reset() {
 	*x = CommitReply{}
-	mi := &file_hsm_proto_msgTypes[29]
+	mi := &file_hsm_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1731,7 +1991,7 @@ func (x *CommitReply) String() string {
 func (*CommitReply) ProtoMessage() {}
 
 func (x *CommitReply) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[29]
+	mi := &file_hsm_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1744,7 +2004,7 @@ func (x *CommitReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CommitReply.ProtoReflect.Descriptor instead.
 func (*CommitReply) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{29}
+	return file_hsm_proto_rawDescGZIP(), []int{32}
 }
 
 type AbortReply struct {
@@ -1755,7 +2015,7 @@ type AbortReply struct {
 
 func (x *AbortReply) Reset() {
 	*x = AbortReply{}
-	mi := &file_hsm_proto_msgTypes[30]
+	mi := &file_hsm_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1767,7 +2027,7 @@ func (x *AbortReply) String() string {
 func (*AbortReply) ProtoMessage() {}
 
 func (x *AbortReply) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[30]
+	mi := &file_hsm_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1780,7 +2040,7 @@ func (x *AbortReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AbortReply.ProtoReflect.Descriptor instead.
 func (*AbortReply) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{30}
+	return file_hsm_proto_rawDescGZIP(), []int{33}
 }
 
 type ResolveReply struct {
@@ -1792,7 +2052,7 @@ type ResolveReply struct {
 
 func (x *ResolveReply) Reset() {
 	*x = ResolveReply{}
-	mi := &file_hsm_proto_msgTypes[31]
+	mi := &file_hsm_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1804,7 +2064,7 @@ func (x *ResolveReply) String() string {
 func (*ResolveReply) ProtoMessage() {}
 
 func (x *ResolveReply) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[31]
+	mi := &file_hsm_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1817,7 +2077,7 @@ func (x *ResolveReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResolveReply.ProtoReflect.Descriptor instead.
 func (*ResolveReply) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{31}
+	return file_hsm_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *ResolveReply) GetState() uint32 {
@@ -1843,7 +2103,7 @@ type Params struct {
 
 func (x *Params) Reset() {
 	*x = Params{}
-	mi := &file_hsm_proto_msgTypes[32]
+	mi := &file_hsm_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1855,7 +2115,7 @@ func (x *Params) String() string {
 func (*Params) ProtoMessage() {}
 
 func (x *Params) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[32]
+	mi := &file_hsm_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1868,7 +2128,7 @@ func (x *Params) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Params.ProtoReflect.Descriptor instead.
 func (*Params) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{32}
+	return file_hsm_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *Params) GetMechanism() string {
@@ -1950,7 +2210,7 @@ type CreateRequest struct {
 
 func (x *CreateRequest) Reset() {
 	*x = CreateRequest{}
-	mi := &file_hsm_proto_msgTypes[33]
+	mi := &file_hsm_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1962,7 +2222,7 @@ func (x *CreateRequest) String() string {
 func (*CreateRequest) ProtoMessage() {}
 
 func (x *CreateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[33]
+	mi := &file_hsm_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1975,7 +2235,7 @@ func (x *CreateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateRequest.ProtoReflect.Descriptor instead.
 func (*CreateRequest) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{33}
+	return file_hsm_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *CreateRequest) GetOp() []byte {
@@ -2093,7 +2353,7 @@ type CreateReply struct {
 
 func (x *CreateReply) Reset() {
 	*x = CreateReply{}
-	mi := &file_hsm_proto_msgTypes[34]
+	mi := &file_hsm_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2105,7 +2365,7 @@ func (x *CreateReply) String() string {
 func (*CreateReply) ProtoMessage() {}
 
 func (x *CreateReply) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[34]
+	mi := &file_hsm_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2118,7 +2378,7 @@ func (x *CreateReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateReply.ProtoReflect.Descriptor instead.
 func (*CreateReply) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{34}
+	return file_hsm_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *CreateReply) GetKeys() []*KeyInfo {
@@ -2147,13 +2407,16 @@ type ChangeRequest struct {
 	Settings      *Settings              `protobuf:"bytes,8,opt,name=settings,proto3" json:"settings,omitempty"`
 	Member        *Member                `protobuf:"bytes,9,opt,name=member,proto3" json:"member,omitempty"`
 	Masked        *Masked                `protobuf:"bytes,20,opt,name=masked,proto3" json:"masked,omitempty"`
+	Invite        *Invite                `protobuf:"bytes,10,opt,name=invite,proto3" json:"invite,omitempty"`
+	Claim         *Claim                 `protobuf:"bytes,11,opt,name=claim,proto3" json:"claim,omitempty"`
+	Revoked       *Revocation            `protobuf:"bytes,12,opt,name=revoked,proto3" json:"revoked,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ChangeRequest) Reset() {
 	*x = ChangeRequest{}
-	mi := &file_hsm_proto_msgTypes[35]
+	mi := &file_hsm_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2165,7 +2428,7 @@ func (x *ChangeRequest) String() string {
 func (*ChangeRequest) ProtoMessage() {}
 
 func (x *ChangeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[35]
+	mi := &file_hsm_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2178,7 +2441,7 @@ func (x *ChangeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangeRequest.ProtoReflect.Descriptor instead.
 func (*ChangeRequest) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{35}
+	return file_hsm_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *ChangeRequest) GetKind() string {
@@ -2251,6 +2514,27 @@ func (x *ChangeRequest) GetMasked() *Masked {
 	return nil
 }
 
+func (x *ChangeRequest) GetInvite() *Invite {
+	if x != nil {
+		return x.Invite
+	}
+	return nil
+}
+
+func (x *ChangeRequest) GetClaim() *Claim {
+	if x != nil {
+		return x.Claim
+	}
+	return nil
+}
+
+func (x *ChangeRequest) GetRevoked() *Revocation {
+	if x != nil {
+		return x.Revoked
+	}
+	return nil
+}
+
 type UseRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Kind          string                 `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
@@ -2266,7 +2550,7 @@ type UseRequest struct {
 
 func (x *UseRequest) Reset() {
 	*x = UseRequest{}
-	mi := &file_hsm_proto_msgTypes[36]
+	mi := &file_hsm_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2278,7 +2562,7 @@ func (x *UseRequest) String() string {
 func (*UseRequest) ProtoMessage() {}
 
 func (x *UseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[36]
+	mi := &file_hsm_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2291,7 +2575,7 @@ func (x *UseRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UseRequest.ProtoReflect.Descriptor instead.
 func (*UseRequest) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{36}
+	return file_hsm_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *UseRequest) GetKind() string {
@@ -2352,7 +2636,7 @@ type UseReply struct {
 
 func (x *UseReply) Reset() {
 	*x = UseReply{}
-	mi := &file_hsm_proto_msgTypes[37]
+	mi := &file_hsm_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2364,7 +2648,7 @@ func (x *UseReply) String() string {
 func (*UseReply) ProtoMessage() {}
 
 func (x *UseReply) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[37]
+	mi := &file_hsm_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2377,7 +2661,7 @@ func (x *UseReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UseReply.ProtoReflect.Descriptor instead.
 func (*UseReply) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{37}
+	return file_hsm_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *UseReply) GetData() []byte {
@@ -2398,7 +2682,7 @@ type KeysRequest struct {
 
 func (x *KeysRequest) Reset() {
 	*x = KeysRequest{}
-	mi := &file_hsm_proto_msgTypes[38]
+	mi := &file_hsm_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2410,7 +2694,7 @@ func (x *KeysRequest) String() string {
 func (*KeysRequest) ProtoMessage() {}
 
 func (x *KeysRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[38]
+	mi := &file_hsm_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2423,7 +2707,7 @@ func (x *KeysRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeysRequest.ProtoReflect.Descriptor instead.
 func (*KeysRequest) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{38}
+	return file_hsm_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *KeysRequest) GetRefs() []uint64 {
@@ -2456,7 +2740,7 @@ type KeyBatch struct {
 
 func (x *KeyBatch) Reset() {
 	*x = KeyBatch{}
-	mi := &file_hsm_proto_msgTypes[39]
+	mi := &file_hsm_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2468,7 +2752,7 @@ func (x *KeyBatch) String() string {
 func (*KeyBatch) ProtoMessage() {}
 
 func (x *KeyBatch) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[39]
+	mi := &file_hsm_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2481,7 +2765,7 @@ func (x *KeyBatch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeyBatch.ProtoReflect.Descriptor instead.
 func (*KeyBatch) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{39}
+	return file_hsm_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *KeyBatch) GetKeys() []*KeyInfo {
@@ -2500,7 +2784,7 @@ type KeyRequest struct {
 
 func (x *KeyRequest) Reset() {
 	*x = KeyRequest{}
-	mi := &file_hsm_proto_msgTypes[40]
+	mi := &file_hsm_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2512,7 +2796,7 @@ func (x *KeyRequest) String() string {
 func (*KeyRequest) ProtoMessage() {}
 
 func (x *KeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[40]
+	mi := &file_hsm_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2525,7 +2809,7 @@ func (x *KeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeyRequest.ProtoReflect.Descriptor instead.
 func (*KeyRequest) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{40}
+	return file_hsm_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *KeyRequest) GetRef() uint64 {
@@ -2559,7 +2843,7 @@ type KeyInfo struct {
 
 func (x *KeyInfo) Reset() {
 	*x = KeyInfo{}
-	mi := &file_hsm_proto_msgTypes[41]
+	mi := &file_hsm_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2571,7 +2855,7 @@ func (x *KeyInfo) String() string {
 func (*KeyInfo) ProtoMessage() {}
 
 func (x *KeyInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[41]
+	mi := &file_hsm_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2584,7 +2868,7 @@ func (x *KeyInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeyInfo.ProtoReflect.Descriptor instead.
 func (*KeyInfo) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{41}
+	return file_hsm_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *KeyInfo) GetRef() uint64 {
@@ -2707,7 +2991,7 @@ type UsersRequest struct {
 
 func (x *UsersRequest) Reset() {
 	*x = UsersRequest{}
-	mi := &file_hsm_proto_msgTypes[42]
+	mi := &file_hsm_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2719,7 +3003,7 @@ func (x *UsersRequest) String() string {
 func (*UsersRequest) ProtoMessage() {}
 
 func (x *UsersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[42]
+	mi := &file_hsm_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2732,7 +3016,7 @@ func (x *UsersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UsersRequest.ProtoReflect.Descriptor instead.
 func (*UsersRequest) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{42}
+	return file_hsm_proto_rawDescGZIP(), []int{45}
 }
 
 type UserBatch struct {
@@ -2744,7 +3028,7 @@ type UserBatch struct {
 
 func (x *UserBatch) Reset() {
 	*x = UserBatch{}
-	mi := &file_hsm_proto_msgTypes[43]
+	mi := &file_hsm_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2756,7 +3040,7 @@ func (x *UserBatch) String() string {
 func (*UserBatch) ProtoMessage() {}
 
 func (x *UserBatch) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[43]
+	mi := &file_hsm_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2769,7 +3053,7 @@ func (x *UserBatch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UserBatch.ProtoReflect.Descriptor instead.
 func (*UserBatch) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{43}
+	return file_hsm_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *UserBatch) GetUsers() []*UserInfo {
@@ -2792,7 +3076,7 @@ type UserInfo struct {
 
 func (x *UserInfo) Reset() {
 	*x = UserInfo{}
-	mi := &file_hsm_proto_msgTypes[44]
+	mi := &file_hsm_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2804,7 +3088,7 @@ func (x *UserInfo) String() string {
 func (*UserInfo) ProtoMessage() {}
 
 func (x *UserInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[44]
+	mi := &file_hsm_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2817,7 +3101,7 @@ func (x *UserInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UserInfo.ProtoReflect.Descriptor instead.
 func (*UserInfo) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{44}
+	return file_hsm_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *UserInfo) GetName() string {
@@ -2865,7 +3149,7 @@ type EnvelopeRequest struct {
 
 func (x *EnvelopeRequest) Reset() {
 	*x = EnvelopeRequest{}
-	mi := &file_hsm_proto_msgTypes[45]
+	mi := &file_hsm_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2877,7 +3161,7 @@ func (x *EnvelopeRequest) String() string {
 func (*EnvelopeRequest) ProtoMessage() {}
 
 func (x *EnvelopeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[45]
+	mi := &file_hsm_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2890,7 +3174,7 @@ func (x *EnvelopeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EnvelopeRequest.ProtoReflect.Descriptor instead.
 func (*EnvelopeRequest) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{45}
+	return file_hsm_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *EnvelopeRequest) GetCustodians() []string {
@@ -2916,7 +3200,7 @@ type EnvelopeReply struct {
 
 func (x *EnvelopeReply) Reset() {
 	*x = EnvelopeReply{}
-	mi := &file_hsm_proto_msgTypes[46]
+	mi := &file_hsm_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2928,7 +3212,7 @@ func (x *EnvelopeReply) String() string {
 func (*EnvelopeReply) ProtoMessage() {}
 
 func (x *EnvelopeReply) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[46]
+	mi := &file_hsm_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2941,7 +3225,7 @@ func (x *EnvelopeReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EnvelopeReply.ProtoReflect.Descriptor instead.
 func (*EnvelopeReply) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{46}
+	return file_hsm_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *EnvelopeReply) GetEnvelope() []byte {
@@ -2961,7 +3245,7 @@ type SignRequest struct {
 
 func (x *SignRequest) Reset() {
 	*x = SignRequest{}
-	mi := &file_hsm_proto_msgTypes[47]
+	mi := &file_hsm_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2973,7 +3257,7 @@ func (x *SignRequest) String() string {
 func (*SignRequest) ProtoMessage() {}
 
 func (x *SignRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[47]
+	mi := &file_hsm_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2986,7 +3270,7 @@ func (x *SignRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignRequest.ProtoReflect.Descriptor instead.
 func (*SignRequest) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{47}
+	return file_hsm_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *SignRequest) GetPurpose() string {
@@ -3013,7 +3297,7 @@ type SignReply struct {
 
 func (x *SignReply) Reset() {
 	*x = SignReply{}
-	mi := &file_hsm_proto_msgTypes[48]
+	mi := &file_hsm_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3025,7 +3309,7 @@ func (x *SignReply) String() string {
 func (*SignReply) ProtoMessage() {}
 
 func (x *SignReply) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[48]
+	mi := &file_hsm_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3038,7 +3322,7 @@ func (x *SignReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignReply.ProtoReflect.Descriptor instead.
 func (*SignReply) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{48}
+	return file_hsm_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *SignReply) GetPublic() []byte {
@@ -3051,6 +3335,508 @@ func (x *SignReply) GetPublic() []byte {
 func (x *SignReply) GetSignature() []byte {
 	if x != nil {
 		return x.Signature
+	}
+	return nil
+}
+
+// GreetRequest tells a peer which start of the HSM this is, and how far its
+// object store is.
+type GreetRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Boot          []byte                 `protobuf:"bytes,1,opt,name=boot,proto3" json:"boot,omitempty"`                          // 16 bytes, random, of this start
+	Writes        uint64                 `protobuf:"varint,2,opt,name=writes,proto3" json:"writes,omitempty"`                     // sequence number of the last change
+	Before        []*Boot                `protobuf:"bytes,3,rep,name=before,proto3" json:"before,omitempty"`                      // earlier starts, the latest first
+	Echo          []byte                 `protobuf:"bytes,4,opt,name=echo,proto3" json:"echo,omitempty"`                          // the nonce of the peer's last reply, or empty
+	CaughtUp      bool                   `protobuf:"varint,5,opt,name=caught_up,json=caughtUp,proto3" json:"caught_up,omitempty"` // since the peer said "behind", all it has was pulled
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GreetRequest) Reset() {
+	*x = GreetRequest{}
+	mi := &file_hsm_proto_msgTypes[52]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GreetRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GreetRequest) ProtoMessage() {}
+
+func (x *GreetRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_hsm_proto_msgTypes[52]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GreetRequest.ProtoReflect.Descriptor instead.
+func (*GreetRequest) Descriptor() ([]byte, []int) {
+	return file_hsm_proto_rawDescGZIP(), []int{52}
+}
+
+func (x *GreetRequest) GetBoot() []byte {
+	if x != nil {
+		return x.Boot
+	}
+	return nil
+}
+
+func (x *GreetRequest) GetWrites() uint64 {
+	if x != nil {
+		return x.Writes
+	}
+	return 0
+}
+
+func (x *GreetRequest) GetBefore() []*Boot {
+	if x != nil {
+		return x.Before
+	}
+	return nil
+}
+
+func (x *GreetRequest) GetEcho() []byte {
+	if x != nil {
+		return x.Echo
+	}
+	return nil
+}
+
+func (x *GreetRequest) GetCaughtUp() bool {
+	if x != nil {
+		return x.CaughtUp
+	}
+	return false
+}
+
+type Boot struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            []byte                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`          // 16 bytes
+	Writes        uint64                 `protobuf:"varint,2,opt,name=writes,proto3" json:"writes,omitempty"` // how far the store was when that start had ended
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Boot) Reset() {
+	*x = Boot{}
+	mi := &file_hsm_proto_msgTypes[53]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Boot) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Boot) ProtoMessage() {}
+
+func (x *Boot) ProtoReflect() protoreflect.Message {
+	mi := &file_hsm_proto_msgTypes[53]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Boot.ProtoReflect.Descriptor instead.
+func (*Boot) Descriptor() ([]byte, []int) {
+	return file_hsm_proto_rawDescGZIP(), []int{53}
+}
+
+func (x *Boot) GetId() []byte {
+	if x != nil {
+		return x.Id
+	}
+	return nil
+}
+
+func (x *Boot) GetWrites() uint64 {
+	if x != nil {
+		return x.Writes
+	}
+	return 0
+}
+
+type GreetReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Info          *InfoReply             `protobuf:"bytes,1,opt,name=info,proto3" json:"info,omitempty"`
+	Nonce         []byte                 `protobuf:"bytes,2,opt,name=nonce,proto3" json:"nonce,omitempty"`          // 16 bytes
+	Duplicate     bool                   `protobuf:"varint,3,opt,name=duplicate,proto3" json:"duplicate,omitempty"` // another process lives under the same identity
+	Behind        bool                   `protobuf:"varint,4,opt,name=behind,proto3" json:"behind,omitempty"`       // the store is older than what the peer has seen of it
+	Lost          uint64                 `protobuf:"varint,5,opt,name=lost,proto3" json:"lost,omitempty"`           // changes that are missing; 0: not known
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GreetReply) Reset() {
+	*x = GreetReply{}
+	mi := &file_hsm_proto_msgTypes[54]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GreetReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GreetReply) ProtoMessage() {}
+
+func (x *GreetReply) ProtoReflect() protoreflect.Message {
+	mi := &file_hsm_proto_msgTypes[54]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GreetReply.ProtoReflect.Descriptor instead.
+func (*GreetReply) Descriptor() ([]byte, []int) {
+	return file_hsm_proto_rawDescGZIP(), []int{54}
+}
+
+func (x *GreetReply) GetInfo() *InfoReply {
+	if x != nil {
+		return x.Info
+	}
+	return nil
+}
+
+func (x *GreetReply) GetNonce() []byte {
+	if x != nil {
+		return x.Nonce
+	}
+	return nil
+}
+
+func (x *GreetReply) GetDuplicate() bool {
+	if x != nil {
+		return x.Duplicate
+	}
+	return false
+}
+
+func (x *GreetReply) GetBehind() bool {
+	if x != nil {
+		return x.Behind
+	}
+	return false
+}
+
+func (x *GreetReply) GetLost() uint64 {
+	if x != nil {
+		return x.Lost
+	}
+	return 0
+}
+
+type IssueRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Kind          string                 `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
+	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	Request       []byte                 `protobuf:"bytes,3,opt,name=request,proto3" json:"request,omitempty"`    // PKCS #10, PEM
+	Validity      int64                  `protobuf:"varint,4,opt,name=validity,proto3" json:"validity,omitempty"` // nanoseconds
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *IssueRequest) Reset() {
+	*x = IssueRequest{}
+	mi := &file_hsm_proto_msgTypes[55]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *IssueRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*IssueRequest) ProtoMessage() {}
+
+func (x *IssueRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_hsm_proto_msgTypes[55]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use IssueRequest.ProtoReflect.Descriptor instead.
+func (*IssueRequest) Descriptor() ([]byte, []int) {
+	return file_hsm_proto_rawDescGZIP(), []int{55}
+}
+
+func (x *IssueRequest) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *IssueRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *IssueRequest) GetRequest() []byte {
+	if x != nil {
+		return x.Request
+	}
+	return nil
+}
+
+func (x *IssueRequest) GetValidity() int64 {
+	if x != nil {
+		return x.Validity
+	}
+	return 0
+}
+
+type IssueReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Certificate   []byte                 `protobuf:"bytes,1,opt,name=certificate,proto3" json:"certificate,omitempty"` // PEM
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *IssueReply) Reset() {
+	*x = IssueReply{}
+	mi := &file_hsm_proto_msgTypes[56]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *IssueReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*IssueReply) ProtoMessage() {}
+
+func (x *IssueReply) ProtoReflect() protoreflect.Message {
+	mi := &file_hsm_proto_msgTypes[56]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use IssueReply.ProtoReflect.Descriptor instead.
+func (*IssueReply) Descriptor() ([]byte, []int) {
+	return file_hsm_proto_rawDescGZIP(), []int{56}
+}
+
+func (x *IssueReply) GetCertificate() []byte {
+	if x != nil {
+		return x.Certificate
+	}
+	return nil
+}
+
+type JoinRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Joiner        uint64                 `protobuf:"fixed64,1,opt,name=joiner,proto3" json:"joiner,omitempty"`
+	Request       []byte                 `protobuf:"bytes,2,opt,name=request,proto3" json:"request,omitempty"`     // PKCS #10, PEM
+	Recipient     string                 `protobuf:"bytes,3,opt,name=recipient,proto3" json:"recipient,omitempty"` // age recipient of the joiner's
+	Name          string                 `protobuf:"bytes,4,opt,name=name,proto3" json:"name,omitempty"`
+	Address       string                 `protobuf:"bytes,5,opt,name=address,proto3" json:"address,omitempty"`
+	Zone          string                 `protobuf:"bytes,6,opt,name=zone,proto3" json:"zone,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *JoinRequest) Reset() {
+	*x = JoinRequest{}
+	mi := &file_hsm_proto_msgTypes[57]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *JoinRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*JoinRequest) ProtoMessage() {}
+
+func (x *JoinRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_hsm_proto_msgTypes[57]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use JoinRequest.ProtoReflect.Descriptor instead.
+func (*JoinRequest) Descriptor() ([]byte, []int) {
+	return file_hsm_proto_rawDescGZIP(), []int{57}
+}
+
+func (x *JoinRequest) GetJoiner() uint64 {
+	if x != nil {
+		return x.Joiner
+	}
+	return 0
+}
+
+func (x *JoinRequest) GetRequest() []byte {
+	if x != nil {
+		return x.Request
+	}
+	return nil
+}
+
+func (x *JoinRequest) GetRecipient() string {
+	if x != nil {
+		return x.Recipient
+	}
+	return ""
+}
+
+func (x *JoinRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *JoinRequest) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+func (x *JoinRequest) GetZone() string {
+	if x != nil {
+		return x.Zone
+	}
+	return ""
+}
+
+type JoinReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Certificate   []byte                 `protobuf:"bytes,1,opt,name=certificate,proto3" json:"certificate,omitempty"` // PEM
+	Ca            []byte                 `protobuf:"bytes,2,opt,name=ca,proto3" json:"ca,omitempty"`                   // PEM
+	Sealed        []byte                 `protobuf:"bytes,3,opt,name=sealed,proto3" json:"sealed,omitempty"`           // age file: the recovery plaintext (hsm/FORMAT.md, section 10)
+	Cluster       uint64                 `protobuf:"fixed64,4,opt,name=cluster,proto3" json:"cluster,omitempty"`
+	ClusterName   string                 `protobuf:"bytes,5,opt,name=cluster_name,json=clusterName,proto3" json:"cluster_name,omitempty"`
+	Region        string                 `protobuf:"bytes,6,opt,name=region,proto3" json:"region,omitempty"`
+	Lineage       []byte                 `protobuf:"bytes,7,opt,name=lineage,proto3" json:"lineage,omitempty"` // 16 bytes
+	Members       []*Member              `protobuf:"bytes,8,rep,name=members,proto3" json:"members,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *JoinReply) Reset() {
+	*x = JoinReply{}
+	mi := &file_hsm_proto_msgTypes[58]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *JoinReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*JoinReply) ProtoMessage() {}
+
+func (x *JoinReply) ProtoReflect() protoreflect.Message {
+	mi := &file_hsm_proto_msgTypes[58]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use JoinReply.ProtoReflect.Descriptor instead.
+func (*JoinReply) Descriptor() ([]byte, []int) {
+	return file_hsm_proto_rawDescGZIP(), []int{58}
+}
+
+func (x *JoinReply) GetCertificate() []byte {
+	if x != nil {
+		return x.Certificate
+	}
+	return nil
+}
+
+func (x *JoinReply) GetCa() []byte {
+	if x != nil {
+		return x.Ca
+	}
+	return nil
+}
+
+func (x *JoinReply) GetSealed() []byte {
+	if x != nil {
+		return x.Sealed
+	}
+	return nil
+}
+
+func (x *JoinReply) GetCluster() uint64 {
+	if x != nil {
+		return x.Cluster
+	}
+	return 0
+}
+
+func (x *JoinReply) GetClusterName() string {
+	if x != nil {
+		return x.ClusterName
+	}
+	return ""
+}
+
+func (x *JoinReply) GetRegion() string {
+	if x != nil {
+		return x.Region
+	}
+	return ""
+}
+
+func (x *JoinReply) GetLineage() []byte {
+	if x != nil {
+		return x.Lineage
+	}
+	return nil
+}
+
+func (x *JoinReply) GetMembers() []*Member {
+	if x != nil {
+		return x.Members
 	}
 	return nil
 }
@@ -3081,7 +3867,7 @@ const file_hsm_proto_rawDesc = "" +
 	"\x04name\x18\x03 \x01(\tR\x04name\x12\x18\n" +
 	"\alineage\x18\x04 \x01(\fR\alineage\x12\x16\n" +
 	"\x06ticket\x18\x05 \x01(\fR\x06ticket\"\r\n" +
-	"\vInfoRequest\"\xed\x03\n" +
+	"\vInfoRequest\"\x99\x04\n" +
 	"\tInfoReply\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x06R\x02id\x12\x18\n" +
 	"\acluster\x18\x02 \x01(\x06R\acluster\x12!\n" +
@@ -3099,7 +3885,9 @@ const file_hsm_proto_rawDesc = "" +
 	"\bsessions\x18\r \x01(\x04R\bsessions\x12\x18\n" +
 	"\astarted\x18\x0e \x01(\x03R\astarted\x12\x1b\n" +
 	"\tlast_sync\x18\x0f \x01(\x03R\blastSync\x122\n" +
-	"\bsettings\x18\x10 \x01(\v2\x16.hsmbackup.v1.SettingsR\bsettings\"\x89\x01\n" +
+	"\bsettings\x18\x10 \x01(\v2\x16.hsmbackup.v1.SettingsR\bsettings\x12\x16\n" +
+	"\x06notice\x18\x11 \x01(\tR\x06notice\x12\x12\n" +
+	"\x04time\x18\x12 \x01(\x03R\x04time\"\x89\x01\n" +
 	"\bSettings\x12\x1d\n" +
 	"\n" +
 	"min_copies\x18\x01 \x01(\x03R\tminCopies\x12 \n" +
@@ -3111,13 +3899,35 @@ const file_hsm_proto_rawDesc = "" +
 	"\tthreshold\x18\x04 \x01(\x03R\tthreshold\"\x10\n" +
 	"\x0eMembersRequest\">\n" +
 	"\fMembersReply\x12.\n" +
-	"\amembers\x18\x01 \x03(\v2\x14.hsmbackup.v1.MemberR\amembers\"t\n" +
+	"\amembers\x18\x01 \x03(\v2\x14.hsmbackup.v1.MemberR\amembers\"\xa2\x02\n" +
 	"\x06Member\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x06R\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x18\n" +
 	"\aaddress\x18\x03 \x01(\tR\aaddress\x12\x12\n" +
 	"\x04zone\x18\x04 \x01(\tR\x04zone\x12\x18\n" +
-	"\aremoved\x18\x05 \x01(\bR\aremoved\"&\n" +
+	"\aremoved\x18\x05 \x01(\bR\aremoved\x12\x18\n" +
+	"\ajoining\x18\x06 \x01(\bR\ajoining\x12\x18\n" +
+	"\aleaving\x18\a \x01(\bR\aleaving\x12\x18\n" +
+	"\adrained\x18\b \x01(\bR\adrained\x12\x1a\n" +
+	"\breplaces\x18\t \x01(\x06R\breplaces\x12\x14\n" +
+	"\x05doubt\x18\n" +
+	" \x01(\x03R\x05doubt\x12\x18\n" +
+	"\asettled\x18\v \x01(\x03R\asettled\x12\x12\n" +
+	"\x04keep\x18\f \x01(\bR\x04keep\"x\n" +
+	"\x06Invite\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\fR\x02id\x12\x10\n" +
+	"\x03key\x18\x02 \x01(\fR\x03key\x12\x18\n" +
+	"\aexpires\x18\x03 \x01(\x03R\aexpires\x12\x16\n" +
+	"\x06voters\x18\x04 \x03(\x06R\x06voters\x12\x1a\n" +
+	"\breplaces\x18\x05 \x01(\x06R\breplaces\"5\n" +
+	"\x05Claim\x12\x16\n" +
+	"\x06joiner\x18\x01 \x01(\x06R\x06joiner\x12\x14\n" +
+	"\x05proof\x18\x02 \x01(\fR\x05proof\"J\n" +
+	"\n" +
+	"Revocation\x12\x12\n" +
+	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x14\n" +
+	"\x05until\x18\x03 \x01(\x03R\x05until\"&\n" +
 	"\x0eObjectsRequest\x12\x14\n" +
 	"\x05scope\x18\x01 \x01(\rR\x05scope\"%\n" +
 	"\vObjectBatch\x12\x16\n" +
@@ -3212,7 +4022,7 @@ const file_hsm_proto_rawDesc = "" +
 	"\x05value\x18\x02 \x01(\fR\x05value:\x028\x01\"h\n" +
 	"\vCreateReply\x12)\n" +
 	"\x04keys\x18\x01 \x03(\v2\x15.hsmbackup.v1.KeyInfoR\x04keys\x12.\n" +
-	"\aobjects\x18\x02 \x03(\v2\x14.hsmbackup.v1.MaskedR\aobjects\"\xb3\x02\n" +
+	"\aobjects\x18\x02 \x03(\v2\x14.hsmbackup.v1.MaskedR\aobjects\"\xc0\x03\n" +
 	"\rChangeRequest\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x10\n" +
 	"\x03ref\x18\x02 \x01(\x06R\x03ref\x12\x12\n" +
@@ -3223,7 +4033,11 @@ const file_hsm_proto_rawDesc = "" +
 	"\bpassword\x18\a \x01(\fR\bpassword\x122\n" +
 	"\bsettings\x18\b \x01(\v2\x16.hsmbackup.v1.SettingsR\bsettings\x12,\n" +
 	"\x06member\x18\t \x01(\v2\x14.hsmbackup.v1.MemberR\x06member\x12,\n" +
-	"\x06masked\x18\x14 \x01(\v2\x14.hsmbackup.v1.MaskedR\x06masked\"\xc4\x01\n" +
+	"\x06masked\x18\x14 \x01(\v2\x14.hsmbackup.v1.MaskedR\x06masked\x12,\n" +
+	"\x06invite\x18\n" +
+	" \x01(\v2\x14.hsmbackup.v1.InviteR\x06invite\x12)\n" +
+	"\x05claim\x18\v \x01(\v2\x13.hsmbackup.v1.ClaimR\x05claim\x122\n" +
+	"\arevoked\x18\f \x01(\v2\x18.hsmbackup.v1.RevocationR\arevoked\"\xc4\x01\n" +
 	"\n" +
 	"UseRequest\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x10\n" +
@@ -3293,7 +4107,47 @@ const file_hsm_proto_rawDesc = "" +
 	"\amessage\x18\x02 \x01(\fR\amessage\"A\n" +
 	"\tSignReply\x12\x16\n" +
 	"\x06public\x18\x01 \x01(\fR\x06public\x12\x1c\n" +
-	"\tsignature\x18\x02 \x01(\fR\tsignature2\xa8\v\n" +
+	"\tsignature\x18\x02 \x01(\fR\tsignature\"\x97\x01\n" +
+	"\fGreetRequest\x12\x12\n" +
+	"\x04boot\x18\x01 \x01(\fR\x04boot\x12\x16\n" +
+	"\x06writes\x18\x02 \x01(\x04R\x06writes\x12*\n" +
+	"\x06before\x18\x03 \x03(\v2\x12.hsmbackup.v1.BootR\x06before\x12\x12\n" +
+	"\x04echo\x18\x04 \x01(\fR\x04echo\x12\x1b\n" +
+	"\tcaught_up\x18\x05 \x01(\bR\bcaughtUp\".\n" +
+	"\x04Boot\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\fR\x02id\x12\x16\n" +
+	"\x06writes\x18\x02 \x01(\x04R\x06writes\"\x99\x01\n" +
+	"\n" +
+	"GreetReply\x12+\n" +
+	"\x04info\x18\x01 \x01(\v2\x17.hsmbackup.v1.InfoReplyR\x04info\x12\x14\n" +
+	"\x05nonce\x18\x02 \x01(\fR\x05nonce\x12\x1c\n" +
+	"\tduplicate\x18\x03 \x01(\bR\tduplicate\x12\x16\n" +
+	"\x06behind\x18\x04 \x01(\bR\x06behind\x12\x12\n" +
+	"\x04lost\x18\x05 \x01(\x04R\x04lost\"l\n" +
+	"\fIssueRequest\x12\x12\n" +
+	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x18\n" +
+	"\arequest\x18\x03 \x01(\fR\arequest\x12\x1a\n" +
+	"\bvalidity\x18\x04 \x01(\x03R\bvalidity\".\n" +
+	"\n" +
+	"IssueReply\x12 \n" +
+	"\vcertificate\x18\x01 \x01(\fR\vcertificate\"\x9f\x01\n" +
+	"\vJoinRequest\x12\x16\n" +
+	"\x06joiner\x18\x01 \x01(\x06R\x06joiner\x12\x18\n" +
+	"\arequest\x18\x02 \x01(\fR\arequest\x12\x1c\n" +
+	"\trecipient\x18\x03 \x01(\tR\trecipient\x12\x12\n" +
+	"\x04name\x18\x04 \x01(\tR\x04name\x12\x18\n" +
+	"\aaddress\x18\x05 \x01(\tR\aaddress\x12\x12\n" +
+	"\x04zone\x18\x06 \x01(\tR\x04zone\"\xf4\x01\n" +
+	"\tJoinReply\x12 \n" +
+	"\vcertificate\x18\x01 \x01(\fR\vcertificate\x12\x0e\n" +
+	"\x02ca\x18\x02 \x01(\fR\x02ca\x12\x16\n" +
+	"\x06sealed\x18\x03 \x01(\fR\x06sealed\x12\x18\n" +
+	"\acluster\x18\x04 \x01(\x06R\acluster\x12!\n" +
+	"\fcluster_name\x18\x05 \x01(\tR\vclusterName\x12\x16\n" +
+	"\x06region\x18\x06 \x01(\tR\x06region\x12\x18\n" +
+	"\alineage\x18\a \x01(\fR\alineage\x12.\n" +
+	"\amembers\x18\b \x03(\v2\x14.hsmbackup.v1.MemberR\amembers2\xe2\f\n" +
 	"\x03HSM\x12:\n" +
 	"\x04Ping\x12\x19.hsmbackup.v1.PingRequest\x1a\x17.hsmbackup.v1.PingReply\x12D\n" +
 	"\x06Attach\x12\x1b.hsmbackup.v1.AttachRequest\x1a\x19.hsmbackup.v1.AttachReply(\x010\x01\x12:\n" +
@@ -3316,7 +4170,10 @@ const file_hsm_proto_rawDesc = "" +
 	"\x03Key\x12\x18.hsmbackup.v1.KeyRequest\x1a\x15.hsmbackup.v1.KeyInfo\x12>\n" +
 	"\x05Users\x12\x1a.hsmbackup.v1.UsersRequest\x1a\x17.hsmbackup.v1.UserBatch0\x01\x12F\n" +
 	"\bEnvelope\x12\x1d.hsmbackup.v1.EnvelopeRequest\x1a\x1b.hsmbackup.v1.EnvelopeReply\x12:\n" +
-	"\x04Sign\x12\x19.hsmbackup.v1.SignRequest\x1a\x17.hsmbackup.v1.SignReplyB/Z-github.com/hsmbackup/hsmbackup/cluster/rpc/pbb\x06proto3"
+	"\x04Sign\x12\x19.hsmbackup.v1.SignRequest\x1a\x17.hsmbackup.v1.SignReply\x12=\n" +
+	"\x05Greet\x12\x1a.hsmbackup.v1.GreetRequest\x1a\x18.hsmbackup.v1.GreetReply\x12=\n" +
+	"\x05Issue\x12\x1a.hsmbackup.v1.IssueRequest\x1a\x18.hsmbackup.v1.IssueReply\x12:\n" +
+	"\x04Join\x12\x19.hsmbackup.v1.JoinRequest\x1a\x17.hsmbackup.v1.JoinReplyB/Z-github.com/hsmbackup/hsmbackup/cluster/rpc/pbb\x06proto3"
 
 var (
 	file_hsm_proto_rawDescOnce sync.Once
@@ -3330,7 +4187,7 @@ func file_hsm_proto_rawDescGZIP() []byte {
 	return file_hsm_proto_rawDescData
 }
 
-var file_hsm_proto_msgTypes = make([]protoimpl.MessageInfo, 53)
+var file_hsm_proto_msgTypes = make([]protoimpl.MessageInfo, 63)
 var file_hsm_proto_goTypes = []any{
 	(*Failure)(nil),                // 0: hsmbackup.v1.Failure
 	(*PingRequest)(nil),            // 1: hsmbackup.v1.PingRequest
@@ -3345,121 +4202,143 @@ var file_hsm_proto_goTypes = []any{
 	(*MembersRequest)(nil),         // 10: hsmbackup.v1.MembersRequest
 	(*MembersReply)(nil),           // 11: hsmbackup.v1.MembersReply
 	(*Member)(nil),                 // 12: hsmbackup.v1.Member
-	(*ObjectsRequest)(nil),         // 13: hsmbackup.v1.ObjectsRequest
-	(*ObjectBatch)(nil),            // 14: hsmbackup.v1.ObjectBatch
-	(*ExtractRequest)(nil),         // 15: hsmbackup.v1.ExtractRequest
-	(*ExtractReply)(nil),           // 16: hsmbackup.v1.ExtractReply
-	(*Masked)(nil),                 // 17: hsmbackup.v1.Masked
-	(*InsertRequest)(nil),          // 18: hsmbackup.v1.InsertRequest
-	(*InsertReply)(nil),            // 19: hsmbackup.v1.InsertReply
-	(*RootRequest)(nil),            // 20: hsmbackup.v1.RootRequest
-	(*RootReply)(nil),              // 21: hsmbackup.v1.RootReply
-	(*FingerprintKeysRequest)(nil), // 22: hsmbackup.v1.FingerprintKeysRequest
-	(*FingerprintKeysReply)(nil),   // 23: hsmbackup.v1.FingerprintKeysReply
-	(*CellsRequest)(nil),           // 24: hsmbackup.v1.CellsRequest
-	(*CellBatch)(nil),              // 25: hsmbackup.v1.CellBatch
-	(*PrepareRequest)(nil),         // 26: hsmbackup.v1.PrepareRequest
-	(*PrepareReply)(nil),           // 27: hsmbackup.v1.PrepareReply
-	(*OpRequest)(nil),              // 28: hsmbackup.v1.OpRequest
-	(*CommitReply)(nil),            // 29: hsmbackup.v1.CommitReply
-	(*AbortReply)(nil),             // 30: hsmbackup.v1.AbortReply
-	(*ResolveReply)(nil),           // 31: hsmbackup.v1.ResolveReply
-	(*Params)(nil),                 // 32: hsmbackup.v1.Params
-	(*CreateRequest)(nil),          // 33: hsmbackup.v1.CreateRequest
-	(*CreateReply)(nil),            // 34: hsmbackup.v1.CreateReply
-	(*ChangeRequest)(nil),          // 35: hsmbackup.v1.ChangeRequest
-	(*UseRequest)(nil),             // 36: hsmbackup.v1.UseRequest
-	(*UseReply)(nil),               // 37: hsmbackup.v1.UseReply
-	(*KeysRequest)(nil),            // 38: hsmbackup.v1.KeysRequest
-	(*KeyBatch)(nil),               // 39: hsmbackup.v1.KeyBatch
-	(*KeyRequest)(nil),             // 40: hsmbackup.v1.KeyRequest
-	(*KeyInfo)(nil),                // 41: hsmbackup.v1.KeyInfo
-	(*UsersRequest)(nil),           // 42: hsmbackup.v1.UsersRequest
-	(*UserBatch)(nil),              // 43: hsmbackup.v1.UserBatch
-	(*UserInfo)(nil),               // 44: hsmbackup.v1.UserInfo
-	(*EnvelopeRequest)(nil),        // 45: hsmbackup.v1.EnvelopeRequest
-	(*EnvelopeReply)(nil),          // 46: hsmbackup.v1.EnvelopeReply
-	(*SignRequest)(nil),            // 47: hsmbackup.v1.SignRequest
-	(*SignReply)(nil),              // 48: hsmbackup.v1.SignReply
-	nil,                            // 49: hsmbackup.v1.CreateRequest.AttributesEntry
-	nil,                            // 50: hsmbackup.v1.CreateRequest.PublicEntry
-	nil,                            // 51: hsmbackup.v1.KeysRequest.AttrsEntry
-	nil,                            // 52: hsmbackup.v1.KeyInfo.AttributesEntry
+	(*Invite)(nil),                 // 13: hsmbackup.v1.Invite
+	(*Claim)(nil),                  // 14: hsmbackup.v1.Claim
+	(*Revocation)(nil),             // 15: hsmbackup.v1.Revocation
+	(*ObjectsRequest)(nil),         // 16: hsmbackup.v1.ObjectsRequest
+	(*ObjectBatch)(nil),            // 17: hsmbackup.v1.ObjectBatch
+	(*ExtractRequest)(nil),         // 18: hsmbackup.v1.ExtractRequest
+	(*ExtractReply)(nil),           // 19: hsmbackup.v1.ExtractReply
+	(*Masked)(nil),                 // 20: hsmbackup.v1.Masked
+	(*InsertRequest)(nil),          // 21: hsmbackup.v1.InsertRequest
+	(*InsertReply)(nil),            // 22: hsmbackup.v1.InsertReply
+	(*RootRequest)(nil),            // 23: hsmbackup.v1.RootRequest
+	(*RootReply)(nil),              // 24: hsmbackup.v1.RootReply
+	(*FingerprintKeysRequest)(nil), // 25: hsmbackup.v1.FingerprintKeysRequest
+	(*FingerprintKeysReply)(nil),   // 26: hsmbackup.v1.FingerprintKeysReply
+	(*CellsRequest)(nil),           // 27: hsmbackup.v1.CellsRequest
+	(*CellBatch)(nil),              // 28: hsmbackup.v1.CellBatch
+	(*PrepareRequest)(nil),         // 29: hsmbackup.v1.PrepareRequest
+	(*PrepareReply)(nil),           // 30: hsmbackup.v1.PrepareReply
+	(*OpRequest)(nil),              // 31: hsmbackup.v1.OpRequest
+	(*CommitReply)(nil),            // 32: hsmbackup.v1.CommitReply
+	(*AbortReply)(nil),             // 33: hsmbackup.v1.AbortReply
+	(*ResolveReply)(nil),           // 34: hsmbackup.v1.ResolveReply
+	(*Params)(nil),                 // 35: hsmbackup.v1.Params
+	(*CreateRequest)(nil),          // 36: hsmbackup.v1.CreateRequest
+	(*CreateReply)(nil),            // 37: hsmbackup.v1.CreateReply
+	(*ChangeRequest)(nil),          // 38: hsmbackup.v1.ChangeRequest
+	(*UseRequest)(nil),             // 39: hsmbackup.v1.UseRequest
+	(*UseReply)(nil),               // 40: hsmbackup.v1.UseReply
+	(*KeysRequest)(nil),            // 41: hsmbackup.v1.KeysRequest
+	(*KeyBatch)(nil),               // 42: hsmbackup.v1.KeyBatch
+	(*KeyRequest)(nil),             // 43: hsmbackup.v1.KeyRequest
+	(*KeyInfo)(nil),                // 44: hsmbackup.v1.KeyInfo
+	(*UsersRequest)(nil),           // 45: hsmbackup.v1.UsersRequest
+	(*UserBatch)(nil),              // 46: hsmbackup.v1.UserBatch
+	(*UserInfo)(nil),               // 47: hsmbackup.v1.UserInfo
+	(*EnvelopeRequest)(nil),        // 48: hsmbackup.v1.EnvelopeRequest
+	(*EnvelopeReply)(nil),          // 49: hsmbackup.v1.EnvelopeReply
+	(*SignRequest)(nil),            // 50: hsmbackup.v1.SignRequest
+	(*SignReply)(nil),              // 51: hsmbackup.v1.SignReply
+	(*GreetRequest)(nil),           // 52: hsmbackup.v1.GreetRequest
+	(*Boot)(nil),                   // 53: hsmbackup.v1.Boot
+	(*GreetReply)(nil),             // 54: hsmbackup.v1.GreetReply
+	(*IssueRequest)(nil),           // 55: hsmbackup.v1.IssueRequest
+	(*IssueReply)(nil),             // 56: hsmbackup.v1.IssueReply
+	(*JoinRequest)(nil),            // 57: hsmbackup.v1.JoinRequest
+	(*JoinReply)(nil),              // 58: hsmbackup.v1.JoinReply
+	nil,                            // 59: hsmbackup.v1.CreateRequest.AttributesEntry
+	nil,                            // 60: hsmbackup.v1.CreateRequest.PublicEntry
+	nil,                            // 61: hsmbackup.v1.KeysRequest.AttrsEntry
+	nil,                            // 62: hsmbackup.v1.KeyInfo.AttributesEntry
 }
 var file_hsm_proto_depIdxs = []int32{
 	4,  // 0: hsmbackup.v1.AttachRequest.login:type_name -> hsmbackup.v1.Login
 	5,  // 1: hsmbackup.v1.AttachRequest.open:type_name -> hsmbackup.v1.Open
-	21, // 2: hsmbackup.v1.InfoReply.root:type_name -> hsmbackup.v1.RootReply
-	21, // 3: hsmbackup.v1.InfoReply.cluster_root:type_name -> hsmbackup.v1.RootReply
+	24, // 2: hsmbackup.v1.InfoReply.root:type_name -> hsmbackup.v1.RootReply
+	24, // 3: hsmbackup.v1.InfoReply.cluster_root:type_name -> hsmbackup.v1.RootReply
 	9,  // 4: hsmbackup.v1.InfoReply.settings:type_name -> hsmbackup.v1.Settings
 	12, // 5: hsmbackup.v1.MembersReply.members:type_name -> hsmbackup.v1.Member
-	17, // 6: hsmbackup.v1.ExtractReply.objects:type_name -> hsmbackup.v1.Masked
-	17, // 7: hsmbackup.v1.InsertRequest.objects:type_name -> hsmbackup.v1.Masked
+	20, // 6: hsmbackup.v1.ExtractReply.objects:type_name -> hsmbackup.v1.Masked
+	20, // 7: hsmbackup.v1.InsertRequest.objects:type_name -> hsmbackup.v1.Masked
 	0,  // 8: hsmbackup.v1.InsertReply.failure:type_name -> hsmbackup.v1.Failure
-	17, // 9: hsmbackup.v1.PrepareRequest.objects:type_name -> hsmbackup.v1.Masked
-	49, // 10: hsmbackup.v1.CreateRequest.attributes:type_name -> hsmbackup.v1.CreateRequest.AttributesEntry
-	50, // 11: hsmbackup.v1.CreateRequest.public:type_name -> hsmbackup.v1.CreateRequest.PublicEntry
-	32, // 12: hsmbackup.v1.CreateRequest.params:type_name -> hsmbackup.v1.Params
-	17, // 13: hsmbackup.v1.CreateRequest.masked:type_name -> hsmbackup.v1.Masked
-	41, // 14: hsmbackup.v1.CreateReply.keys:type_name -> hsmbackup.v1.KeyInfo
-	17, // 15: hsmbackup.v1.CreateReply.objects:type_name -> hsmbackup.v1.Masked
+	20, // 9: hsmbackup.v1.PrepareRequest.objects:type_name -> hsmbackup.v1.Masked
+	59, // 10: hsmbackup.v1.CreateRequest.attributes:type_name -> hsmbackup.v1.CreateRequest.AttributesEntry
+	60, // 11: hsmbackup.v1.CreateRequest.public:type_name -> hsmbackup.v1.CreateRequest.PublicEntry
+	35, // 12: hsmbackup.v1.CreateRequest.params:type_name -> hsmbackup.v1.Params
+	20, // 13: hsmbackup.v1.CreateRequest.masked:type_name -> hsmbackup.v1.Masked
+	44, // 14: hsmbackup.v1.CreateReply.keys:type_name -> hsmbackup.v1.KeyInfo
+	20, // 15: hsmbackup.v1.CreateReply.objects:type_name -> hsmbackup.v1.Masked
 	9,  // 16: hsmbackup.v1.ChangeRequest.settings:type_name -> hsmbackup.v1.Settings
 	12, // 17: hsmbackup.v1.ChangeRequest.member:type_name -> hsmbackup.v1.Member
-	17, // 18: hsmbackup.v1.ChangeRequest.masked:type_name -> hsmbackup.v1.Masked
-	32, // 19: hsmbackup.v1.UseRequest.params:type_name -> hsmbackup.v1.Params
-	51, // 20: hsmbackup.v1.KeysRequest.attrs:type_name -> hsmbackup.v1.KeysRequest.AttrsEntry
-	41, // 21: hsmbackup.v1.KeyBatch.keys:type_name -> hsmbackup.v1.KeyInfo
-	52, // 22: hsmbackup.v1.KeyInfo.attributes:type_name -> hsmbackup.v1.KeyInfo.AttributesEntry
-	44, // 23: hsmbackup.v1.UserBatch.users:type_name -> hsmbackup.v1.UserInfo
-	1,  // 24: hsmbackup.v1.HSM.Ping:input_type -> hsmbackup.v1.PingRequest
-	3,  // 25: hsmbackup.v1.HSM.Attach:input_type -> hsmbackup.v1.AttachRequest
-	7,  // 26: hsmbackup.v1.HSM.Info:input_type -> hsmbackup.v1.InfoRequest
-	10, // 27: hsmbackup.v1.HSM.Members:input_type -> hsmbackup.v1.MembersRequest
-	13, // 28: hsmbackup.v1.HSM.Objects:input_type -> hsmbackup.v1.ObjectsRequest
-	15, // 29: hsmbackup.v1.HSM.Extract:input_type -> hsmbackup.v1.ExtractRequest
-	18, // 30: hsmbackup.v1.HSM.Insert:input_type -> hsmbackup.v1.InsertRequest
-	20, // 31: hsmbackup.v1.HSM.Root:input_type -> hsmbackup.v1.RootRequest
-	22, // 32: hsmbackup.v1.HSM.FingerprintKeys:input_type -> hsmbackup.v1.FingerprintKeysRequest
-	24, // 33: hsmbackup.v1.HSM.Cells:input_type -> hsmbackup.v1.CellsRequest
-	26, // 34: hsmbackup.v1.HSM.Prepare:input_type -> hsmbackup.v1.PrepareRequest
-	28, // 35: hsmbackup.v1.HSM.Commit:input_type -> hsmbackup.v1.OpRequest
-	28, // 36: hsmbackup.v1.HSM.Abort:input_type -> hsmbackup.v1.OpRequest
-	28, // 37: hsmbackup.v1.HSM.Resolve:input_type -> hsmbackup.v1.OpRequest
-	33, // 38: hsmbackup.v1.HSM.Create:input_type -> hsmbackup.v1.CreateRequest
-	35, // 39: hsmbackup.v1.HSM.Change:input_type -> hsmbackup.v1.ChangeRequest
-	36, // 40: hsmbackup.v1.HSM.Use:input_type -> hsmbackup.v1.UseRequest
-	38, // 41: hsmbackup.v1.HSM.Keys:input_type -> hsmbackup.v1.KeysRequest
-	40, // 42: hsmbackup.v1.HSM.Key:input_type -> hsmbackup.v1.KeyRequest
-	42, // 43: hsmbackup.v1.HSM.Users:input_type -> hsmbackup.v1.UsersRequest
-	45, // 44: hsmbackup.v1.HSM.Envelope:input_type -> hsmbackup.v1.EnvelopeRequest
-	47, // 45: hsmbackup.v1.HSM.Sign:input_type -> hsmbackup.v1.SignRequest
-	2,  // 46: hsmbackup.v1.HSM.Ping:output_type -> hsmbackup.v1.PingReply
-	6,  // 47: hsmbackup.v1.HSM.Attach:output_type -> hsmbackup.v1.AttachReply
-	8,  // 48: hsmbackup.v1.HSM.Info:output_type -> hsmbackup.v1.InfoReply
-	11, // 49: hsmbackup.v1.HSM.Members:output_type -> hsmbackup.v1.MembersReply
-	14, // 50: hsmbackup.v1.HSM.Objects:output_type -> hsmbackup.v1.ObjectBatch
-	16, // 51: hsmbackup.v1.HSM.Extract:output_type -> hsmbackup.v1.ExtractReply
-	19, // 52: hsmbackup.v1.HSM.Insert:output_type -> hsmbackup.v1.InsertReply
-	21, // 53: hsmbackup.v1.HSM.Root:output_type -> hsmbackup.v1.RootReply
-	23, // 54: hsmbackup.v1.HSM.FingerprintKeys:output_type -> hsmbackup.v1.FingerprintKeysReply
-	25, // 55: hsmbackup.v1.HSM.Cells:output_type -> hsmbackup.v1.CellBatch
-	27, // 56: hsmbackup.v1.HSM.Prepare:output_type -> hsmbackup.v1.PrepareReply
-	29, // 57: hsmbackup.v1.HSM.Commit:output_type -> hsmbackup.v1.CommitReply
-	30, // 58: hsmbackup.v1.HSM.Abort:output_type -> hsmbackup.v1.AbortReply
-	31, // 59: hsmbackup.v1.HSM.Resolve:output_type -> hsmbackup.v1.ResolveReply
-	34, // 60: hsmbackup.v1.HSM.Create:output_type -> hsmbackup.v1.CreateReply
-	17, // 61: hsmbackup.v1.HSM.Change:output_type -> hsmbackup.v1.Masked
-	37, // 62: hsmbackup.v1.HSM.Use:output_type -> hsmbackup.v1.UseReply
-	39, // 63: hsmbackup.v1.HSM.Keys:output_type -> hsmbackup.v1.KeyBatch
-	41, // 64: hsmbackup.v1.HSM.Key:output_type -> hsmbackup.v1.KeyInfo
-	43, // 65: hsmbackup.v1.HSM.Users:output_type -> hsmbackup.v1.UserBatch
-	46, // 66: hsmbackup.v1.HSM.Envelope:output_type -> hsmbackup.v1.EnvelopeReply
-	48, // 67: hsmbackup.v1.HSM.Sign:output_type -> hsmbackup.v1.SignReply
-	46, // [46:68] is the sub-list for method output_type
-	24, // [24:46] is the sub-list for method input_type
-	24, // [24:24] is the sub-list for extension type_name
-	24, // [24:24] is the sub-list for extension extendee
-	0,  // [0:24] is the sub-list for field type_name
+	20, // 18: hsmbackup.v1.ChangeRequest.masked:type_name -> hsmbackup.v1.Masked
+	13, // 19: hsmbackup.v1.ChangeRequest.invite:type_name -> hsmbackup.v1.Invite
+	14, // 20: hsmbackup.v1.ChangeRequest.claim:type_name -> hsmbackup.v1.Claim
+	15, // 21: hsmbackup.v1.ChangeRequest.revoked:type_name -> hsmbackup.v1.Revocation
+	35, // 22: hsmbackup.v1.UseRequest.params:type_name -> hsmbackup.v1.Params
+	61, // 23: hsmbackup.v1.KeysRequest.attrs:type_name -> hsmbackup.v1.KeysRequest.AttrsEntry
+	44, // 24: hsmbackup.v1.KeyBatch.keys:type_name -> hsmbackup.v1.KeyInfo
+	62, // 25: hsmbackup.v1.KeyInfo.attributes:type_name -> hsmbackup.v1.KeyInfo.AttributesEntry
+	47, // 26: hsmbackup.v1.UserBatch.users:type_name -> hsmbackup.v1.UserInfo
+	53, // 27: hsmbackup.v1.GreetRequest.before:type_name -> hsmbackup.v1.Boot
+	8,  // 28: hsmbackup.v1.GreetReply.info:type_name -> hsmbackup.v1.InfoReply
+	12, // 29: hsmbackup.v1.JoinReply.members:type_name -> hsmbackup.v1.Member
+	1,  // 30: hsmbackup.v1.HSM.Ping:input_type -> hsmbackup.v1.PingRequest
+	3,  // 31: hsmbackup.v1.HSM.Attach:input_type -> hsmbackup.v1.AttachRequest
+	7,  // 32: hsmbackup.v1.HSM.Info:input_type -> hsmbackup.v1.InfoRequest
+	10, // 33: hsmbackup.v1.HSM.Members:input_type -> hsmbackup.v1.MembersRequest
+	16, // 34: hsmbackup.v1.HSM.Objects:input_type -> hsmbackup.v1.ObjectsRequest
+	18, // 35: hsmbackup.v1.HSM.Extract:input_type -> hsmbackup.v1.ExtractRequest
+	21, // 36: hsmbackup.v1.HSM.Insert:input_type -> hsmbackup.v1.InsertRequest
+	23, // 37: hsmbackup.v1.HSM.Root:input_type -> hsmbackup.v1.RootRequest
+	25, // 38: hsmbackup.v1.HSM.FingerprintKeys:input_type -> hsmbackup.v1.FingerprintKeysRequest
+	27, // 39: hsmbackup.v1.HSM.Cells:input_type -> hsmbackup.v1.CellsRequest
+	29, // 40: hsmbackup.v1.HSM.Prepare:input_type -> hsmbackup.v1.PrepareRequest
+	31, // 41: hsmbackup.v1.HSM.Commit:input_type -> hsmbackup.v1.OpRequest
+	31, // 42: hsmbackup.v1.HSM.Abort:input_type -> hsmbackup.v1.OpRequest
+	31, // 43: hsmbackup.v1.HSM.Resolve:input_type -> hsmbackup.v1.OpRequest
+	36, // 44: hsmbackup.v1.HSM.Create:input_type -> hsmbackup.v1.CreateRequest
+	38, // 45: hsmbackup.v1.HSM.Change:input_type -> hsmbackup.v1.ChangeRequest
+	39, // 46: hsmbackup.v1.HSM.Use:input_type -> hsmbackup.v1.UseRequest
+	41, // 47: hsmbackup.v1.HSM.Keys:input_type -> hsmbackup.v1.KeysRequest
+	43, // 48: hsmbackup.v1.HSM.Key:input_type -> hsmbackup.v1.KeyRequest
+	45, // 49: hsmbackup.v1.HSM.Users:input_type -> hsmbackup.v1.UsersRequest
+	48, // 50: hsmbackup.v1.HSM.Envelope:input_type -> hsmbackup.v1.EnvelopeRequest
+	50, // 51: hsmbackup.v1.HSM.Sign:input_type -> hsmbackup.v1.SignRequest
+	52, // 52: hsmbackup.v1.HSM.Greet:input_type -> hsmbackup.v1.GreetRequest
+	55, // 53: hsmbackup.v1.HSM.Issue:input_type -> hsmbackup.v1.IssueRequest
+	57, // 54: hsmbackup.v1.HSM.Join:input_type -> hsmbackup.v1.JoinRequest
+	2,  // 55: hsmbackup.v1.HSM.Ping:output_type -> hsmbackup.v1.PingReply
+	6,  // 56: hsmbackup.v1.HSM.Attach:output_type -> hsmbackup.v1.AttachReply
+	8,  // 57: hsmbackup.v1.HSM.Info:output_type -> hsmbackup.v1.InfoReply
+	11, // 58: hsmbackup.v1.HSM.Members:output_type -> hsmbackup.v1.MembersReply
+	17, // 59: hsmbackup.v1.HSM.Objects:output_type -> hsmbackup.v1.ObjectBatch
+	19, // 60: hsmbackup.v1.HSM.Extract:output_type -> hsmbackup.v1.ExtractReply
+	22, // 61: hsmbackup.v1.HSM.Insert:output_type -> hsmbackup.v1.InsertReply
+	24, // 62: hsmbackup.v1.HSM.Root:output_type -> hsmbackup.v1.RootReply
+	26, // 63: hsmbackup.v1.HSM.FingerprintKeys:output_type -> hsmbackup.v1.FingerprintKeysReply
+	28, // 64: hsmbackup.v1.HSM.Cells:output_type -> hsmbackup.v1.CellBatch
+	30, // 65: hsmbackup.v1.HSM.Prepare:output_type -> hsmbackup.v1.PrepareReply
+	32, // 66: hsmbackup.v1.HSM.Commit:output_type -> hsmbackup.v1.CommitReply
+	33, // 67: hsmbackup.v1.HSM.Abort:output_type -> hsmbackup.v1.AbortReply
+	34, // 68: hsmbackup.v1.HSM.Resolve:output_type -> hsmbackup.v1.ResolveReply
+	37, // 69: hsmbackup.v1.HSM.Create:output_type -> hsmbackup.v1.CreateReply
+	20, // 70: hsmbackup.v1.HSM.Change:output_type -> hsmbackup.v1.Masked
+	40, // 71: hsmbackup.v1.HSM.Use:output_type -> hsmbackup.v1.UseReply
+	42, // 72: hsmbackup.v1.HSM.Keys:output_type -> hsmbackup.v1.KeyBatch
+	44, // 73: hsmbackup.v1.HSM.Key:output_type -> hsmbackup.v1.KeyInfo
+	46, // 74: hsmbackup.v1.HSM.Users:output_type -> hsmbackup.v1.UserBatch
+	49, // 75: hsmbackup.v1.HSM.Envelope:output_type -> hsmbackup.v1.EnvelopeReply
+	51, // 76: hsmbackup.v1.HSM.Sign:output_type -> hsmbackup.v1.SignReply
+	54, // 77: hsmbackup.v1.HSM.Greet:output_type -> hsmbackup.v1.GreetReply
+	56, // 78: hsmbackup.v1.HSM.Issue:output_type -> hsmbackup.v1.IssueReply
+	58, // 79: hsmbackup.v1.HSM.Join:output_type -> hsmbackup.v1.JoinReply
+	55, // [55:80] is the sub-list for method output_type
+	30, // [30:55] is the sub-list for method input_type
+	30, // [30:30] is the sub-list for extension type_name
+	30, // [30:30] is the sub-list for extension extendee
+	0,  // [0:30] is the sub-list for field type_name
 }
 
 func init() { file_hsm_proto_init() }
@@ -3478,7 +4357,7 @@ func file_hsm_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_hsm_proto_rawDesc), len(file_hsm_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   53,
+			NumMessages:   63,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

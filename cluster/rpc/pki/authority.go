@@ -111,19 +111,48 @@ func (a *Authority) Issue(id Identity, validity time.Duration) (certPEM []byte, 
 // in it is ignored, id decides. ErrInvalid if the request does not verify or
 // its key is not ECDSA P-256.
 func (a *Authority) IssueFor(requestPEM []byte, id Identity, validity time.Duration) (certPEM []byte, err error) {
+	return a.IssueForAt(requestPEM, id, time.Now(), validity)
+}
+
+// IssueForAt is IssueFor for a certificate that counts as issued at a moment:
+// revocations name one (IssuedAt).
+func (a *Authority) IssueForAt(requestPEM []byte, id Identity, at time.Time, validity time.Duration) (certPEM []byte, err error) {
+	public, err := RequestKey(requestPEM)
+	if err != nil {
+		return nil, fmt.Errorf("certificate request for %s: %w", id, err)
+	}
+	return a.issue(public, id, at, validity)
+}
+
+// RequestKey returns the public key of a signing request that is signed with it.
+// ErrInvalid.
+func RequestKey(requestPEM []byte) (crypto.PublicKey, error) {
 	block, rest := pem.Decode(requestPEM)
 	if block == nil || block.Type != blockRequest || len(bytes.TrimSpace(rest)) != 0 {
-		return nil, fmt.Errorf("%w: certificate request for %s: want one PEM block %q", hsm.ErrInvalid, id, blockRequest)
+		return nil, fmt.Errorf("%w: want one PEM block %q", hsm.ErrInvalid, blockRequest)
 	}
 	request, err := x509.ParseCertificateRequest(block.Bytes)
 	if err != nil {
-		return nil, fmt.Errorf("%w: certificate request for %s does not decode", hsm.ErrInvalid, id)
+		return nil, fmt.Errorf("%w: it does not decode", hsm.ErrInvalid)
 	}
 	if err := request.CheckSignature(); err != nil {
-		return nil, fmt.Errorf("%w: certificate request for %s is not signed with its own key", hsm.ErrInvalid, id)
+		return nil, fmt.Errorf("%w: it is not signed with its own key", hsm.ErrInvalid)
 	}
-	return a.issue(request.PublicKey, id, time.Now(), validity)
+	return request.PublicKey, nil
 }
+
+// Renew makes a certificate for a key pair that stays.
+func (a *Authority) Renew(keyPEM hsm.Secret, id Identity, validity time.Duration) (certPEM []byte, err error) {
+	b, err := readBlocks(keyPEM.Reveal())
+	if err != nil || b.key == nil || len(b.certs) > 0 {
+		return nil, fmt.Errorf("%w: certificate for %s: want one private key in PEM", hsm.ErrInvalid, id)
+	}
+	return a.issue(&b.key.PublicKey, id, time.Now(), validity)
+}
+
+// Expires returns when the authority's own certificate does, and with it all that
+// it has issued.
+func (a *Authority) Expires() time.Time { return a.cert.NotAfter }
 
 // NewRequest makes a key pair and a signing request for it (IssueFor).
 func NewRequest() (requestPEM []byte, keyPEM hsm.Secret, err error) {
@@ -141,6 +170,9 @@ func NewRequest() (requestPEM []byte, keyPEM hsm.Secret, err error) {
 func (a *Authority) issue(public crypto.PublicKey, id Identity, from time.Time, validity time.Duration) ([]byte, error) {
 	if err := id.Check(); err != nil {
 		return nil, err
+	}
+	if id.Kind == KindJoiner {
+		return nil, fmt.Errorf("%w: the authority issues no certificates for joiners", hsm.ErrInvalid)
 	}
 	if p, ok := public.(*ecdsa.PublicKey); !ok || p.Curve != elliptic.P256() {
 		return nil, fmt.Errorf("%w: certificate for %s: want an ECDSA P-256 key", hsm.ErrInvalid, id)

@@ -12,11 +12,13 @@ import (
 // Kind is what the holder of a certificate is.
 type Kind string
 
-// The kinds. An HSM serves and calls; the others only call.
+// The kinds. An HSM serves and calls; the others only call. A joiner has no
+// certificate of the authority's, but one signed with the key of its token.
 const (
 	KindHSM       Kind = "hsm"
 	KindAppliance Kind = "appliance"
 	KindClient    Kind = "client"
+	KindJoiner    Kind = "joiner"
 )
 
 // MaxName is the longest name in an identity, in bytes.
@@ -53,7 +55,7 @@ func (i Identity) Check() error {
 		if _, err := hsm.ParseHSMID(i.Name); err != nil {
 			return fmt.Errorf("identity of an HSM: %w", err)
 		}
-	case KindAppliance, KindClient:
+	case KindAppliance, KindClient, KindJoiner:
 		if err := checkName(i.Name); err != nil {
 			return err
 		}

@@ -23,6 +23,8 @@ var (
 	// ErrKind: carries no identity, or one that may not stand on this side, or
 	// not the one that was asked for.
 	ErrKind = errors.New("certificate of the wrong kind")
+	// ErrRevoked: was revoked by an admin, or its HSM was removed.
+	ErrRevoked = errors.New("certificate was revoked")
 	// ErrRefused: the other side refused this side's certificate. TLS does not
 	// say more; the other side's log does.
 	ErrRefused = errors.New("certificate was refused")
@@ -34,6 +36,7 @@ type verifier struct {
 	cluster hsm.ClusterID
 	usage   x509.ExtKeyUsage
 	hsms    []hsm.HSMID // if any, it must be one of these
+	revoked func(id Identity, issued time.Time) error
 	now     func() time.Time
 }
 
@@ -67,8 +70,16 @@ func (v *verifier) leaf(cert *x509.Certificate) (Identity, error) {
 	if err := v.kind(cert, id); err != nil {
 		return Identity{}, err
 	}
+	if v.revoked != nil {
+		if err := v.revoked(id, IssuedAt(cert)); err != nil {
+			return Identity{}, err
+		}
+	}
 	return id, v.chain(cert, id)
 }
+
+// IssuedAt returns the moment that a certificate counts as issued at.
+func IssuedAt(cert *x509.Certificate) time.Time { return cert.NotBefore.Add(backdate) }
 
 func (v *verifier) signed(cert *x509.Certificate) bool {
 	return slices.ContainsFunc(v.cas, func(ca *x509.Certificate) bool { return cert.CheckSignatureFrom(ca) == nil })
@@ -77,11 +88,19 @@ func (v *verifier) signed(cert *x509.Certificate) bool {
 func (v *verifier) times(cert *x509.Certificate, id Identity) error {
 	switch now := v.now(); {
 	case now.After(cert.NotAfter):
-		return fmt.Errorf("%w: that of %s %s expired on %s; issue a new one", ErrExpired, id.Kind, id.Name, cert.NotAfter.UTC().Format(time.RFC3339))
+		return fmt.Errorf("%w: that of %s %s expired on %s; %s", ErrExpired, id.Kind, id.Name, cert.NotAfter.UTC().Format(time.RFC3339), remedy(id.Kind))
 	case now.Before(cert.NotBefore):
 		return fmt.Errorf("%w: that of %s %s begins on %s; check the clocks of both sides", ErrExpired, id.Kind, id.Name, cert.NotBefore.UTC().Format(time.RFC3339))
 	}
 	return nil
+}
+
+// remedy says how to get a new certificate.
+func remedy(k Kind) string {
+	if k == KindHSM {
+		return "start that HSM again, or run hsm renew on its folder"
+	}
+	return "issue a new one with credential issue, with --dir and an HSM's folder if no other certificate is left"
 }
 
 func (v *verifier) kind(cert *x509.Certificate, id Identity) error {

@@ -132,3 +132,49 @@ func (s Seal) Open(sealed []byte) (hsm.Secret, error) {
 	}
 	return hsm.NewSecret(b), nil
 }
+
+// Transport is a one-time age identity (post-quantum hybrid, ML-KEM-768 with
+// X25519) to which an HSM seals the keys for one that joins.
+type Transport struct{ identity *age.HybridIdentity }
+
+// NewTransport draws one.
+func NewTransport() (Transport, error) {
+	id, err := age.GenerateHybridIdentity()
+	if err != nil {
+		return Transport{}, fmt.Errorf("make a transport identity: %w", err)
+	}
+	return Transport{identity: id}, nil
+}
+
+// ParseTransport reads what Text returns. ErrSeal.
+func ParseTransport(text hsm.Secret) (Transport, error) {
+	id, err := age.ParseHybridIdentity(string(text.Reveal()))
+	if err != nil {
+		return Transport{}, fmt.Errorf("%w: a transport identity does not decode", ErrSeal)
+	}
+	return Transport{identity: id}, nil
+}
+
+// Text returns the identity, to be kept under a seal.
+func (t Transport) Text() hsm.Secret { return hsm.NewSecret([]byte(t.identity.String())) }
+
+// Recipient returns the public half.
+func (t Transport) Recipient() string { return t.identity.Recipient().String() }
+
+// Open decrypts what SealTo sealed.
+func (t Transport) Open(sealed []byte) (hsm.Secret, error) {
+	return Seal{kind: "transport identity", identity: t.identity}.Open(sealed)
+}
+
+// Format keeps the identity out of every output of fmt.
+func (t Transport) Format(f fmt.State, _ rune) { fmt.Fprint(f, "[redacted transport identity]") }
+
+// SealTo encrypts secret to the recipient of a Transport. hsm.ErrInvalid if it is
+// none.
+func SealTo(recipient string, secret hsm.Secret) ([]byte, error) {
+	r, err := age.ParseHybridRecipient(recipient)
+	if err != nil {
+		return nil, fmt.Errorf("%w: the recipient of the keys does not decode", hsm.ErrInvalid)
+	}
+	return Seal{kind: "transport identity", recipient: r}.Close(secret)
+}

@@ -1,0 +1,133 @@
+package hsm
+
+import (
+	"crypto/rand"
+	"encoding/hex"
+	"fmt"
+	"slices"
+	"time"
+)
+
+// State is what an HSM does at the moment.
+type State string
+
+// The states. An HSM serves users in the first two only.
+const (
+	StateActive     State = "ACTIVE"
+	StateDegraded   State = "DEGRADED"    // serves, with something that an operator must see to
+	StateJoining    State = "JOINING"     // has an identity, and not yet every key
+	StateCatchingUp State = "CATCHING-UP" // was away or set back, and has not yet learned what its peers know
+	StateLeaving    State = "LEAVING"     // is about to be removed: takes no new keys
+	StateDuplicate  State = "DUPLICATE"   // another HSM runs under the same identity
+	StateRemoved    State = "REMOVED"
+)
+
+// Serves tells whether an HSM in this state serves users. One that does not say
+// what it does, does.
+func (s State) Serves() bool {
+	return s == "" || s == StateActive || s == StateDegraded || s == StateLeaving
+}
+
+// Member is one HSM of the cluster as all others know it.
+type Member struct {
+	ID      HSMID
+	Name    string
+	Address string // host:port
+	Zone    string
+	// Removed members are members no more, for ever.
+	Removed bool
+	// Joining members have an identity and not yet every key: nobody routes to
+	// them, and they count nowhere.
+	Joining bool
+	// Leaving members take no new keys.
+	Leaving bool
+	// Drained, of a removed member: the others held all that it had committed.
+	// Nothing that is in doubt hangs on it.
+	Drained bool
+	// Replaces is the member that this one removes when it has joined.
+	Replaces HSMID
+	// Doubt, in Unix milliseconds: what this member says of operations that began
+	// until then does not count, since its folder was set back to an older state.
+	Doubt int64
+	// Settled, in Unix milliseconds: an admin has decided that operations that
+	// began until then do not wait for this member. Keep: they are committed;
+	// otherwise they are dropped.
+	Settled int64
+	Keep    bool
+}
+
+// Counts tells whether the member is one of those that hold the cluster's keys.
+func (m Member) Counts() bool { return !m.Removed && !m.Joining }
+
+// InviteID names one invitation.
+type InviteID [16]byte
+
+// NewInviteID draws a fresh id.
+func NewInviteID() (id InviteID) {
+	rand.Read(id[:])
+	return id
+}
+
+// String prints 32 hexadecimal digits.
+func (id InviteID) String() string { return hex.EncodeToString(id[:]) }
+
+// ParseInviteID reads what String prints. ErrInvalid.
+func ParseInviteID(s string) (InviteID, error) {
+	b, err := hex.DecodeString(s)
+	if err != nil || len(b) != len(InviteID{}) {
+		return InviteID{}, fmt.Errorf("%w: invitation %s: want 32 hexadecimal digits", ErrInvalid, quote(s))
+	}
+	return InviteID(b), nil
+}
+
+// Invite is a one-time token as the cluster knows it: the public half of its
+// key, and never the token itself.
+//
+// One joiner at most ever uses it. Each voter records, durably and for ever, the
+// first claim that it hears of, and refuses every other; more than half of the
+// voters must have recorded a claim before anything is given to its joiner. The
+// voters are fixed when the invitation is made, so any two majorities share one.
+// Of two joiners at the same time none may win; then the token is of no more use.
+type Invite struct {
+	ID       InviteID
+	Key      [32]byte // Ed25519 public key
+	Expires  time.Time
+	By       string // the admin who made it
+	Voters   []HSMID
+	Replaces HSMID           // the member in whose place the new one comes, or 0
+	Claims   map[HSMID]Claim // by voter
+}
+
+// Claim is one joiner's, with a fingerprint of the keys that it proves to have.
+type Claim struct {
+	Joiner HSMID
+	Proof  [32]byte
+}
+
+// Won tells whether a claim has the majority of the voters.
+func (i *Invite) Won(c Claim) bool {
+	n := 0
+	for voter, claim := range i.Claims {
+		if claim == c && slices.Contains(i.Voters, voter) {
+			n++
+		}
+	}
+	return n > len(i.Voters)/2
+}
+
+// Rival returns a claim other than c, if there is one.
+func (i *Invite) Rival(c Claim) (Claim, bool) {
+	for _, claim := range i.Claims {
+		if claim != c {
+			return claim, true
+		}
+	}
+	return Claim{}, false
+}
+
+// Revocation ends certificates: those of this kind and name that were issued
+// until this moment.
+type Revocation struct {
+	Kind, Name string
+	Until      time.Time
+}

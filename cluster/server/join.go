@@ -1,0 +1,441 @@
+package server
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"github.com/fxamacker/cbor/v2"
+	"golang.org/x/sys/unix"
+
+	"github.com/hsmbackup/hsmbackup/cluster/hsm"
+	"github.com/hsmbackup/hsmbackup/cluster/reconcile"
+	"github.com/hsmbackup/hsmbackup/cluster/rpc"
+	"github.com/hsmbackup/hsmbackup/cluster/rpc/pki"
+	"github.com/hsmbackup/hsmbackup/cluster/server/seal"
+)
+
+// JoinSpec describes an HSM that joins a cluster elsewhere.
+type JoinSpec struct {
+	Token   hsm.Secret // what hsm invite printed
+	Dir     string     // must be missing or empty
+	Address string     // where others reach it; port 0 picks a free one
+	Listen  string     // where it listens, if that is not Address
+	Name    string     // empty: the cluster gives one
+	Zone    string     // empty: the cluster gives one
+	// Seal makes the seal of the new folder; nil: a file seal.
+	Seal    func(folder string) (seal.Seal, error)
+	Version string
+	Log     *slog.Logger // nil: slog.Default
+}
+
+var (
+	// ErrToken: none of the HSMs that a join token names lets this one in.
+	ErrToken = errors.New("join token")
+	// ErrTokenRefused: the cluster refuses the token for good: it has expired or
+	// was used. It comes with hsm.ErrDenied.
+	ErrTokenRefused = errors.New("join token refused")
+)
+
+// Join makes the folder of a new HSM of an existing cluster: it makes its own TLS
+// key, proves to one of the token's HSMs that it holds the token, and gets a
+// certificate, and the keys of the lineage sealed to a key of its own. Then it
+// copies every object. The HSM counts as a member once it has run (Open, Serve).
+//
+// Like Create it works in a hidden folder beside DIR, .NAME.hsmbackup-join, and
+// renames that as the last step. If we die on the way, the same call goes on with
+// the same keys, so that the token still serves; what it leaves otherwise is at
+// most a member that is JOINING and counts nowhere.
+//
+// ErrFolder if DIR is not empty or in use; hsm.ErrInvalid if the token is no
+// token; ErrTokenRefused if it has expired or was used; ErrToken and
+// hsm.ErrUnavailable if none of its HSMs lets this one in; pki.ErrForeign if who
+// answers there is not of the token's cluster.
+func Join(ctx context.Context, s JoinSpec) (*Config, error) {
+	token, err := pki.ParseToken(s.Token)
+	if err != nil {
+		return nil, err
+	}
+	defer token.Seed.Wipe()
+	if s.Log == nil {
+		s.Log = slog.Default()
+	}
+	dir, err := filepath.Abs(s.Dir)
+	if err != nil || s.Dir == "" {
+		return nil, fmt.Errorf("%w %s: no folder for the HSM", ErrFolder, s.Dir)
+	}
+	j := &joiner{spec: s, token: token, staging: filepath.Join(filepath.Dir(dir), "."+filepath.Base(dir)+".hsmbackup-join")}
+	unlock, err := j.stage(dir)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	if err := j.run(ctx); err != nil {
+		if errors.Is(err, hsm.ErrDenied) || errors.Is(err, hsm.ErrInvalid) { // another try has the same end
+			return nil, errors.Join(err, os.RemoveAll(j.staging))
+		}
+		return nil, err
+	}
+	// If we die before the rename the same call does all but the first step anew;
+	// after it DIR holds a whole HSM.
+	if err := unix.Rename(j.staging, dir); err != nil {
+		return nil, fmt.Errorf("%w %s: %w", ErrFolder, dir, err)
+	}
+	if err := syncDir(filepath.Dir(dir)); err != nil {
+		return nil, fmt.Errorf("%w %s: %w", ErrFolder, dir, err)
+	}
+	return j.config, nil
+}
+
+// joiner is one Join.
+type joiner struct {
+	spec    JoinSpec
+	token   *pki.Token
+	staging string
+	seal    seal.Seal
+	pending *pending
+	config  *Config
+}
+
+// pending is what a joiner keeps from its first step on, under its seal: asked
+// again, it must be the same one.
+type pending struct {
+	Version   uint64    `cbor:"1,keyasint"`
+	Invite    []byte    `cbor:"2,keyasint"`
+	Joiner    hsm.HSMID `cbor:"3,keyasint"`
+	Request   []byte    `cbor:"4,keyasint"` // PKCS #10, PEM
+	TLSKey    []byte    `cbor:"5,keyasint"` // PEM
+	Transport []byte    `cbor:"6,keyasint"` // age identity
+	Address   string    `cbor:"7,keyasint"`
+}
+
+const (
+	pendingFile    = "join.age"
+	pendingVersion = 1
+)
+
+// stage makes sure that dir is missing or empty, and opens the staging folder.
+func (j *joiner) stage(dir string) (unlock func(), err error) {
+	if err := mustBeEmpty(dir); err != nil {
+		return nil, err
+	}
+	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
+		return nil, fmt.Errorf("%w %s: %w", ErrFolder, dir, err)
+	}
+	lock, err := lockPath(j.staging+".lock", dir)
+	if err != nil {
+		return nil, err
+	}
+	unlock = func() { os.Remove(j.staging + ".lock"); lock.Close() }
+	if err := j.begin(); err != nil {
+		unlock()
+		return nil, err
+	}
+	return unlock, nil
+}
+
+// begin takes up what an earlier run with the same token left, or starts anew.
+func (j *joiner) begin() error {
+	sealed, err := os.ReadFile(filepath.Join(j.staging, pendingFile))
+	if err == nil {
+		if j.seal, err = j.openSeal(); err != nil {
+			return err
+		}
+		if err = j.resume(sealed); err != nil {
+			return fmt.Errorf("an unfinished join in %s cannot be taken up: %w; give the seal it was begun with, or delete that folder", j.staging, err)
+		}
+		if j.pending != nil {
+			return j.clean(pendingFile, seal.FileName)
+		}
+	}
+	if err := errors.Join(os.RemoveAll(j.staging), os.Mkdir(j.staging, 0o700)); err != nil {
+		return fmt.Errorf("%w %s: %w", ErrFolder, j.staging, err)
+	}
+	if j.seal, err = j.openSeal(); err != nil {
+		return err
+	}
+	return j.draw()
+}
+
+func (j *joiner) openSeal() (seal.Seal, error) {
+	newSeal := j.spec.Seal
+	if newSeal == nil {
+		newSeal = seal.NewFile
+	}
+	sl, err := newSeal(j.staging)
+	if errors.Is(err, fs.ErrExist) {
+		return seal.OpenFile(j.staging)
+	}
+	return sl, err
+}
+
+// resume reads the pending join; of another token it is nil.
+func (j *joiner) resume(sealed []byte) error {
+	plain, err := j.seal.Open(sealed)
+	if err != nil {
+		return err
+	}
+	defer plain.Wipe()
+	var p pending
+	if err := cbor.Unmarshal(plain.Reveal(), &p); err != nil || p.Version != pendingVersion {
+		return fmt.Errorf("%w: it does not decode", ErrFolder)
+	}
+	if slices.Equal(p.Invite, j.token.Invite[:]) {
+		j.pending = &p
+	}
+	return nil
+}
+
+// clean deletes what a later step of an earlier run left.
+func (j *joiner) clean(keep ...string) error {
+	entries, err := os.ReadDir(j.staging)
+	if err != nil {
+		return fmt.Errorf("%w %s: %w", ErrFolder, j.staging, err)
+	}
+	for _, e := range entries {
+		if !slices.Contains(keep, e.Name()) {
+			err = errors.Join(err, os.RemoveAll(filepath.Join(j.staging, e.Name())))
+		}
+	}
+	return err
+}
+
+// draw draws the joiner's keys and keeps them, before anybody is asked: if we die
+// before that, nobody knows of this joiner; after it, it can ask again.
+func (j *joiner) draw() error {
+	request, key, err := pki.NewRequest()
+	if err != nil {
+		return err
+	}
+	transport, err := seal.NewTransport()
+	if err != nil {
+		return err
+	}
+	address, err := j.address()
+	if err != nil {
+		return err
+	}
+	j.pending = &pending{
+		Version: pendingVersion, Invite: j.token.Invite[:], Joiner: hsm.NewHSMID(), Request: request, TLSKey: key.Reveal(),
+		Transport: transport.Text().Reveal(), Address: address,
+	}
+	plain, err := cbor.Marshal(j.pending)
+	if err != nil {
+		return fmt.Errorf("keep the joiner's keys: they do not encode")
+	}
+	defer clear(plain)
+	sealed, err := j.seal.Close(hsm.NewSecret(plain))
+	if err != nil {
+		return err
+	}
+	if err := writeFile(filepath.Join(j.staging, pendingFile), sealed, 0o600); err != nil {
+		return fmt.Errorf("%w %s: %w", ErrFolder, j.staging, err)
+	}
+	return errors.Join(syncDir(j.staging), syncDir(filepath.Dir(j.staging)))
+}
+
+// address checks the address and picks a port if there is none.
+func (j *joiner) address() (string, error) {
+	m := []hsm.Member{{Address: j.spec.Address}}
+	if err := checkAddress(j.spec.Address); err != nil {
+		return "", err
+	}
+	err := freePorts(m)
+	return m[0].Address, err
+}
+
+func (j *joiner) run(ctx context.Context) error {
+	reply, err := j.ask(ctx)
+	if err != nil {
+		return err
+	}
+	keys, err := j.accept(reply)
+	if err != nil {
+		return err
+	}
+	defer keys.wipe()
+	if err := j.write(reply, keys); err != nil {
+		return fmt.Errorf("%w %s: %w", ErrFolder, j.staging, err)
+	}
+	if err := j.fill(ctx, reply, keys); err != nil {
+		return err
+	}
+	if err := os.Remove(filepath.Join(j.staging, pendingFile)); err != nil {
+		return fmt.Errorf("%w %s: %w", ErrFolder, j.staging, err)
+	}
+	return syncDir(j.staging)
+}
+
+// ask asks the token's HSMs in turn until one lets this one in, or refuses it for
+// a reason that all others would have too.
+func (j *joiner) ask(ctx context.Context) (rpc.JoinReply, error) {
+	tlsConfig, err := pki.JoinConfig(j.token)
+	if err != nil {
+		return rpc.JoinReply{}, err
+	}
+	transport, err := seal.ParseTransport(hsm.NewSecret(j.pending.Transport))
+	if err != nil {
+		return rpc.JoinReply{}, err
+	}
+	request := rpc.JoinRequest{
+		Joiner: j.pending.Joiner, Request: j.pending.Request, Recipient: transport.Recipient(),
+		Name: j.spec.Name, Address: j.pending.Address, Zone: j.spec.Zone,
+	}
+	var errs []error
+	for _, address := range j.token.Addresses {
+		reply, err := rpc.Join(ctx, address, tlsConfig, request)
+		switch {
+		case err == nil:
+			return reply, nil
+		case errors.Is(err, pki.ErrRefused):
+			err = fmt.Errorf("%w: HSM at %s does not know this token: it is not of this cluster, or not there yet", hsm.ErrUnavailable, address)
+		case errors.Is(err, hsm.ErrDenied):
+			return rpc.JoinReply{}, fmt.Errorf("%w: %w", ErrTokenRefused, err)
+		case !errors.Is(err, hsm.ErrUnavailable):
+			return rpc.JoinReply{}, err
+		}
+		j.spec.Log.Warn("not let in there", "address", address, "error", err)
+		errs = append(errs, err)
+		if ctx.Err() != nil {
+			break
+		}
+	}
+	return rpc.JoinReply{}, fmt.Errorf("%w: no HSM that it names lets this one in: %w", ErrToken, errors.Join(errs...))
+}
+
+// accept checks all that the HSM has sent before any of it is used.
+func (j *joiner) accept(r rpc.JoinReply) (*secrets, error) {
+	if err := j.token.CheckCA(r.CA); err != nil {
+		return nil, err
+	}
+	tlsKey := hsm.NewSecret(slices.Clone(j.pending.TLSKey))
+	if _, err := pki.ServerConfig(r.Certificate, tlsKey, r.CA, j.token.Cluster); err != nil {
+		return nil, fmt.Errorf("the certificate that the cluster gave: %w", err)
+	}
+	transport, err := seal.ParseTransport(hsm.NewSecret(j.pending.Transport))
+	if err != nil {
+		return nil, err
+	}
+	plain, err := transport.Open(r.Sealed)
+	if err != nil {
+		return nil, fmt.Errorf("the keys that the cluster gave: %w", err)
+	}
+	defer plain.Wipe()
+	keyring, ca, err := hsm.DecodeRecovery(plain)
+	if err != nil {
+		return nil, err
+	}
+	if keyring.Lineage() != r.Lineage || r.Cluster != j.token.Cluster {
+		return nil, fmt.Errorf("%w: the keys that the cluster gave are not its own", hsm.ErrLineage)
+	}
+	authority, err := pki.ParseAuthority(ca)
+	if err != nil {
+		return nil, err
+	}
+	return &secrets{keyring: keyring, ca: ca, tlsKey: tlsKey}, j.token.CheckCA(authority.CertPEM())
+}
+
+// write makes everything in the HSM's folder except its object store and audit
+// log.
+func (j *joiner) write(r rpc.JoinReply, keys *secrets) error {
+	i := slices.IndexFunc(r.Members, func(m hsm.Member) bool { return m.ID == j.pending.Joiner })
+	if i < 0 {
+		return fmt.Errorf("%w: the cluster does not list this HSM", hsm.ErrInvalid)
+	}
+	me := r.Members[i]
+	j.config = &Config{
+		ID: me.ID, Name: me.Name, Cluster: r.Cluster, ClusterName: r.ClusterName, Lineage: r.Lineage, Region: r.Region,
+		Zone: me.Zone, Address: me.Address, Listen: j.spec.Listen, Seal: j.seal.Kind(),
+	}
+	if err := j.config.check(); err != nil {
+		return err
+	}
+	sealed, err := closeSecrets(j.seal, keys.keyring, keys.ca, keys.tlsKey)
+	if err != nil {
+		return err
+	}
+	return errors.Join(
+		writeFile(filepath.Join(j.staging, sealedFile), sealed, 0o600),
+		writeFile(filepath.Join(j.staging, certFile), r.Certificate, 0o644),
+		writeFile(filepath.Join(j.staging, caFile), r.CA, 0o644),
+		j.config.save(j.staging))
+}
+
+// fill makes the object store and copies what the cluster holds into it. What
+// is added meanwhile, and what other HSMs have, the HSM fetches when it is served,
+// before it counts.
+func (j *joiner) fill(ctx context.Context, r rpc.JoinReply, keys *secrets) (err error) {
+	d, err := openDevice(ctx, j.staging, j.config, keys, deviceOptions{create: true, version: j.spec.Version, now: time.Now, log: j.spec.Log})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, d.close()) }()
+	d.record("join-cluster", d.principal(), 0, fmt.Sprintf("%s %s", r.ClusterName, r.Cluster), nil)
+	var errs []error
+	for _, m := range r.Members {
+		if !m.Counts() {
+			continue
+		}
+		tlsConfig, err := pki.ClientConfig(r.Certificate, keys.tlsKey, r.CA, r.Cluster, m.ID)
+		if err != nil {
+			return err
+		}
+		if err = j.fillFrom(ctx, d, m.Address, tlsConfig); err == nil {
+			return nil
+		}
+		j.spec.Log.Warn("not copied from there", "address", m.Address, "error", err)
+		errs = append(errs, err)
+	}
+	return fmt.Errorf("copy the cluster's objects: %w", errors.Join(errs...))
+}
+
+func (j *joiner) fillFrom(ctx context.Context, d *device, address string, cfg *tls.Config) (err error) {
+	module, err := rpc.Dial(ctx, address, cfg)
+	if err != nil {
+		return err
+	}
+	defer module.Close()
+	session, err := module.Session(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, session.Close()) }()
+	for _, scope := range []hsm.Scope{hsm.ScopeCluster, hsm.ScopeLineage} {
+		if _, err := reconcile.Sync(ctx, session.Scoped(scope), d.self.Scoped(scope)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// DefaultJoinAddress is the address of an HSM that was given none: a free port of
+// the address that this machine has towards the cluster's HSMs.
+func DefaultJoinAddress(token hsm.Secret) (string, error) {
+	t, err := pki.ParseToken(token)
+	if err != nil {
+		return "", err
+	}
+	defer t.Seed.Wipe()
+	var errs []error
+	for _, address := range t.Addresses {
+		conn, err := net.Dial("udp", address) // sends nothing; it asks for the route
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		host, _, err := net.SplitHostPort(conn.LocalAddr().String())
+		conn.Close()
+		if err == nil {
+			return net.JoinHostPort(host, "0"), nil
+		}
+	}
+	return "", fmt.Errorf("%w: no route to the cluster; give this HSM an address of its own: %w", hsm.ErrUnavailable, errors.Join(errs...))
+}

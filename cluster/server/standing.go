@@ -1,0 +1,221 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/hsmbackup/hsmbackup/cluster/hsm"
+	"github.com/hsmbackup/hsmbackup/cluster/rpc/pki"
+)
+
+// standing is what the HSM knows of its place in the cluster: who is a member,
+// which certificates are revoked, and whether it may serve. It is read on every
+// call and at every handshake, and replaced when anything of it changes.
+type standing struct {
+	members map[hsm.HSMID]hsm.Member
+	revoked map[string]time.Time // by kind/name
+	self    hsm.Member
+}
+
+// place holds the current standing.
+type place struct {
+	now     atomic.Pointer[standing]
+	changed chan struct{} // holds one token when it must be read anew
+
+	mu   sync.Mutex
+	said hsm.State // the state that the log was told last
+}
+
+func newPlace() *place { return &place{changed: make(chan struct{}, 1)} }
+
+// poke says that it must be read anew.
+func (p *place) poke() {
+	select {
+	case p.changed <- struct{}{}:
+	default:
+	}
+}
+
+// locate reads the standing from the object store.
+func (s *Server) locate(ctx context.Context) error {
+	members, err := s.device.self.Members(ctx)
+	if err != nil {
+		return err
+	}
+	revocations, err := s.device.soft.Revocations(ctx)
+	if err != nil {
+		return err
+	}
+	next := &standing{members: map[hsm.HSMID]hsm.Member{}, revoked: map[string]time.Time{}}
+	for _, m := range members {
+		next.members[m.ID] = m
+	}
+	for _, r := range revocations {
+		next.revoked[r.Kind+"/"+r.Name] = r.Until
+	}
+	next.self = next.members[s.config.ID]
+	s.place.now.Store(next)
+	return nil
+}
+
+// keepPlace follows the cluster's changes until the context ends: who is no
+// member any more, or whose certificate was revoked, loses its connections at
+// once, with the sessions on them and the calls under way.
+func (s *Server) keepPlace(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-s.place.changed:
+		}
+		if err := s.locate(ctx); err != nil {
+			if ctx.Err() == nil {
+				s.options.Log.Error("members and revocations cannot be read", "error", err)
+			}
+			continue
+		}
+		if n := s.rpc.End(s.expelled); n > 0 {
+			s.options.Log.Warn("connections ended: their certificates are revoked, or their HSMs removed", "connections", n)
+		}
+		s.announceState()
+	}
+}
+
+// expelled tells whether a caller has lost its place.
+func (s *Server) expelled(id pki.Identity, issued time.Time) bool {
+	if hsmID, ok := id.HSM(); ok {
+		m, known := s.place.now.Load().members[hsmID]
+		return known && m.Removed
+	}
+	return s.revoked(id, issued) != nil
+}
+
+// revoked refuses certificates that were revoked. It is called during handshakes.
+func (s *Server) revoked(id pki.Identity, issued time.Time) error {
+	until, ok := s.place.now.Load().revoked[string(id.Kind)+"/"+id.Name]
+	if !ok || issued.After(until) {
+		return nil
+	}
+	return fmt.Errorf("%w: that of %s %s at %s; issue a new one with credential issue", pki.ErrRevoked, id.Kind, id.Name, until.UTC().Format(time.RFC3339))
+}
+
+// inviteKey returns the key of an invitation, for handshakes. One that has
+// expired or was used still opens a connection, on which the joiner learns that.
+func (s *Server) inviteKey(name string) ([32]byte, error) {
+	id, err := hsm.ParseInviteID(name)
+	if err != nil {
+		return [32]byte{}, err
+	}
+	i, err := s.device.soft.FindInvite(context.Background(), id)
+	if err != nil {
+		return [32]byte{}, err
+	}
+	return i.Key, nil
+}
+
+// state is what the HSM does at the moment, and what an operator should know.
+func (s *Server) state() (state hsm.State, notice string) {
+	if state = s.phase(); state == hsm.StateActive && s.recordable() != nil {
+		state = hsm.StateDegraded
+	}
+	return state, ""
+}
+
+// phase is the state apart from what fails. It is asked for on every call.
+func (s *Server) phase() hsm.State {
+	self := s.place.now.Load().self
+	switch {
+	case self.Joining:
+		return hsm.StateJoining
+	case !s.sync.caughtUp():
+		return hsm.StateCatchingUp
+	case self.Leaving:
+		return hsm.StateLeaving
+	}
+	return hsm.StateActive
+}
+
+// reasons say why an HSM in a state does not serve.
+var reasons = map[hsm.State]string{
+	hsm.StateDuplicate:  "another HSM runs under the same identity: a copy of its folder; stop one of them",
+	hsm.StateJoining:    "it joins and has not every key yet",
+	hsm.StateCatchingUp: "it was away and learns what its peers know",
+	hsm.StateLeaving:    "it is being removed and takes nothing new",
+}
+
+// serves refuses what an HSM in its present state does not do. ErrUnavailable:
+// callers go to another HSM.
+func (s *Server) serves() error {
+	if state := s.phase(); !state.Serves() {
+		return s.notNow(state)
+	}
+	return nil
+}
+
+// takes is serves for what adds or changes keys, users or settings.
+func (s *Server) takes() error {
+	if state := s.phase(); !state.Serves() || state == hsm.StateLeaving {
+		return s.notNow(state)
+	}
+	return nil
+}
+
+func (s *Server) notNow(state hsm.State) error {
+	return fmt.Errorf("%w: HSM %s is %s: %s", hsm.ErrUnavailable, s.config.ID, state, reasons[state])
+}
+
+// announceState tells the log when the state has changed.
+func (s *Server) announceState() {
+	state, notice := s.state()
+	s.place.mu.Lock()
+	before := s.place.said
+	s.place.said = state
+	s.place.mu.Unlock()
+	if state == before {
+		return
+	}
+	if why, bad := reasons[state]; bad {
+		s.options.Log.Warn("HSM does not serve as usual", "state", state, "reason", why, "notice", notice)
+		return
+	}
+	s.options.Log.Info("HSM serves", "state", state, "notice", notice)
+}
+
+// settleIn runs after each round of server-side sync: an HSM that joins says that
+// it has every key as soon as it has.
+func (s *Server) settleIn(ctx context.Context) {
+	self := s.place.now.Load().self
+	if self.Joining && s.sync.synced() {
+		if err := s.joined(ctx, self); err != nil {
+			s.options.Log.Error("HSM cannot say that it has joined", "error", err)
+		}
+	}
+	s.announceState()
+	if s.phase().Serves() {
+		s.isReady()
+	}
+}
+
+// joined makes the HSM a member that counts. Whoever it replaces is removed first:
+// if we die in between, it is removed, and this one goes on to join when it is
+// started again.
+func (s *Server) joined(ctx context.Context, self hsm.Member) error {
+	if old, ok := s.place.now.Load().members[self.Replaces]; ok && !old.Removed {
+		old.Removed = true
+		if _, err := s.device.self.Change(ctx, hsm.Change{Kind: hsm.ChangeMember, Member: &old}); err != nil {
+			return err
+		}
+		s.options.Log.Warn("HSM removed: this one takes its place", "removed", old.ID.String())
+	}
+	self.Joining = false
+	if _, err := s.device.self.Change(ctx, hsm.Change{Kind: hsm.ChangeMember, Member: &self}); err != nil {
+		return err
+	}
+	s.options.Log.Info("HSM has joined: it has every key", "hsm", self.ID.String())
+	// A reference that there is no object for is passed over.
+	return errors.Join(s.locate(ctx), s.sync.tell(ctx, hsm.MemberRef(self.ID), hsm.MemberRef(self.Replaces)))
+}

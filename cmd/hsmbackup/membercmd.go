@@ -1,0 +1,147 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/hsmbackup/hsmbackup/cluster"
+	"github.com/hsmbackup/hsmbackup/cluster/hsm"
+	"github.com/hsmbackup/hsmbackup/cluster/server"
+)
+
+func (p *program) inviteCommand() *cli.Command {
+	return &cli.Command{
+		Name: "invite", Usage: "print a one-time token with which a new HSM joins the cluster, as an admin", ArgsUsage: "[CLUSTER]", Action: p.invite,
+		Description: "Example: hsmbackup hsm invite ./east --expires 1h\n\nWhoever has the token can join, and then has every key: hand it over as you would a password. It serves for one HSM, and expires.",
+		Flags: append(clusterFlags(),
+			&cli.DurationFlag{Name: "expires", Value: time.Hour, Usage: "how long the token is good"},
+			&cli.StringFlag{Name: "replace", Usage: "`HSM`, an id or name, that is dead and is removed when the new one has joined"}),
+	}
+}
+
+func (p *program) invite(cc *cli.Context) error {
+	life := cc.Duration("expires")
+	if life <= 0 {
+		return usagef("--expires %s: want a time ahead", life)
+	}
+	return p.withNamed(cc, target(cc), who{file: cc.String("credential")}, func(ctx context.Context, c *cluster.Cluster) error {
+		var replaces hsm.HSMID
+		if name := cc.String("replace"); name != "" {
+			m, err := findMember(ctx, c, name)
+			if err != nil {
+				return err
+			}
+			replaces = m.ID
+		}
+		i, err := c.Invite(ctx, life, replaces)
+		if err != nil {
+			return err
+		}
+		defer i.Token.Wipe()
+		if len(i.Missing) > 0 {
+			fmt.Fprintf(p.err, "note: %v did not answer and get to know the token when they do\n", i.Missing)
+		}
+		doc := map[string]any{"token": string(i.Token.Reveal()), "id": i.ID.String(), "expires": i.Expires}
+		return p.result(doc, func(w io.Writer) { fmt.Fprintf(w, "%s\n", i.Token.Reveal()) })
+	})
+}
+
+// findMember finds a member by id or name. hsm.ErrNotFound; a name that two have
+// is refused.
+func findMember(ctx context.Context, c *cluster.Cluster, name string) (hsm.Member, error) {
+	members, err := c.Members(ctx)
+	if err != nil {
+		return hsm.Member{}, err
+	}
+	var found []hsm.Member
+	for _, m := range members {
+		if m.ID.String() == name {
+			return m, nil
+		}
+		if m.Name == name && !m.Removed {
+			found = append(found, m)
+		}
+	}
+	switch len(found) {
+	case 0:
+		return hsm.Member{}, fmt.Errorf("%w: the cluster has no HSM %q; cluster info lists them", hsm.ErrNotFound, name)
+	case 1:
+		return found[0], nil
+	}
+	return hsm.Member{}, fmt.Errorf("%w: %d HSMs are called %q; give the id", hsm.ErrInvalid, len(found), name)
+}
+
+func (p *program) joinCommand() *cli.Command {
+	return &cli.Command{
+		Name: "join", Usage: "make the folder of a new HSM that joins a cluster with a token", Action: p.joinCluster,
+		Description: "Example: hsmbackup hsm join --token hsmjoin1-… --dir ./hsm-4 --address 10.0.4.7:2223 --zone d && hsmbackup hsm serve ./hsm-4\n\n" +
+			"It makes its own key, gets certificate and keys from an HSM that the token names, and copies every object. It counts as a member once it has run. If it is interrupted, run it again: it goes on.\n" +
+			"The token may also stand in HSMBACKUP_JOIN_TOKEN, or come on standard input with --token -, where no other user of the machine sees it.",
+		Flags: []cli.Flag{
+			&cli.StringFlag{Name: "token", EnvVars: []string{"HSMBACKUP_JOIN_TOKEN"}, Required: true, Usage: "what hsm invite printed, or - for standard input"},
+			&cli.StringFlag{Name: "dir", Required: true, Usage: "new or empty `FOLDER` for the HSM"},
+			&cli.StringFlag{Name: "address", Usage: "`HOST:PORT` where the others reach it (default: this machine's address towards the cluster, and a free port)"},
+			&cli.StringFlag{Name: "listen", Usage: "`HOST:PORT` to listen on, if that is not the address"},
+			&cli.StringFlag{Name: "name", Usage: "`NAME` for people (default: the next hsm-N)"},
+			&cli.StringFlag{Name: "zone", Usage: "availability `ZONE`"},
+			&cli.StringFlag{Name: "seal", Value: "file", Usage: "what protects keys at rest: file (development), passphrase or identity"},
+			&cli.BoolFlag{Name: "serve", Usage: "then run it in the foreground, as hsm serve does"},
+		},
+	}
+}
+
+func (p *program) joinCluster(cc *cli.Context) error {
+	token, err := p.joinToken(cc.String("token"))
+	if err != nil {
+		return err
+	}
+	defer token.Wipe()
+	if err := harden(); err != nil {
+		p.log.Warn("memory of this process may reach the disk", "error", err)
+	}
+	spec := server.JoinSpec{
+		Token: token, Dir: cc.String("dir"), Address: cc.String("address"), Listen: cc.String("listen"), Name: cc.String("name"), Zone: cc.String("zone"),
+		Seal: p.newSeal(cc.String("seal")), Version: version(), Log: p.log,
+	}
+	if spec.Address == "" {
+		if spec.Address, err = server.DefaultJoinAddress(token); err != nil {
+			return err
+		}
+	}
+	c, err := server.Join(cc.Context, spec)
+	if err != nil {
+		return err
+	}
+	if cc.Bool("serve") {
+		return p.serveFolder(cc.Context, cc.String("dir"), "")
+	}
+	doc := map[string]any{
+		"id": c.ID, "name": c.Name, "address": c.Address, "zone": c.Zone, "cluster": c.Cluster, "cluster_name": c.ClusterName, "dir": cc.String("dir"),
+	}
+	return p.result(doc, func(w io.Writer) {
+		fmt.Fprintf(w, "%s %s joins cluster %s at %s, zone %s\nstart it with: hsmbackup hsm serve %s\n", c.Name, c.ID, c.ClusterName, c.Address, c.Zone, cc.String("dir"))
+	})
+}
+
+// joinToken reads the token where it stands.
+func (p *program) joinToken(value string) (hsm.Secret, error) {
+	os.Unsetenv("HSMBACKUP_JOIN_TOKEN") // nothing that this process starts needs it
+	if value != "-" {
+		return hsm.NewSecret([]byte(value)), nil
+	}
+	line, err := bufio.NewReader(io.LimitReader(p.in, maxTokenLine)).ReadString('\n')
+	if line = strings.TrimSpace(line); line == "" {
+		return hsm.Secret{}, usagef("no token on standard input: %v", err)
+	}
+	return hsm.NewSecret([]byte(line)), nil
+}
+
+// maxTokenLine is more than any token.
+const maxTokenLine = 32 << 10

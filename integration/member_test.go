@@ -1,0 +1,112 @@
+package integration
+
+import (
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+// eventually waits for what must come about; nothing is measured.
+func eventually(t testing.TB, what string, is func() bool) {
+	t.Helper()
+	for end := time.Now().Add(deadline); !is(); time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal(what)
+		}
+	}
+}
+
+// invite makes a token as the admin.
+func (c *testCluster) invite(t testing.TB, more ...string) string {
+	t.Helper()
+	return strings.TrimSpace(c.admin().ok(t, append([]string{"hsm", "invite"}, more...)...))
+}
+
+// join makes the folder of a new HSM, starts it, and waits until it counts.
+func (c *testCluster) join(t testing.TB, token, name string, more ...string) (id string) {
+	t.Helper()
+	var joined struct{ ID string }
+	dir := c.path(name)
+	c.with("HSMBACKUP_JOIN_TOKEN="+token).json(t, &joined, append([]string{"hsm", "join", "--dir", dir}, more...)...)
+	p := c.start(t, "hsm", "serve", dir)
+	c.hsms = append(c.hsms, p)
+	p.waitReady(t)
+	c.waitState(t, joined.ID, "ACTIVE")
+	return joined.ID
+}
+
+// stateOf is the state that cluster info shows of an HSM; "" if it shows none.
+func (c *testCluster) stateOf(t testing.TB, id string) string {
+	t.Helper()
+	for _, h := range c.info(t).HSMs {
+		if h.ID == id {
+			return h.State
+		}
+	}
+	return ""
+}
+
+func (c *testCluster) waitState(t testing.TB, id, state string) {
+	t.Helper()
+	eventually(t, id+" does not become "+state, func() bool { return c.stateOf(t, id) == state })
+}
+
+// TestAnHSMJoinsAcrossMachines: a cluster grows by an HSM with a folder elsewhere,
+// which has every key; the token serves once.
+func TestAnHSMJoinsAcrossMachines(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, newMachine(t), "east", 2)
+	refs := []string{c.generate(t, "one"), c.generate(t, "two")}
+	token := c.invite(t)
+	id := c.join(t, token, "elsewhere", "--zone", "zone-9", "--name", "third")
+	if c.root(t); len(c.info(t).HSMs) != 3 {
+		t.Errorf("%+v", c.info(t))
+	}
+	var where struct{ Coverage, Missing []string }
+	c.alice().json(t, &where, "key", "where", "key-reference="+refs[0])
+	if len(where.Coverage) != 3 || len(where.Missing) != 0 || !strings.Contains(strings.Join(where.Coverage, " "), id) {
+		t.Errorf("the first key is on %v, not on %v", where.Coverage, where.Missing)
+	}
+	for _, p := range c.hsms[:2] { // the new one serves alone
+		p.kill()
+	}
+	if got := c.references(t); len(got) != 2 || !got[refs[1]] {
+		t.Errorf("it shows %v", got)
+	}
+	c.startAll(t)
+	c.wait(t)
+}
+
+// TestTokensAreRefusedClearly: each with one line, the right exit code, and
+// nothing half done.
+func TestTokensAreRefusedClearly(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, newMachine(t), "east", 1, "--min-copies", "1")
+	used := c.invite(t)
+	c.join(t, used, "second")
+	short := c.invite(t, "--expires", "1ms")
+	dir := c.path("new")
+	refuse := func(exit int, code, token, text string) {
+		t.Helper()
+		line := c.with("HSMBACKUP_JOIN_TOKEN="+token).refused(t, exit, code, "hsm", "join", "--quiet", "--dir", dir)
+		if !strings.Contains(line, text) || strings.Contains(line, token) && token != "" {
+			t.Errorf("%q, want %q", line, text)
+		}
+		if left, _ := filepath.Glob(c.path(".new*")); len(left) > 0 {
+			t.Errorf("left: %v", left)
+		}
+	}
+	refuse(4, "token_refused", used, "the token was used by hsm-")
+	eventually(t, "the token does not expire", func() bool {
+		return strings.Contains(c.with("HSMBACKUP_JOIN_TOKEN="+short).run(t, "hsm", "join", "--dir", dir).stderr, "expired")
+	})
+	refuse(4, "token_refused", short, "the token expired at")
+	refuse(2, "invalid", used[:len(used)-5], "damaged")
+	refuse(2, "invalid", "garbage", "no join token")
+	c.admin().refused(t, 2, "usage", "hsm", "invite", "--expires", "-1s")
+	c.alice().refused(t, 4, "denied", "hsm", "invite")
+	if info := c.info(t); len(info.HSMs) != 2 {
+		t.Errorf("%+v", info)
+	}
+}
