@@ -58,6 +58,18 @@ const (
 	MaxTags = 64
 	MaxText = 256
 
+	// MaxMarked bounds the snapshots that one mark names, and MaxMark its bytes:
+	// about 45 for each. Whoever marks more writes several marks.
+	MaxMarked = 10_000
+	MaxMark   = 1 << 20
+
+	// MaxRecord holds a record of verification or of a copy, tags included.
+	MaxRecord = 64 << 10
+
+	// MaxLocation bounds the text that names a store: a bucket, a prefix, an
+	// endpoint.
+	MaxLocation = 1024
+
 	// MaxMembers bounds the HSMs that a manifest names: CloudHSM has 28.
 	MaxMembers = 1024
 

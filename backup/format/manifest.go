@@ -253,6 +253,10 @@ func CheckText(s string) error {
 	if len(s) > MaxText {
 		return fmt.Errorf("a text of %d bytes, at most %d", len(s), MaxText)
 	}
+	return checkPrints(s)
+}
+
+func checkPrints(s string) error {
 	for _, r := range s {
 		if !unicode.IsPrint(r) {
 			return fmt.Errorf("the text %q has characters that do not print", s)

@@ -15,6 +15,9 @@ const (
 	IndexPrefix    = "index/"
 	EnvelopePrefix = "envelopes/"
 	ManifestPrefix = "manifests/"
+	MarkPrefix     = "marks/"
+	VerifiedPrefix = "verified/"
+	CopyPrefix     = "copies/"
 )
 
 // The first lines.
@@ -23,6 +26,9 @@ const (
 	indexHeader    = "hsmbackup index v1\n"
 	envelopeHeader = "hsmbackup envelope v1\n"
 	manifestHeader = "hsmbackup manifest v1\n"
+	markHeader     = "hsmbackup mark v1\n"
+	verifiedHeader = "hsmbackup verified v1\n"
+	copyHeader     = "hsmbackup copy v1\n"
 )
 
 // Name is the SHA-256 of an object's stored bytes, and so its name.

@@ -22,7 +22,10 @@ import (
 // line, and the stored bytes. Each shows one failure; expect says which, and
 // objects how many objects of a pack are released before it.
 
-var update = flag.Bool("update", false, "write the test vectors again")
+var (
+	update     = flag.Bool("update", false, "write the test vectors again")
+	updateKind = flag.String("kind", "", "with -update: only those of one kind")
+)
 
 const vectorFolder = "../testdata/vectors"
 
@@ -107,6 +110,12 @@ func checkVector(t *testing.T, v vector) {
 		_, err = DecodeIndex(v.stored)
 	case "envelope":
 		_, err = DecodeEnvelope(v.stored)
+	case "mark":
+		_, err = DecodeMark(v.stored)
+	case "copy":
+		_, err = DecodeCopy(v.stored)
+	case "verified":
+		err = openVerification(v.stored)
 	case "manifest":
 		var m *Manifest
 		var body []byte
@@ -122,13 +131,16 @@ func checkVector(t *testing.T, v vector) {
 
 func writeVectors(t *testing.T) {
 	t.Helper()
-	old, _ := filepath.Glob(filepath.Join(vectorFolder, "*_*"))
+	old, _ := filepath.Glob(filepath.Join(vectorFolder, *updateKind+"*_*"))
 	for _, p := range old {
 		if err := os.Remove(p); err != nil {
 			t.Fatal(err)
 		}
 	}
-	for _, v := range slices.Concat(packVectors(t), indexVectors(t), manifestVectors(t), envelopeVectors(t)) {
+	for _, v := range slices.Concat(packVectors(t), indexVectors(t), manifestVectors(t), envelopeVectors(t), markVectors(t), verifiedVectors(t), copyVectors(t)) {
+		if !strings.HasPrefix(v.name, *updateKind) {
+			continue
+		}
 		if err := os.WriteFile(filepath.Join(vectorFolder, v.name), v.encode(), 0o644); err != nil {
 			t.Fatal(err)
 		}

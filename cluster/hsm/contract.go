@@ -258,6 +258,9 @@ const (
 	PurposeManifest  Purpose = "manifest"
 	PurposeChallenge Purpose = "challenge"
 	PurposeReport    Purpose = "report"
+	// PurposeVerified: records of verification. No HSM signs them; whoever opens
+	// the recovery envelope to verify a snapshot does.
+	PurposeVerified Purpose = "verified"
 )
 
 // LineageSignature is an Ed25519 signature (RFC 8032) with the public key that
