@@ -30,6 +30,8 @@ var (
 	ErrUnsettled = errors.New("the HSMs do not agree yet")
 	// ErrRecipient: a recipient, identity or threshold is malformed.
 	ErrRecipient = errors.New("invalid recipient or identity")
+	// ErrRetention: a rule of retention refuses it.
+	ErrRetention = errors.New("refused by retention")
 	// ErrRaced: other writers took every number this take tried for.
 	ErrRaced = errors.New("other snapshots kept being written")
 )
@@ -46,6 +48,7 @@ var hints = []struct {
 	{ErrUnsettled, "wait until the HSMs are in sync (cluster wait), then run the same command again"},
 	{ErrRecipient, "recipients are age1…, age1pq1… or ssh public keys; identity files are as age-keygen or ssh-keygen write them"},
 	{ErrRaced, "run the same command again, and let fewer hosts take snapshots at the same time"},
+	{ErrRetention, "snapshots list shows states and marks; take or verify a newer snapshot, or take the mark off with keep --no-keep or undelete"},
 	{hsm.ErrLineage, "check that the location is this cluster's repository"},
 	{hsm.ErrSignature, "the manifest was forged or damaged; use another snapshot, and find out who can write to the store"},
 }

@@ -54,6 +54,9 @@ func (s *Series) Take(ctx context.Context) (*Report, error) {
 	s.busy.Lock()
 	defer s.busy.Unlock()
 	t := &take{series: s, origin: s.origin, store: s.store, options: s.options, begun: time.Now()}
+	if !s.options.begun.IsZero() {
+		t.begun = s.options.begun
+	}
 	report, err := t.run(ctx)
 	if err != nil {
 		s.forget()

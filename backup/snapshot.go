@@ -34,6 +34,7 @@ type OpenOptions struct {
 type Snapshot struct {
 	store    storage.Store
 	manifest *format.Manifest
+	id       format.Marked
 	options  OpenOptions
 	catalog  *catalog
 	memo     memo
@@ -50,7 +51,7 @@ func Open(ctx context.Context, store storage.Store, id string, o OpenOptions) (*
 	if err != nil {
 		return nil, err
 	}
-	m, _, err := loadManifest(ctx, store, sequence)
+	m, stored, err := loadManifest(ctx, store, sequence)
 	if err != nil {
 		return nil, fmt.Errorf("open snapshot: %w", err)
 	}
@@ -58,7 +59,8 @@ func Open(ctx context.Context, store storage.Store, id string, o OpenOptions) (*
 		return nil, fmt.Errorf("open snapshot %s: %w: it is of %s, want %s", format.ID(sequence), hsm.ErrLineage, m.Lineage, *o.Trust)
 	}
 	c := &catalog{store: store, lineage: m.Lineage, packs: m.Packs}
-	return &Snapshot{store: store, manifest: m, options: o, catalog: c}, nil
+	of := format.Marked{Sequence: sequence, Manifest: format.NameOf(stored)}
+	return &Snapshot{store: store, manifest: m, id: of, options: o, catalog: c}, nil
 }
 
 func resolve(ctx context.Context, store storage.Store, id string) (uint64, error) {

@@ -39,6 +39,8 @@ type TakeOptions struct {
 	Settle time.Duration
 	// Progress is called now and then, never twice at a time.
 	Progress func(Progress)
+
+	begun time.Time // of tests; zero: now
 }
 
 // Progress is how far a take, an extraction or a verification is.
@@ -310,6 +312,11 @@ func (t *take) attempt(ctx context.Context) (*Report, error) {
 		return nil, t.recover(err)
 	}
 	if t.unchanged() {
+		if !t.followed { // what a series has just followed is the newest, which nobody removes
+			if err := t.parentStands(ctx); err != nil {
+				return nil, err
+			}
+		}
 		t.learn(t.parent)
 		return t.report(t.parent, nil), nil
 	}
@@ -321,7 +328,13 @@ func (t *take) attempt(ctx context.Context) (*Report, error) {
 	if err != nil {
 		return nil, t.recover(err)
 	}
+	if err := t.parentStands(ctx); err != nil {
+		return nil, err
+	}
 	if err := t.commit(ctx, m); err != nil {
+		return nil, err
+	}
+	if err := t.survived(ctx, m); err != nil {
 		return nil, err
 	}
 	t.learn(m)
@@ -530,21 +543,8 @@ func (t *take) checkParent(ctx context.Context) error {
 	if t.parent == nil || t.followed { // a series looks now and then
 		return nil
 	}
-	sizes := map[string]int64{}
-	for _, prefix := range []string{format.PackPrefix, format.IndexPrefix} {
-		for info, err := range t.store.List(ctx, prefix) {
-			if err != nil {
-				return fmt.Errorf("list %s: %w", prefix, err)
-			}
-			sizes[info.Name] = info.Size
-		}
-	}
-	for _, p := range t.parent.Packs {
-		for path, want := range map[string]uint64{format.PackPath(p.Pack): p.Size, format.IndexPath(p.Index): p.IndexSize} {
-			if size, ok := sizes[path]; !ok || size != int64(want) {
-				return fmt.Errorf("%w: %s is missing or has another size", ErrCorrupt, path)
-			}
-		}
+	if err := presence(ctx, t.store, t.parent); err != nil {
+		return err
 	}
 	_, err := fetch(ctx, t.store, format.EnvelopePath(t.parent.Envelope), t.parent.Envelope, format.MaxEnvelope)
 	return missing(err)

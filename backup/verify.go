@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 
 	"github.com/hsmbackup/hsmbackup/backup/format"
@@ -25,6 +26,9 @@ const (
 	// open the recovery envelope, every object is unmasked, which proves that it
 	// is authentic.
 	LevelRoot Level = "root"
+	// LevelUse is what a drill adds: every key is restored and used. Verify does
+	// not do it; a record of verification may say that it was done.
+	LevelUse Level = "use"
 )
 
 // ParseLevel reads a level. hsm.ErrInvalid.
@@ -46,7 +50,10 @@ type VerifyReport struct {
 	ID        string    `json:"id"`
 	Level     Level     `json:"level"`
 	Packs     int       `json:"packs"`
-	Objects   uint64    `json:"objects"` // compared, older states included
+	Checked   int       `json:"packs_checked"` // fewer than Packs in a sample
+	Turn      uint64    `json:"turn"`          // of the sample
+	Chosen    []string  `json:"-"`             // the packs of a sample, by name
+	Objects   uint64    `json:"objects"`       // compared, older states included
 	Unmasked  uint64    `json:"unmasked"`
 	Bytes     uint64    `json:"bytes"` // of packs
 	Root      hsm.Root  `json:"-"`     // recomputed
@@ -54,6 +61,9 @@ type VerifyReport struct {
 	Envelope  string    `json:"envelope"` // "present", or "opened"
 	Unsettled int       `json:"unsettled"`
 	Problems  []Problem `json:"-"`
+
+	id      format.Marked
+	keyring *hsm.Keyring // that the recovery envelope held, if it was opened
 }
 
 // OK tells whether nothing is wrong.
@@ -73,6 +83,13 @@ func (r *VerifyReport) Err() error {
 // could not look, because the manifest does not open (as with Open), the store
 // fails, or no identity fits.
 func Verify(ctx context.Context, store storage.Store, id string, level Level, o OpenOptions) (*VerifyReport, error) {
+	return VerifySample(ctx, store, id, level, Sample{}, o)
+}
+
+// VerifySample is Verify of a share of the packs: those whose turn it is. The
+// signature, the recovery envelope, all indexes and the root are checked
+// whatever the share.
+func VerifySample(ctx context.Context, store storage.Store, id string, level Level, sample Sample, o OpenOptions) (*VerifyReport, error) {
 	if _, err := ParseLevel(string(level)); err != nil {
 		return nil, err
 	}
@@ -83,7 +100,8 @@ func Verify(ctx context.Context, store storage.Store, id string, level Level, o 
 	if level == LevelRoot && len(o.Identities) == 0 {
 		return nil, fmt.Errorf("verify %s: %w: level %s decrypts the packs", s.ID(), ErrIdentity, level)
 	}
-	v := &verifier{Snapshot: s, report: &VerifyReport{ID: s.ID(), Level: level, Packs: len(s.manifest.Packs), Unsettled: len(s.manifest.Unsettled)}}
+	v := &verifier{Snapshot: s, report: &VerifyReport{ID: s.ID(), Level: level, Packs: len(s.manifest.Packs), Unsettled: len(s.manifest.Unsettled), id: s.id}}
+	v.choose(sample)
 	if err := v.run(ctx, level); err != nil {
 		return nil, fmt.Errorf("verify %s: %w", s.ID(), err)
 	}
@@ -94,6 +112,7 @@ type verifier struct {
 	*Snapshot
 	report  *VerifyReport
 	keyring *hsm.Keyring
+	chosen  map[format.Name]bool // packs to be read
 
 	mu   sync.Mutex
 	done Progress
@@ -124,6 +143,18 @@ func (v *verifier) run(ctx context.Context, level Level) error {
 	return nil
 }
 
+// choose picks the packs of the sample.
+func (v *verifier) choose(sample Sample) {
+	v.chosen = sample.choose(v.manifest.Packs)
+	v.report.Checked, v.report.Turn = len(v.chosen), sample.Turn
+	if sample.Share > 0 {
+		for name := range v.chosen {
+			v.report.Chosen = append(v.report.Chosen, name.String())
+		}
+		slices.Sort(v.report.Chosen)
+	}
+}
+
 // envelope checks the recovery envelope, and opens it if the identities can.
 func (v *verifier) envelope(ctx context.Context, level Level) error {
 	path := format.EnvelopePath(v.manifest.Envelope)
@@ -139,7 +170,7 @@ func (v *verifier) envelope(ctx context.Context, level Level) error {
 			v.report.Envelope = "opened"
 		}
 		if o, openErr := v.opened(ctx); openErr == nil {
-			v.keyring = o.keyring // maybe from the envelope of another snapshot
+			v.keyring, v.report.keyring = o.keyring, o.keyring // maybe from the envelope of another snapshot
 		}
 		if errors.Is(err, ErrIdentity) { // not a custodian of it, or not enough of them
 			err = nil
@@ -172,6 +203,9 @@ func (v *verifier) pack(ctx context.Context, p format.PackEntry, level Level) (l
 	}
 	if err := v.found(format.IndexPath(p.Index), err); err != nil {
 		return l, err
+	}
+	if !v.chosen[p.Pack] {
+		return l, nil
 	}
 	buf := packBuffers.Get().(*[]byte)
 	defer packBuffers.Put(buf)
@@ -237,7 +271,9 @@ func (v *verifier) count(p format.PackEntry) {
 	v.done.Bytes += int64(p.Size)
 	v.done.TotalObjects = 0
 	for _, e := range v.manifest.Packs {
-		v.done.TotalObjects += int(e.Objects)
+		if v.chosen[e.Pack] {
+			v.done.TotalObjects += int(e.Objects)
+		}
 	}
 	if v.options.Progress != nil {
 		v.options.Progress(v.done)

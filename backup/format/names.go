@@ -45,6 +45,22 @@ func PackPath(n Name) string     { s := n.String(); return PackPrefix + s[:2] + 
 func IndexPath(n Name) string    { return IndexPrefix + n.String() }
 func EnvelopePath(n Name) string { return EnvelopePrefix + n.String() }
 
+// IsPackPath and IsIndexPath tell whether a path is one that a writer makes.
+func IsPackPath(path string) bool {
+	s, ok := strings.CutPrefix(path, PackPrefix)
+	return ok && len(s) == 2+1+64 && s[2] == '/' && isName(s[3:]) && s[:2] == s[3:5]
+}
+
+func IsIndexPath(path string) bool {
+	s, ok := strings.CutPrefix(path, IndexPrefix)
+	return ok && isName(s)
+}
+
+func isName(s string) bool {
+	b, err := hex.DecodeString(s)
+	return err == nil && len(b) == len(Name{}) && hex.EncodeToString(b) == s
+}
+
 // ManifestPath returns where the manifest of a sequence number lies.
 func ManifestPath(sequence uint64) string { return ManifestPrefix + ID(sequence) }
 
