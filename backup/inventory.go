@@ -395,13 +395,14 @@ func (inv *Inventory) protected() []string {
 		if !s.there() {
 			continue
 		}
-		if highest {
-			out[i] = "it has the highest number"
-			highest = false
-		}
 		if s.Err != nil {
+			if highest {
+				out[i] = "it has the highest number"
+			}
+			highest = false
 			continue
 		}
+		highest = false
 		g := groups[s.origin()]
 		if g == nil {
 			g = &seen{}

@@ -2,6 +2,7 @@ package backup
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"math"
 	"slices"
@@ -57,4 +58,20 @@ func (s Sample) choose(packs []format.PackEntry) map[format.Name]bool {
 		out[names[(first+i)%uint64(n)]] = true
 	}
 	return out
+}
+
+// sampled returns the layers without the objects whose current state lies in
+// other packs than these.
+func (c *catalog) sampled(ctx context.Context, packs map[format.Name]bool) ([]layer, error) {
+	all, err := c.layers(ctx)
+	if err != nil {
+		return nil, err
+	}
+	out := make([]layer, len(all))
+	for o, at := range merged(all) {
+		if packs[c.packs[at.layer].Pack] {
+			out[at.layer].items = append(out[at.layer].items, o)
+		}
+	}
+	return out, nil
 }

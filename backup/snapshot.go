@@ -38,6 +38,7 @@ type Snapshot struct {
 	options  OpenOptions
 	catalog  *catalog
 	memo     memo
+	only     map[format.Name]bool // packs; nil: all (Only)
 }
 
 var _ hsm.Sketcher = (*Snapshot)(nil)
@@ -97,7 +98,21 @@ func (s *Snapshot) Lineage() hsm.Lineage { return s.manifest.Lineage }
 
 // Objects implements hsm.Source, from the indexes. ErrCorrupt.
 func (s *Snapshot) Objects(ctx context.Context) iter.Seq2[hsm.Object, error] {
-	return listing(ctx, s.catalog.layers)
+	if s.only == nil {
+		return listing(ctx, s.catalog.layers)
+	}
+	return listing(ctx, func(ctx context.Context) ([]layer, error) { return s.catalog.sampled(ctx, s.only) })
+}
+
+// Only returns the snapshot as if it held those objects alone whose current
+// state lies in the packs of a sample. Its Root and Cells are still those of the
+// whole.
+func (s *Snapshot) Only(sample Sample) *Snapshot {
+	part := *s
+	if part.only = nil; sample.Share > 0 && sample.Share < 1 {
+		part.only = sample.choose(s.manifest.Packs)
+	}
+	return &part
 }
 
 // FingerprintKeys implements hsm.Sketcher.

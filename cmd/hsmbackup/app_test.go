@@ -110,7 +110,7 @@ func TestSnapshotsTakesItsWordsInEitherOrder(t *testing.T) {
 		"./s": {"./s", "list", ""}, "./s show 1": {"./s", "show", "1"}, "show ./s 1": {"./s", "show", "1"},
 		"verify ./s": {"./s", "verify", ""}, "./s verify": {"./s", "verify", ""}, "./s verify show": {"./s", "verify", "show"},
 	} {
-		l, v, id, err := snapshotsWords(strings.Fields(line))
+		l, v, id, err := snapshotsWords(strings.Fields(line), []string{"list", "show", "verify"})
 		if got := [3]string{l, v, id}; err != nil || got != want {
 			t.Errorf("%q: got %v, %v; want %v", line, got, err, want)
 		}
