@@ -61,7 +61,9 @@ func (t *take) survived(ctx context.Context, m *format.Manifest) error {
 	if stands && time.Since(t.begun) < longTake {
 		return nil
 	}
-	err = presence(ctx, t.store, m)
+	if err = presence(ctx, t.store, m); err == nil {
+		_, err = fetch(ctx, t.store, format.EnvelopePath(m.Envelope), m.Envelope, format.MaxEnvelope)
+	}
 	if errors.Is(err, ErrCorrupt) {
 		t.fullReason = fmt.Sprintf("snapshot %s was damaged while it was written, by a prune with too short a grace period: %v", format.ID(m.Sequence), err)
 		t.note("%s", t.fullReason)
@@ -82,11 +84,14 @@ func exists(ctx context.Context, store storage.Store, path string) (bool, error)
 	return true, r.Close()
 }
 
+// objectPrefixes are where the objects lie that manifests name.
+var objectPrefixes = []string{format.PackPrefix, format.IndexPrefix, format.EnvelopePrefix}
+
 // presence sees that every pack and index that a manifest names is there and has
 // its size. ErrCorrupt names the first that has not.
 func presence(ctx context.Context, store storage.Store, m *format.Manifest) error {
 	sizes := map[string]int64{}
-	for _, prefix := range []string{format.PackPrefix, format.IndexPrefix} {
+	for _, prefix := range objectPrefixes[:2] {
 		for info, err := range store.List(ctx, prefix) {
 			if err != nil {
 				return fmt.Errorf("list %s: %w", prefix, err)

@@ -70,7 +70,7 @@ type Inventory struct {
 	Notes     []string // marks and records that cannot be read
 
 	log     *markLog
-	needed  map[string][]int // name of a pack or index: positions in Snapshots
+	needed  map[string][]int // name of an object: positions in Snapshots
 	unknown []int            // positions of manifests that cannot be read
 	copies  map[uint64]storage.Info
 }
@@ -149,9 +149,10 @@ func (inv *Inventory) manifests(ctx context.Context, store storage.Store) error 
 	return nil
 }
 
-// neededBy lists the packs and indexes that a manifest names.
+// neededBy lists the objects that a manifest names.
 func neededBy(m *format.Manifest) []string {
-	out := make([]string, 0, 2*len(m.Packs))
+	out := make([]string, 1, 1+2*len(m.Packs))
+	out[0] = format.EnvelopePath(m.Envelope)
 	for _, p := range m.Packs {
 		out = append(out, format.PackPath(p.Pack), format.IndexPath(p.Index))
 	}

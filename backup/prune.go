@@ -56,7 +56,7 @@ type PlannedSnapshot struct {
 	id format.Marked
 }
 
-// PlannedObject is a pack or an index that no manifest will need.
+// PlannedObject is an object that no manifest will need.
 type PlannedObject struct {
 	Name string `json:"name"`
 	Size int64  `json:"size"`
@@ -196,7 +196,7 @@ func (p *PrunePlan) objects(ctx context.Context, store storage.Store, inv *Inven
 	if p.Count(PruneRemove) > 0 {
 		removed = p.At
 	}
-	for _, prefix := range []string{format.PackPrefix, format.IndexPrefix} {
+	for _, prefix := range objectPrefixes {
 		for info, err := range store.List(ctx, prefix) {
 			if err != nil {
 				return fmt.Errorf("list %s: %w", prefix, err)
@@ -226,9 +226,11 @@ func (inv *Inventory) needs(name string, going []bool) bool {
 	return false
 }
 
-// ours tells whether the name is that of a pack or an index: others are not ours
-// to remove.
-func ours(name string) bool { return format.IsPackPath(name) || format.IsIndexPath(name) }
+// ours tells whether the name is that of a pack, an index or an envelope: others
+// are not ours to remove.
+func ours(name string) bool {
+	return format.IsPackPath(name) || format.IsIndexPath(name) || format.IsEnvelopePath(name)
+}
 
 // hold sets why no object may be removed.
 func (p *PrunePlan) hold(inv *Inventory, going []bool) {

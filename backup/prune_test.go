@@ -217,7 +217,7 @@ func TestPruneInSteps(t *testing.T) {
 	}
 	o.Policy = Policy{Last: 1}
 	o.Now, o.Grace = true, 0
-	if plan, r = p.prune(t, o); !slices.Equal(r.Removed, []string{fmtID(4)}) || r.Objects != 8 || r.Bytes != plan.Bytes || count(t, p.store, "packs/") != 1 || count(t, p.store, "index/") != 1 {
+	if plan, r = p.prune(t, o); !slices.Equal(r.Removed, []string{fmtID(4)}) || r.Objects != 9 || r.Bytes != plan.Bytes || count(t, p.store, "packs/") != 1 || count(t, p.store, "index/") != 1 {
 		t.Fatalf("%+v", r)
 	}
 	p.restorable(t)
@@ -582,7 +582,7 @@ func TestLockedObjectsAreReported(t *testing.T) {
 	}
 	p.restorable(t)
 	delete(p.store.locked, format.ManifestPath(1))
-	if _, r = p.prune(t, o); !slices.Equal(r.Removed, []string{fmtID(1)}) || r.Objects+len(r.Locked) != 2 {
+	if _, r = p.prune(t, o); !slices.Equal(r.Removed, []string{fmtID(1)}) || r.Objects+len(r.Locked) != 3 {
 		t.Fatalf("%+v", r)
 	}
 	p.restorable(t)

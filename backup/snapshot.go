@@ -108,11 +108,11 @@ func (s *Snapshot) Objects(ctx context.Context) iter.Seq2[hsm.Object, error] {
 // state lies in the packs of a sample. Its Root and Cells are still those of the
 // whole.
 func (s *Snapshot) Only(sample Sample) *Snapshot {
-	part := *s
-	if part.only = nil; sample.Share > 0 && sample.Share < 1 {
+	part := &Snapshot{store: s.store, manifest: s.manifest, id: s.id, options: s.options, catalog: s.catalog}
+	if sample.Share > 0 && sample.Share < 1 {
 		part.only = sample.choose(s.manifest.Packs)
 	}
-	return &part
+	return part
 }
 
 // FingerprintKeys implements hsm.Sketcher.

@@ -45,7 +45,7 @@ func PackPath(n Name) string     { s := n.String(); return PackPrefix + s[:2] + 
 func IndexPath(n Name) string    { return IndexPrefix + n.String() }
 func EnvelopePath(n Name) string { return EnvelopePrefix + n.String() }
 
-// IsPackPath and IsIndexPath tell whether a path is one that a writer makes.
+// IsPackPath, IsIndexPath and IsEnvelopePath tell whether a path is one that a writer makes.
 func IsPackPath(path string) bool {
 	s, ok := strings.CutPrefix(path, PackPrefix)
 	return ok && len(s) == 2+1+64 && s[2] == '/' && isName(s[3:]) && s[:2] == s[3:5]
@@ -53,6 +53,11 @@ func IsPackPath(path string) bool {
 
 func IsIndexPath(path string) bool {
 	s, ok := strings.CutPrefix(path, IndexPrefix)
+	return ok && isName(s)
+}
+
+func IsEnvelopePath(path string) bool {
+	s, ok := strings.CutPrefix(path, EnvelopePrefix)
 	return ok && isName(s)
 }
 

@@ -33,7 +33,7 @@ func decodeRecord(stored []byte, header, what string, version uint64, limit int,
 	if err != nil {
 		return err
 	}
-	if err := checkVersion(b, what, version); err != nil {
+	if err := checkVersion(b, what, 1, version); err != nil {
 		return err
 	}
 	return decodeCanonical(b, into)

@@ -99,7 +99,7 @@ func DecodeVerification(stored []byte) (v Verification, body []byte, s hsm.Linea
 	if err := decodeStored(stored, verifiedHeader, "record", MaxRecord, &f); err != nil {
 		return v, nil, s, err
 	}
-	if err := checkVersion(f.Body, "record", VerificationVersion); err != nil {
+	if err := checkVersion(f.Body, "record", 1, VerificationVersion); err != nil {
 		return v, nil, s, err
 	}
 	var b verificationBody
