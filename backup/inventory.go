@@ -25,8 +25,8 @@ const (
 	StateInProgress State = "CREATE_IN_PROGRESS" // a copy that is not whole yet
 )
 
-// Status is a snapshot with all that marks and records say of it.
-type Status struct {
+// Entry is a snapshot in an inventory, with all that marks and records say of it.
+type Entry struct {
 	Summary
 	State    State
 	Keep     bool      // never expires
@@ -66,7 +66,7 @@ type CopyInfo struct {
 
 // Inventory is everything that a repository's manifests, marks and records say.
 type Inventory struct {
-	Snapshots []Status // ascending by id, those deleted included
+	Snapshots []Entry  // ascending by id, those deleted included
 	Notes     []string // marks and records that cannot be read
 
 	log     *markLog
@@ -107,12 +107,12 @@ func (inv *Inventory) manifests(ctx context.Context, store storage.Store) error 
 			infos = append(infos, info)
 		}
 	}
-	read := make([]*Status, len(infos))
+	read := make([]*Entry, len(infos))
 	var mu sync.Mutex
 	needs := map[string][]int{}
 	err := parallel(ctx, readers, len(infos), func(ctx context.Context, i int) error {
 		n, _ := format.ParseManifestPath(infos[i].Name)
-		s, m, err := readStatus(ctx, store, n)
+		s, m, err := readEntry(ctx, store, n)
 		if err != nil || s == nil {
 			return err
 		}
@@ -159,11 +159,11 @@ func neededBy(m *format.Manifest) []string {
 	return out
 }
 
-// readStatus reads one manifest: nil if it is gone, with Err if it does not open.
-func readStatus(ctx context.Context, store storage.Store, n uint64) (*Status, *format.Manifest, error) {
+// readEntry reads one manifest: nil if it is gone, with Err if it does not open.
+func readEntry(ctx context.Context, store storage.Store, n uint64) (*Entry, *format.Manifest, error) {
 	path := format.ManifestPath(n)
-	bad := func(err error, name format.Name) *Status {
-		return &Status{Summary: Summary{ID: format.ID(n), Err: err}, State: StateReady, id: format.Marked{Sequence: n, Manifest: name}}
+	bad := func(err error, name format.Name) *Entry {
+		return &Entry{Summary: Summary{ID: format.ID(n), Err: err}, State: StateReady, id: format.Marked{Sequence: n, Manifest: name}}
 	}
 	stored, err := storage.ReadAll(ctx, store, path, format.MaxManifest)
 	switch {
@@ -181,7 +181,7 @@ func readStatus(ctx context.Context, store storage.Store, n uint64) (*Status, *f
 	case err != nil:
 		return nil, nil, err
 	}
-	return &Status{Summary: summarize(m), State: StateReady, id: format.Marked{Sequence: n, Manifest: format.NameOf(stored)}}, m, nil
+	return &Entry{Summary: summarize(m), State: StateReady, id: format.Marked{Sequence: n, Manifest: format.NameOf(stored)}}, m, nil
 }
 
 // apply sets the states by what the marks say, and adds the snapshots that are
@@ -202,7 +202,7 @@ func (inv *Inventory) apply(standings map[format.Marked]standing) {
 	}
 	for id, v := range standings {
 		if !v.removed.IsZero() && !there[id] {
-			inv.Snapshots = append(inv.Snapshots, Status{Summary: Summary{ID: format.ID(id.Sequence)}, State: StateDeleted, Deleted: v.removed, id: id})
+			inv.Snapshots = append(inv.Snapshots, Entry{Summary: Summary{ID: format.ID(id.Sequence)}, State: StateDeleted, Deleted: v.removed, id: id})
 		}
 	}
 }
@@ -235,7 +235,7 @@ func (inv *Inventory) copyRecords(ctx context.Context, store storage.Store) erro
 		switch {
 		case !there:
 			inv.copies[n] = info
-			inv.Snapshots = append(inv.Snapshots, Status{Summary: Summary{ID: format.ID(n), Tags: c.Tags}, State: StateInProgress, Copy: made, id: format.Marked{Sequence: n, Manifest: c.Manifest}})
+			inv.Snapshots = append(inv.Snapshots, Entry{Summary: Summary{ID: format.ID(n), Tags: c.Tags}, State: StateInProgress, Copy: made, id: format.Marked{Sequence: n, Manifest: c.Manifest}})
 		case inv.Snapshots[i].id.Manifest == c.Manifest:
 			inv.Snapshots[i].Copy = made
 			if len(c.Tags) > 0 {
@@ -271,7 +271,7 @@ func readCopy(ctx context.Context, store storage.Store, n uint64) (format.CopyRe
 // restorePositions sorts the snapshots and follows with the positions.
 func (inv *Inventory) restorePositions() {
 	before := slices.Clone(inv.Snapshots)
-	slices.SortStableFunc(inv.Snapshots, func(a, b Status) int {
+	slices.SortStableFunc(inv.Snapshots, func(a, b Entry) int {
 		switch {
 		case a.id.Sequence < b.id.Sequence:
 			return -1
@@ -348,10 +348,10 @@ func (inv *Inventory) verifications(ctx context.Context, store storage.Store) er
 }
 
 // there tells whether its manifest is.
-func (s *Status) there() bool { return s.State == StateReady || s.State == StatePending }
+func (s *Entry) there() bool { return s.State == StateReady || s.State == StatePending }
 
 // Last returns the newest record of verification of each level, by level.
-func (s *Status) Last() []Verified {
+func (s *Entry) Last() []Verified {
 	newest := map[Level]Verified{}
 	for _, v := range s.Verified {
 		newest[v.Level] = v
@@ -360,7 +360,7 @@ func (s *Status) Last() []Verified {
 }
 
 // Find returns the status of a snapshot by its id. ErrNoSnapshot.
-func (inv *Inventory) Find(id string) (*Status, error) {
+func (inv *Inventory) Find(id string) (*Entry, error) {
 	n, ok := format.ParseID(id)
 	if !ok {
 		return nil, fmt.Errorf("%w: %q: want up to ten digits", ErrNoSnapshot, id)
@@ -384,7 +384,7 @@ type originKey struct {
 	cluster hsm.ClusterID
 }
 
-func (s *Status) origin() originKey { return originKey{s.Lineage, s.Cluster} }
+func (s *Entry) origin() originKey { return originKey{s.Lineage, s.Cluster} }
 
 // protected returns for each snapshot why nothing may remove it, or "".
 func (inv *Inventory) protected() []string {

@@ -174,29 +174,29 @@ func (p *pruned) whole(t testing.TB) {
 // TestPruneInSteps follows snapshots through READY, PENDING_DELETION, and away,
 // and their packs after them; every snapshot that is there verifies at any time.
 func TestPruneInSteps(t *testing.T) {
-	p := newPruned(t, 4)
+	p := newPruned(t, 3)
 	p.full(t) // needs nothing of the others
 	packs := count(t, p.store, "packs/")
 	o := PruneOptions{Policy: Policy{Last: 2}, Grace: DefaultGrace}
 	plan, r := p.prune(t, o)
-	if d := cmp.Diff([]string{fmtID(1), fmtID(2), fmtID(3)}, r.Marked); d != "" || len(r.Removed) > 0 || plan.Nothing() {
+	if d := cmp.Diff([]string{fmtID(1), fmtID(2)}, r.Marked); d != "" || len(r.Removed) > 0 || plan.Nothing() {
 		t.Fatal(d, r)
 	}
-	want := map[string]State{fmtID(1): StatePending, fmtID(2): StatePending, fmtID(3): StatePending, fmtID(4): StateReady, fmtID(5): StateReady}
+	want := map[string]State{fmtID(1): StatePending, fmtID(2): StatePending, fmtID(3): StateReady, fmtID(4): StateReady}
 	if d := cmp.Diff(want, p.states(t)); d != "" {
 		t.Fatal(d)
 	}
 	p.restorable(t)
 
 	p.store.tick(UndeleteWindow - time.Minute)
-	if plan, r = p.prune(t, o); !plan.Nothing() || len(r.Removed) > 0 || plan.Count(PruneWait) != 3 {
+	if plan, r = p.prune(t, o); !plan.Nothing() || len(r.Removed) > 0 || plan.Count(PruneWait) != 2 {
 		t.Fatalf("before seven days are over: %+v", r)
 	}
 	if _, err := Undelete(t.Context(), p.store, fmtID(2), "test"); err != nil {
 		t.Fatal(err)
 	}
 	p.store.tick(time.Minute)
-	if _, r = p.prune(t, o); !slices.Equal(r.Removed, []string{fmtID(1), fmtID(3)}) || !slices.Equal(r.Marked, []string{fmtID(2)}) {
+	if _, r = p.prune(t, o); !slices.Equal(r.Removed, []string{fmtID(1)}) || !slices.Equal(r.Marked, []string{fmtID(2)}) {
 		t.Fatalf("after seven days: %+v", r)
 	}
 	if n := count(t, p.store, "packs/"); n != packs {
@@ -211,17 +211,17 @@ func TestPruneInSteps(t *testing.T) {
 		t.Fatalf("within the grace period: %+v", r)
 	}
 	p.store.tick(DefaultGrace)
-	// Snapshot 4 is an increment: the packs of its ancestors stay.
+	// Snapshot 3 is an increment: the packs of its ancestors stay.
 	if _, r = p.prune(t, o); r.Objects != 0 || count(t, p.store, "packs/") != packs {
 		t.Fatalf("%+v", r)
 	}
 	o.Policy = Policy{Last: 1}
 	o.Now, o.Grace = true, 0
-	if plan, r = p.prune(t, o); !slices.Equal(r.Removed, []string{fmtID(4)}) || r.Objects != 9 || r.Bytes != plan.Bytes || count(t, p.store, "packs/") != 1 || count(t, p.store, "index/") != 1 {
+	if plan, r = p.prune(t, o); !slices.Equal(r.Removed, []string{fmtID(3)}) || r.Objects != 7 || r.Bytes != plan.Bytes || count(t, p.store, "packs/") != 1 || count(t, p.store, "index/") != 1 {
 		t.Fatalf("%+v", r)
 	}
 	p.restorable(t)
-	want = map[string]State{fmtID(1): StateDeleted, fmtID(2): StateDeleted, fmtID(3): StateDeleted, fmtID(4): StateDeleted, fmtID(5): StateReady}
+	want = map[string]State{fmtID(1): StateDeleted, fmtID(2): StateDeleted, fmtID(3): StateDeleted, fmtID(4): StateReady}
 	if d := cmp.Diff(want, p.states(t)); d != "" {
 		t.Fatal(d)
 	}

@@ -275,7 +275,7 @@ func (x *pruning) tidy(ctx context.Context) error {
 		return err
 	}
 	var going []string
-	there := map[uint64]*Status{}
+	there := map[uint64]*Entry{}
 	for i := range inv.Snapshots {
 		if s := &inv.Snapshots[i]; s.there() || s.State == StateInProgress {
 			there[s.id.Sequence] = s
@@ -306,11 +306,11 @@ func (x *pruning) tidy(ctx context.Context) error {
 }
 
 func wasRemoved(inv *Inventory, sequence uint64) bool {
-	return slices.ContainsFunc(inv.Snapshots, func(s Status) bool { return s.id.Sequence == sequence && s.State == StateDeleted })
+	return slices.ContainsFunc(inv.Snapshots, func(s Entry) bool { return s.id.Sequence == sequence && s.State == StateDeleted })
 }
 
 // superseded tells whether newer records of the same level say at least as much.
-func (s *Status) superseded(path string) bool {
+func (s *Entry) superseded(path string) bool {
 	i := slices.IndexFunc(s.Verified, func(v Verified) bool { return v.path == path })
 	if i < 0 {
 		return false // not read, or not understood: not ours to judge

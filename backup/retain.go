@@ -13,12 +13,12 @@ import (
 // Keep marks a snapshot so that it never expires, or, with keep false, lets it
 // expire again. One that is pending deletion is refused (ErrRetention): undelete
 // it first. Nothing is written if it is so already.
-func Keep(ctx context.Context, store storage.Store, id string, keep bool, software string) (*Status, error) {
+func Keep(ctx context.Context, store storage.Store, id string, keep bool, software string) (*Entry, error) {
 	action := format.ActionNoKeep
 	if keep {
 		action = format.ActionKeep
 	}
-	return change(ctx, store, id, action, software, func(s *Status, v standing) (bool, error) {
+	return change(ctx, store, id, action, software, func(s *Entry, v standing) (bool, error) {
 		if keep && s.State == StatePending {
 			return false, fmt.Errorf("%w: snapshot %s is pending deletion", ErrRetention, s.ID)
 		}
@@ -30,8 +30,8 @@ func Keep(ctx context.Context, store storage.Store, id string, keep bool, softwa
 // then a prune removes it. ErrRetention if it is marked keep, the last of its
 // cluster, or the last that was verified. Nothing is written if it is pending
 // already; that does not give it more time.
-func Delete(ctx context.Context, store storage.Store, id, software string) (*Status, error) {
-	return change(ctx, store, id, format.ActionDelete, software, func(s *Status, v standing) (bool, error) {
+func Delete(ctx context.Context, store storage.Store, id, software string) (*Entry, error) {
+	return change(ctx, store, id, format.ActionDelete, software, func(s *Entry, v standing) (bool, error) {
 		if v.keep {
 			return false, fmt.Errorf("%w: snapshot %s is marked keep", ErrRetention, s.ID)
 		}
@@ -41,8 +41,8 @@ func Delete(ctx context.Context, store storage.Store, id, software string) (*Sta
 
 // Undelete has a snapshot back that is pending deletion. ErrRetention if a prune
 // has begun to remove it.
-func Undelete(ctx context.Context, store storage.Store, id, software string) (*Status, error) {
-	return change(ctx, store, id, format.ActionUndelete, software, func(s *Status, v standing) (bool, error) {
+func Undelete(ctx context.Context, store storage.Store, id, software string) (*Entry, error) {
+	return change(ctx, store, id, format.ActionUndelete, software, func(s *Entry, v standing) (bool, error) {
 		if !v.removed.IsZero() {
 			return false, fmt.Errorf("%w: snapshot %s is being removed since %s", ErrRetention, s.ID, v.removed.UTC().Format(time.RFC3339))
 		}
@@ -52,7 +52,7 @@ func Undelete(ctx context.Context, store storage.Store, id, software string) (*S
 
 // change adds a mark about one snapshot if wanted says that there is something
 // to change, and returns the status after it.
-func change(ctx context.Context, store storage.Store, id string, action format.Action, software string, wanted func(*Status, standing) (bool, error)) (*Status, error) {
+func change(ctx context.Context, store storage.Store, id string, action format.Action, software string, wanted func(*Entry, standing) (bool, error)) (*Entry, error) {
 	inv, err := TakeInventory(ctx, store)
 	if err != nil {
 		return nil, err
@@ -64,7 +64,7 @@ func change(ctx context.Context, store storage.Store, id string, action format.A
 	if !s.there() {
 		return nil, fmt.Errorf("%w: %s is %s", ErrNoSnapshot, s.ID, s.State)
 	}
-	if i := slices.IndexFunc(inv.Snapshots, func(o Status) bool { return o.id == s.id }); action == format.ActionDelete && s.State == StateReady {
+	if i := slices.IndexFunc(inv.Snapshots, func(o Entry) bool { return o.id == s.id }); action == format.ActionDelete && s.State == StateReady {
 		if why := inv.protected()[i]; why != "" {
 			return nil, fmt.Errorf("%w: snapshot %s is not deleted: %s", ErrRetention, s.ID, why)
 		}

@@ -168,7 +168,7 @@ func (p *program) undeleteSnapshot(cc *cli.Context, store storage.Store, id stri
 }
 
 // changed prints the state of a snapshot after a change.
-func (p *program) changed(s *backup.Status, err error) error {
+func (p *program) changed(s *backup.Entry, err error) error {
 	if err != nil {
 		return err
 	}

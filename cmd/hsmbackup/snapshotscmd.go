@@ -160,7 +160,7 @@ func (p *program) listSnapshots(cc *cli.Context, store storage.Store, _ string) 
 	return err
 }
 
-func statusRow(s backup.Status) []string {
+func statusRow(s backup.Entry) []string {
 	switch {
 	case s.Err != nil:
 		return []string{s.ID, "", stateOf(s), "DAMAGED: " + s.Err.Error()}
@@ -176,7 +176,7 @@ func statusRow(s backup.Status) []string {
 }
 
 // stateOf is the state, and what there is to know beside it.
-func stateOf(s backup.Status) string {
+func stateOf(s backup.Entry) string {
 	switch {
 	case s.Removing:
 		return string(s.State) + " (being removed)"
@@ -189,7 +189,7 @@ func stateOf(s backup.Status) string {
 }
 
 // lastVerified is the newest record of verification, in a word or two.
-func lastVerified(s backup.Status) string {
+func lastVerified(s backup.Entry) string {
 	if len(s.Verified) == 0 {
 		return ""
 	}
@@ -218,7 +218,7 @@ func summaryView(s backup.Summary) map[string]any {
 	}
 }
 
-func statusView(s backup.Status) map[string]any {
+func statusView(s backup.Entry) map[string]any {
 	v := map[string]any{"id": s.ID}
 	switch {
 	case s.Err != nil:
@@ -264,7 +264,7 @@ func (p *program) showSnapshot(cc *cli.Context, store storage.Store, id string) 
 	return p.result(statusView(*v), func(w io.Writer) { showStatus(w, *v) })
 }
 
-func showStatus(w io.Writer, v backup.Status) {
+func showStatus(w io.Writer, v backup.Entry) {
 	fmt.Fprintf(w, "snapshot    %s\nstate       %s\ncluster     %s %s in %s\nlineage     %s\nbegun       %s\ncreated     %s\nparent      %s\ncontents    %d keys, %d destroyed, %d objects\nroot        %s\nstored      %d packs, %s\nanswered    %s\nmissing     %s\n",
 		v.ID, stateOf(v), v.ClusterName, v.Cluster, v.Region, v.Lineage, v.Started.Format(time.RFC3339), v.Created.Format(time.RFC3339), orNone(v.Parent),
 		v.Keys, v.Tombstones, v.Objects, hex.EncodeToString(v.Root.Sum[:]), v.Packs, size(int64(v.Bytes)), joinIDs(v.Answered), joinIDs(v.Missing))
