@@ -42,8 +42,7 @@ func (c *Cluster) Change(ctx context.Context, ch hsm.Change) (*Changed, error) {
 		need = 1
 	}
 	if n := c.answering(ctx, need); n < need {
-		p.MinCopies, p.CheckOnUse = need, false
-		return nil, c.tooFew("the change would be", n, p, "nothing was done")
+		return nil, c.tooFew("the change would be", n, 0, Policy{MinCopies: need}, "nothing was done")
 	}
 	object, on, err := c.changeFirst(ctx, ch)
 	if err != nil {

@@ -3,6 +3,7 @@ package cluster
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"math/rand/v2"
 	"sync"
 	"sync/atomic"
@@ -23,6 +24,10 @@ type Cluster struct {
 	auth     *auth
 	timing   timing
 	override *Policy
+	routing  Routing
+	log      *slog.Logger // warnings, and cleanups that could not be delivered
+	refusals *slog.Logger // refusals of the availability check
+	warned   sync.Once
 
 	policy   atomic.Pointer[Policy]
 	remotes  atomic.Pointer[[]*remote] // replaced whole under mu
@@ -53,6 +58,15 @@ func WithDialer(d Dialer) Option { return func(c *Cluster) { c.dial = d } }
 // directions: an application's own configuration (configure-pkcs11, or
 // cloudhsm_client.cfg) is applied so. A zero Timeout means the default.
 func WithPolicy(p Policy) Option { return func(c *Cluster) { c.override = &p } }
+
+// WithLog gives the Cluster a log for what no error value tells: warnings about
+// the policy, once, when the first key is made; and for cleanups of failed
+// creations that could not be delivered, in CloudHSM's words.
+func WithLog(l *slog.Logger) Option { return func(c *Cluster) { c.log = l } }
+
+// WithRefusals logs every refusal of the availability check too, in CloudHSM's
+// words: for processes that work for others, who may not print the error.
+func WithRefusals(l *slog.Logger) Option { return func(c *Cluster) { c.refusals = l } }
 
 // timing holds the intervals of the client; tests shorten them.
 type timing struct {
@@ -87,7 +101,7 @@ func withTiming(t timing) Option { return func(c *Cluster) { c.timing = t } }
 // hsm.ErrLocked if the credential is refused; ErrMinCopies if WithPolicy names a
 // setting that no cluster of this size can fulfil.
 func Open(ctx context.Context, p *profile.Profile, cred Credential, opts ...Option) (*Cluster, error) {
-	c := &Cluster{profile: p, timing: defaultTiming, changed: make(chan struct{}), coverage: newCoverageCache()}
+	c := &Cluster{profile: p, timing: defaultTiming, log: slog.New(slog.DiscardHandler), refusals: slog.New(slog.DiscardHandler), changed: make(chan struct{}), coverage: newCoverageCache()}
 	for _, o := range opts {
 		o(c)
 	}

@@ -68,8 +68,8 @@ func TestCreatorDiesAfterSuccess(t *testing.T) {
 	}
 }
 
-// TestAvailabilityText is scenario 4: the exact text, and the way out.
-func TestAvailabilityText(t *testing.T) {
+// TestScenario4AvailabilityText: the exact text, and the way out.
+func TestScenario4AvailabilityText(t *testing.T) {
 	w := newWorld(t, 1, 2, true)
 	out := w.open(asUser, WithPolicy(Policy{MinCopies: 1}))
 	ref := mustCreate(t, out, aes())
@@ -475,8 +475,8 @@ func TestMembersAreLearned(t *testing.T) {
 	c.Close()
 }
 
-// TestDestroyWhileAnHSMIsAway is scenario 5: nothing comes back.
-func TestDestroyWhileAnHSMIsAway(t *testing.T) {
+// TestScenario5DestroyWhileAnHSMIsAway: nothing comes back.
+func TestScenario5DestroyWhileAnHSMIsAway(t *testing.T) {
 	w := newWorld(t, 3, 2, true)
 	c := w.open(asUser)
 	ref := mustCreate(t, c, aes())
@@ -528,8 +528,8 @@ func TestChangeNeedsEnoughHSMs(t *testing.T) {
 	}
 }
 
-// TestUserCreatedWhileAnHSMIsAway is scenario 10, improved mode.
-func TestUserCreatedWhileAnHSMIsAway(t *testing.T) {
+// TestScenario10UserCreatedWhileAnHSMIsAway is in improved mode: it heals.
+func TestScenario10UserCreatedWhileAnHSMIsAway(t *testing.T) {
 	w := newWorld(t, 3, 2, true)
 	admin := w.open(asAdmin)
 	w.boxes[1].away.Store(true)

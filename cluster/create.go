@@ -50,17 +50,44 @@ func (c *Cluster) Create(ctx context.Context, r hsm.CreateRequest, policy Policy
 	if !r.Token {
 		return c.createSessionKey(ctx, r)
 	}
-	p := c.Policy().WithFlag(policy.MinCopies, policy.Timeout)
-	if members := len(c.all()); p.MinCopies > members {
-		return nil, c.tooFew("the key would be", members, p, "add HSMs or lower min-copies; nothing was done")
+	p := c.Policy().raisedBy(policy)
+	made, err := c.createToken(ctx, r, p)
+	if err == nil {
+		c.warnOnce()
+	}
+	return made, c.noteRefusal(err)
+}
+
+// noteRefusal logs a refusal of the availability check, and cleanups that could
+// not be delivered.
+func (c *Cluster) noteRefusal(err error) error {
+	if e := (*CopiesError)(nil); errors.As(err, &e) {
+		e.log(c.log)
+		if e.Check {
+			c.refusals.Error(availabilityText(e.subject(), e.Min))
+		}
+	} else if errors.Is(err, ErrAvailability) {
+		c.refusals.Error(err.Error())
+	}
+	return err
+}
+
+// createToken creates a token key, or refuses before anything is done.
+func (c *Cluster) createToken(ctx context.Context, r hsm.CreateRequest, p Policy) (*Created, error) {
+	if !p.metBy(c.all()) {
+		return nil, c.tooFew("the key would be", len(c.all()), zonesOf(c.all()), p, "add HSMs or lower min-copies; nothing was done")
 	}
 	if err := c.usable(ctx, r.Key); err != nil {
 		return nil, err
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, p.Timeout, fmt.Errorf("%w: not finished within %s", ErrMinCopies, p.Timeout))
 	defer cancel()
-	if up := c.ready(ctx, p.MinCopies); len(up) < p.MinCopies {
-		return nil, c.tooFew("the key would be", len(up), p, "nothing was done")
+	up := c.ready(ctx, p.MinCopies)
+	if !p.metBy(up) {
+		up = c.ready(ctx, len(c.all()))
+	}
+	if !p.metBy(up) {
+		return nil, c.tooFew("the key would be", len(up), zonesOf(up), p, "nothing was done")
 	}
 	r.Lease = max(r.Lease, p.Timeout+leaseSlack)
 	return c.createTokenKey(ctx, r, p)
@@ -90,8 +117,11 @@ func (c *Cluster) createTokenKey(ctx context.Context, r hsm.CreateRequest, p Pol
 }
 
 // tooFew refuses before anything was done.
-func (c *Cluster) tooFew(what string, copies int, p Policy, outcome string) error {
-	e := &CopiesError{What: what, Copies: copies, Members: len(c.all()), Min: p.MinCopies, Setting: p.Setting, Check: p.CheckOnUse, Outcome: outcome}
+func (c *Cluster) tooFew(what string, copies, zones int, p Policy, outcome string) error {
+	e := &CopiesError{
+		What: what, Copies: copies, Members: len(c.all()), Min: p.MinCopies, Setting: p.Setting, Zones: zones, MinZones: p.MinZones,
+		Check: p.CheckOnUse, Outcome: outcome,
+	}
 	for _, r := range c.all() {
 		if r.current() == nil {
 			e.Results = append(e.Results, Result{HSM: r.id(), Name: r.name(), Err: r.downError()})

@@ -118,7 +118,9 @@ func (w *world) checkNoKeys() {
 	}
 }
 
-func TestCallRaisesThePolicyAndNeverLowersIt(t *testing.T) {
+// TestScenario6CallRaisesThePolicyAndNeverLowersIt: of KMU's flag and the number in
+// the file the larger applies.
+func TestScenario6CallRaisesThePolicyAndNeverLowersIt(t *testing.T) {
 	w := newWorld(t, 2, 2, true)
 	c := w.open(asUser, WithPolicy(Policy{MinCopies: 3}))
 	if _, err := c.Create(t.Context(), aes(), Policy{MinCopies: 1}); !errors.Is(err, ErrMinCopies) {
@@ -273,80 +275,6 @@ func (w *world) createAndDie(step int64) bool {
 		w.t.Errorf("step %d: Create failed and the key is there, unannounced: %v", step, err)
 	}
 	return reached
-}
-
-// TestCreatePaths runs every way to create a token key under the policy: with
-// enough HSMs it is on all of them, with too few it is on none.
-func TestCreatePaths(t *testing.T) {
-	w := newWorld(t, 3, 2, true)
-	c := w.open(asUser)
-	base, err := c.Create(t.Context(), aes(), Policy{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := c.Wait(t.Context(), base.Keys[0].Ref); err != nil {
-		t.Fatal(err)
-	}
-	wrapped, err := c.Use(t.Context(), hsm.Use{Kind: hsm.UseWrap, Key: base.Keys[0].Ref, Payload: base.Keys[0].Ref, Params: hsm.Params{Mechanism: "aes-kwp"}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	exported := w.maskedElsewhere()
-	paths := map[string]func() hsm.CreateRequest{
-		"generate": aes,
-		"pair":     ec,
-		"import": func() hsm.CreateRequest {
-			r := aes()
-			r.Method, r.Data = hsm.MethodImport, hsm.NewSecret([]byte("0123456789abcdef0123456789abcdef"))
-			return r
-		},
-		"unwrap": func() hsm.CreateRequest {
-			r := aes()
-			r.Method, r.Key, r.Data, r.Params = hsm.MethodUnwrap, base.Keys[0].Ref, hsm.NewSecret(wrapped), hsm.Params{Mechanism: "aes-kwp"}
-			return r
-		},
-		"insert": func() hsm.CreateRequest {
-			return hsm.CreateRequest{Method: hsm.MethodInsert, Token: true, Masked: exported}
-		},
-		"promote": func() hsm.CreateRequest {
-			r := aes()
-			r.Token = false
-			session, err := c.Create(t.Context(), r, Policy{})
-			if err != nil {
-				t.Fatal(err)
-			}
-			return hsm.CreateRequest{Method: hsm.MethodPromote, Token: true, Key: session.Keys[0].Ref}
-		},
-	}
-	for name, request := range paths {
-		t.Run(name, func(t *testing.T) {
-			r := request()
-			before := w.keyCount()
-			w.boxes[0].away.Store(true)
-			w.boxes[1].away.Store(true)
-			_, err := c.Create(t.Context(), r, Policy{Timeout: time.Second})
-			if !errors.Is(err, ErrMinCopies) && !errors.Is(err, hsm.ErrUnavailable) { // promote: its HSM may be away
-				t.Errorf("Create with one of three HSMs: %v; want ErrMinCopies", err)
-			}
-			w.heal()
-			w.awaitUp(c)
-			if after := w.keyCount(); after != before {
-				t.Errorf("a failed creation left %d keys", after-before)
-			}
-			made, err := c.Create(t.Context(), r, Policy{})
-			if err != nil {
-				t.Fatal(err)
-			}
-			for _, k := range made.Keys {
-				if err := c.Wait(t.Context(), k.Ref); err != nil {
-					t.Error(err)
-				}
-				if n := w.holders(k.Ref); n != 3 {
-					t.Errorf("key on %d HSMs", n)
-				}
-			}
-		})
-	}
 }
 
 // keyCount counts live token keys over all HSMs.

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"log/slog"
 	"strings"
 
 	"github.com/hsmbackup/hsmbackup/cluster/hsm"
@@ -55,9 +56,11 @@ type CopiesError struct {
 	Members int
 	Min     int
 	Setting string // what Min is called; empty: min-copies
-	Check   bool   // the policy checks on use
-	Outcome string
-	Results []Result
+	// Zones are those that the copies stood in; MinZones is how many it takes, 0: any.
+	Zones, MinZones int
+	Check           bool // the policy checks on use
+	Outcome         string
+	Results         []Result
 	// Undelivered are the HSMs on which the cleanup could not be delivered. What
 	// they hold is provisional, or is destroyed by server-side sync.
 	Undelivered []hsm.HSMID
@@ -71,6 +74,9 @@ type CopiesError struct {
 func (e *CopiesError) Error() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s on %d of %d HSMs, %s is %d", e.What, e.Copies, e.Members, cmp.Or(e.Setting, "min-copies"), e.Min)
+	if e.MinZones > 1 {
+		fmt.Fprintf(&b, "; in %d zones, min-zones is %d", e.Zones, e.MinZones)
+	}
 	if e.Outcome != "" {
 		b.WriteString("; " + e.Outcome)
 	}
@@ -83,15 +89,31 @@ func (e *CopiesError) Error() string {
 	for i, r := range e.Results {
 		b.WriteString([]string{"; ", ", "}[min(i, 1)] + r.String())
 	}
-	for _, ref := range e.Refs {
-		for _, id := range e.Undelivered {
-			fmt.Fprintf(&b, "; Key: %s failed to tombstone on node:%s", ref, id)
-		}
+	for _, text := range e.residue() {
+		b.WriteString("; " + text)
 	}
 	if e.Check {
 		b.WriteString("; " + availabilityText(e.subject(), e.Min))
 	}
 	return b.String()
+}
+
+// residue says, in CloudHSM's words, which key could not be cleaned up where.
+func (e *CopiesError) residue() (lines []string) {
+	for _, ref := range e.Refs {
+		for _, id := range e.Undelivered {
+			lines = append(lines, fmt.Sprintf("Key: %s failed to tombstone on node:%s", ref, id))
+		}
+	}
+	return lines
+}
+
+// log writes what could not be cleaned up, as CloudHSM's client does.
+func (e *CopiesError) log(l *slog.Logger) {
+	for _, text := range e.residue() {
+		l.Error("liquidSecurity ERR: print_node_ts_status:")
+		l.Error("[create_object_min_nodes]" + text)
+	}
 }
 
 // subject names the first of the objects, or if none was made yet, any.

@@ -40,9 +40,31 @@ type Info struct {
 	// more than the emptiest.
 	UnderReplicated uint64 `json:"under_replicated"`
 	MinCopies       int    `json:"min_copies"`
+	MinZones        int    `json:"min_zones"`
 	CheckOnUse      bool   `json:"check_on_use"`
 	// Removed are the former members.
 	Removed []HSMInfo `json:"removed,omitempty"`
+	// Warnings say where the cluster cannot keep what the policy promises.
+	Warnings []string `json:"warnings"`
+	// Residue lists the oldest operations in doubt of each HSM: provisional keys
+	// that are not cleaned up, or not committed, before other HSMs have answered.
+	Residue []Residue `json:"residue"`
+}
+
+// Residue is what an operation whose client vanished has left on an HSM. The HSM
+// asks the others in every round of server-side sync until it knows the outcome.
+type Residue struct {
+	Op    string       `json:"op"`
+	Refs  []hsm.KeyRef `json:"key_references"`
+	HSM   hsm.HSMID    `json:"hsm"`
+	Since time.Time    `json:"since"`
+}
+
+func residueOf(state hsm.Info) (out []Residue) {
+	for _, d := range state.Doubts {
+		out = append(out, Residue{Op: hex.EncodeToString(d.Op[:]), Refs: d.Refs, HSM: state.ID, Since: d.Since.UTC()})
+	}
+	return out
 }
 
 // HSMInfo is the state of one member.
@@ -117,7 +139,7 @@ func (c *Cluster) Info(ctx context.Context) (*Info, error) {
 		return nil, errors.Join(c.noHSM(), ctx.Err())
 	}
 	p := c.Policy()
-	out := &Info{Name: c.profile.Name, ID: c.profile.ID, Lineage: c.profile.Lineage, Region: c.profile.Region, MinCopies: p.MinCopies, CheckOnUse: p.CheckOnUse}
+	out := &Info{Name: c.profile.Name, ID: c.profile.ID, Lineage: c.profile.Lineage, Region: c.profile.Region, MinCopies: p.MinCopies, MinZones: p.MinZones, CheckOnUse: p.CheckOnUse, Warnings: c.Warnings(), Residue: []Residue{}}
 	for _, r := range c.all() {
 		state, ok := states[r]
 		err := failures[r]
@@ -127,6 +149,7 @@ func (c *Cluster) Info(ctx context.Context) (*Info, error) {
 		out.HSMs = append(out.HSMs, describeHSM(r.describe(), state, err))
 		out.Keys = max(out.Keys, state.Keys)
 		out.InDoubt += state.InDoubt
+		out.Residue = append(out.Residue, residueOf(state)...)
 	}
 	c.addOthers(ctx, out)
 	out.InSync = len(states) == len(c.all()) && sameRoots(states)

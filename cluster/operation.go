@@ -128,9 +128,24 @@ func (o *operation) count(is func(*part) bool) int {
 	return n
 }
 
-// allPrepared tells whether the key may be committed: MinCopies HSMs hold it.
+// suffice tells whether the policy is content with copies where is says so: on
+// MinCopies HSMs, in MinZones zones.
+func (o *operation) suffice(is func(*part) bool) bool { return o.policy.metBy(o.where(is)) }
+
+func (o *operation) where(is func(*part) bool) (on []*remote) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for _, p := range o.parts {
+		if is(p) {
+			on = append(on, p.r)
+		}
+	}
+	return on
+}
+
+// allPrepared tells whether the key may be committed: enough HSMs hold it.
 func (o *operation) allPrepared() bool {
-	return o.count(func(p *part) bool { return p.prepared }) >= o.policy.MinCopies && o.harmony() == nil
+	return o.suffice(func(p *part) bool { return p.prepared }) && o.harmony() == nil
 }
 
 // cannotPrepare waits for every HSM's answer, so that the error can tell them all.
@@ -140,13 +155,11 @@ func (o *operation) cannotPrepare() bool {
 
 func (o *operation) cannotCommit() bool {
 	begun := o.begun()
-	return o.count(func(p *part) bool { return p.commit || !p.over && (begun || !p.waiting) }) < o.policy.MinCopies
+	return !o.suffice(func(p *part) bool { return p.commit || !p.over && (begun || !p.waiting) })
 }
 
-// enough tells whether MinCopies HSMs have committed.
-func (o *operation) enough() bool {
-	return o.count(func(p *part) bool { return p.commit }) >= o.policy.MinCopies
-}
+// enough tells whether enough HSMs have committed.
+func (o *operation) enough() bool { return o.suffice(func(p *part) bool { return p.commit }) }
 
 // harmony returns an error if an HSM has something else under one of the
 // references: then there must be no key at all.
@@ -346,7 +359,8 @@ func (o *operation) fail(ctx context.Context) error {
 		e.Refs = append(e.Refs, m.Ref)
 	}
 	e.Ahead = o.clockFailure()
-	e.Copies = o.count(func(p *part) bool { return p.prepared || p.commit })
+	on := o.where(func(p *part) bool { return p.prepared || p.commit })
+	e.Copies, e.Zones, e.MinZones = len(on), zonesOf(on), o.policy.MinZones
 	e.Results = o.results()
 	certain := false
 	if o.copies {

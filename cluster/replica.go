@@ -157,7 +157,7 @@ func (c *Cluster) Insert(ctx context.Context, objects iter.Seq2[hsm.MaskedObject
 	var total hsm.Inserted
 	p := c.Policy()
 	if n := c.answering(ctx, p.MinCopies); n < p.MinCopies {
-		return total, c.tooFew("the objects would be", n, p, "nothing was done")
+		return total, c.tooFew("the objects would be", n, 0, Policy{MinCopies: p.MinCopies, Setting: p.Setting, CheckOnUse: p.CheckOnUse}, "nothing was done")
 	}
 	var batch []hsm.MaskedObject
 	flush := func() error {

@@ -23,11 +23,14 @@ func (c *Cluster) Use(ctx context.Context, u hsm.Use) ([]byte, error) {
 	if len(refs) == 0 {
 		return anyHSM(ctx, c, use)
 	}
+	if c.routing == RouteAny {
+		return c.useAnywhere(ctx, refs, use)
+	}
 	var last error
 	for range 2*len(c.all()) + 1 {
 		r, err := c.route(ctx, c.pick, nil, refs...)
 		if err != nil {
-			return nil, err
+			return nil, c.noteRefusal(err)
 		}
 		out, err := call(ctx, r, c.timing.call, use)
 		switch {
@@ -45,6 +48,42 @@ func (c *Cluster) Use(ctx context.Context, u hsm.Use) ([]byte, error) {
 		last = err
 	}
 	return nil, last
+}
+
+// Routing says which HSM a use of a key goes to.
+type Routing uint8
+
+// The routings. RouteAny is CloudHSM's: a key that is on enough HSMs may be used,
+// the call goes to any HSM, and fails with hsm.ErrNotFound where the key has not
+// arrived yet. It is there to test how applications take that.
+const (
+	RouteToHolders Routing = iota
+	RouteAny
+)
+
+// WithRouting replaces RouteToHolders.
+func WithRouting(r Routing) Option { return func(c *Cluster) { c.routing = r } }
+
+// useAnywhere uses keys on any HSM, once.
+func (c *Cluster) useAnywhere(ctx context.Context, refs []hsm.KeyRef, use func(context.Context, hsm.Session) ([]byte, error)) ([]byte, error) {
+	for _, ref := range refs {
+		k, err := c.available(ctx, ref)
+		if err != nil {
+			return nil, c.noteRefusal(err)
+		}
+		if k.session { // it is nowhere else, and CloudHSM's client knows where
+			r, err := c.route(ctx, c.pick, nil, refs...)
+			if err != nil {
+				return nil, err
+			}
+			return call(ctx, r, c.timing.call, use)
+		}
+	}
+	r := c.pick(nil, nil)
+	if r == nil {
+		return nil, c.noHSM()
+	}
+	return call(ctx, r, c.timing.call, use)
 }
 
 func (c *Cluster) forget(refs []hsm.KeyRef) {

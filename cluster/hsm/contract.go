@@ -149,11 +149,12 @@ type Info struct {
 	Lineage     Lineage
 	Version     string
 	State       State
-	Notice      string // what an operator should know of it; empty: nothing
-	Root        Root   // lineage scope
-	ClusterRoot Root   // cluster scope
-	Keys        uint64 // live token keys
-	InDoubt     uint64 // provisional operations past their lease
+	Notice      string  // what an operator should know of it; empty: nothing
+	Root        Root    // lineage scope
+	ClusterRoot Root    // cluster scope
+	Keys        uint64  // live token keys
+	InDoubt     uint64  // provisional operations past their lease
+	Doubts      []Doubt // the oldest of them, at most MaxDoubts
 	Sessions    uint64
 	Started     time.Time
 	LastSync    time.Time // last completed round of server-side sync with all peers
@@ -161,9 +162,25 @@ type Info struct {
 	Settings    Settings  // policy of the cluster
 }
 
+// Bounds of the operations in doubt that Info lists, and of the references of one.
+const (
+	MaxDoubts    = 16
+	MaxDoubtRefs = 4
+)
+
+// Doubt is a provisional operation past its lease: its client vanished, and not
+// all members have told yet whether it was committed. Its keys are invisible
+// until then.
+type Doubt struct {
+	Op    OpID
+	Refs  []KeyRef // at most MaxDoubtRefs
+	Since time.Time
+}
+
 // Settings is the cluster's policy object (kind policy).
 type Settings struct {
 	MinCopies  int
+	MinZones   int // zones that those copies must stand in; 0: any
 	CheckOnUse bool
 	Custodians []string // age recipients
 	Threshold  int      // custodians needed to open the recovery envelope

@@ -36,6 +36,10 @@ func goodVectors(t testing.TB, out map[string]vector) {
 	add("ec", "every field of a core, every attribute", k, mask(t, k, ecRecord(t, k)))
 	add("user", "a sealed register, no material", k, mask(t, k, userRecord(t, k)))
 	add("policy_minimal", "nothing but what must be", k, mask(t, k, born(t, k, &Record{Kind: KindPolicy, Ref: 1<<63 - 1})))
+	add("policy_settings", "the settings before there was min-zones", k, mask(t, k, settingsRecord(t, k)))
+	withZones := settingsRecord(t, k)
+	withZones.Set("min-zones", []byte("2"), at(9))
+	add("policy_min_zones", "the same settings with min-zones", k, mask(t, k, withZones))
 	add("member", "an object of one cluster", k, mask(t, k, memberRecord(t, k)))
 	add("lockout", "an object of one cluster", k, mask(t, k, born(t, k, &Record{Kind: KindLockout, Ref: 5, Cluster: 1<<64 - 1})))
 	add("tombstone", "no sealed part, no epoch, the owner alone", k, mask(t, k, tombstone(t, k)))
@@ -44,6 +48,16 @@ func goodVectors(t testing.TB, out map[string]vector) {
 	add("utf8", "names beyond ASCII", k, mask(t, k, born(t, k, utf8Name)))
 	add("epoch_1_of_2", "sealed under the older of two masking keys", both, mask(t, k, aesRecord(t, k)))
 	add("epoch_2", "the state of ok_aes under another masking key: same digest", both, mask(t, both, aesRecord(t, k)))
+}
+
+// settingsRecord is the settings object of a cluster.
+func settingsRecord(t testing.TB, k *Keyring) *Record {
+	r := born(t, k, &Record{Kind: KindPolicy, Ref: PolicyRef("settings"), Core: Core{Owner: "settings"}})
+	for name, v := range map[string]string{"min-copies": "2", "custodians": "age1one\nage1two", "threshold": "1"} {
+		r.Set(name, []byte(v), at(8))
+	}
+	r.Set("check-on-use", BoolValue(true), at(8))
+	return r
 }
 
 // refuse adds a vector that must be refused; its header is what the bytes

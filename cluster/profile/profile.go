@@ -43,6 +43,9 @@ type Profile struct {
 	// to succeed, for clients that use this profile. 0: what the cluster's own
 	// settings say, for check_on_use too.
 	MinCopies int `yaml:"min_copies,omitempty"`
+	// MinZones is the number of zones that those copies must stand in. It is read
+	// only with min_copies, and is at most that.
+	MinZones int `yaml:"min_zones,omitempty"`
 	// CheckOnUse refuses to use a key that is on fewer than min_copies HSMs. It
 	// is read only with min_copies.
 	CheckOnUse bool `yaml:"check_on_use,omitempty"`
@@ -115,6 +118,8 @@ func (p *Profile) Validate() error {
 		return fmt.Errorf("%w: lineage is missing", ErrInvalid)
 	case p.MinCopies < 0:
 		return fmt.Errorf("%w: min_copies is %d; want at least 1, or 0 for the default", ErrInvalid, p.MinCopies)
+	case p.MinZones < 0 || p.MinZones > p.MinCopies:
+		return fmt.Errorf("%w: min_zones is %d with min_copies %d; want 0 to %d", ErrInvalid, p.MinZones, p.MinCopies, p.MinCopies)
 	case len(p.HSMs) == 0:
 		return fmt.Errorf("%w: hsms is empty; name at least one address", ErrInvalid)
 	}

@@ -39,7 +39,7 @@ func testCA(t *testing.T) string {
 func testProfile(t *testing.T) *Profile {
 	return &Profile{
 		Name: "payments", ID: hsm.NewClusterID(), Lineage: hsm.NewKeyring().Lineage(), Region: "eu-central-1", CA: testCA(t),
-		MinCopies: 2, CheckOnUse: true, Client: "client.pem", Appliance: "/etc/appliance.pem",
+		MinCopies: 2, MinZones: 2, CheckOnUse: true, Client: "client.pem", Appliance: "/etc/appliance.pem",
 		HSMs: []HSM{
 			{ID: hsm.NewHSMID(), Name: "hsm-1", Address: "127.0.0.1:2223", Zone: "a", Dir: "hsm-1"},
 			{ID: hsm.NewHSMID(), Name: "hsm-2", Address: "[::1]:2224", Zone: "b"},
@@ -106,6 +106,8 @@ func TestLoadRefuses(t *testing.T) {
 		"bad id":              edit("\nid: cluster-", "\nid: klaster-"),
 		"bad lineage":         edit("lineage: lineage-", "lineage: lineage-zz"),
 		"negative copies":     edit("min_copies: 2", "min_copies: -2"),
+		"negative zones":      edit("min_zones: 2", "min_zones: -1"),
+		"more zones":          edit("min_zones: 2", "min_zones: 3"),
 		"no port":             edit("127.0.0.1:2223", "127.0.0.1"),
 		"address twice":       edit("[::1]:2224", "127.0.0.1:2223"),
 		"no certificate":      edit("BEGIN CERTIFICATE", "BEGIN SERTIFICATE"),

@@ -223,7 +223,7 @@ func TestRequestsRoundTrip(t *testing.T) {
 	}
 	change := hsm.Change{
 		Kind: hsm.ChangeSettings, Ref: 4, Name: "label", Value: "v\xff", User: "bob", Role: hsm.RoleCryptoUser, Password: hsm.NewSecret([]byte("pw")),
-		Settings: &hsm.Settings{MinCopies: 2, CheckOnUse: true, Custodians: []string{"age1"}, Threshold: 1},
+		Settings: &hsm.Settings{MinCopies: 3, MinZones: 2, CheckOnUse: true, Custodians: []string{"age1"}, Threshold: 1},
 		Member:   &hsm.Member{ID: 5, Name: "one", Address: "127.0.0.1:1", Zone: "a", Removed: true, Joining: true, Leaving: true, Drained: true, Replaces: 6, Doubt: 7, Settled: 8, Keep: true},
 		Invite:   &hsm.Invite{ID: hsm.InviteID{1}, Key: [32]byte{2}, Expires: time.UnixMilli(1_700_000_000_123).UTC(), Voters: []hsm.HSMID{3, 4}, Replaces: 5},
 		Claim:    &hsm.Claim{Joiner: 6, Proof: [32]byte{7}},
@@ -259,7 +259,7 @@ func TestRepliesRoundTrip(t *testing.T) {
 	info := hsm.Info{
 		ID: 1, Cluster: 2, ClusterName: "c", Region: "r", Zone: "z", Lineage: hsm.Lineage{3}, Version: "v", State: "ACTIVE", Notice: "n", Time: at,
 		Root: hsm.Root{Sum: [32]byte{4}, Count: 5}, ClusterRoot: hsm.Root{Sum: [32]byte{6}, Count: 7}, Keys: 8, InDoubt: 9, Sessions: 10,
-		Started: at, Settings: hsm.Settings{MinCopies: 2, CheckOnUse: true, Custodians: []string{"age1x"}, Threshold: 1},
+		Started: at, Doubts: []hsm.Doubt{{Op: hsm.OpID{1}, Refs: []hsm.KeyRef{2, 3}, Since: at}}, Settings: hsm.Settings{MinCopies: 2, MinZones: 1, CheckOnUse: true, Custodians: []string{"age1x"}, Threshold: 1},
 	}
 	gotInfo, err := fromInfo(wire(t, toInfo(info), &pb.InfoReply{}))
 	if diff := cmp.Diff(info, gotInfo); diff != "" || err != nil {

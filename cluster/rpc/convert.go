@@ -96,7 +96,7 @@ func toSettings(s *hsm.Settings) *pb.Settings {
 	if s == nil {
 		return nil
 	}
-	return &pb.Settings{MinCopies: int64(s.MinCopies), CheckOnUse: s.CheckOnUse, Custodians: s.Custodians, Threshold: int64(s.Threshold)}
+	return &pb.Settings{MinCopies: int64(s.MinCopies), MinZones: int64(s.MinZones), CheckOnUse: s.CheckOnUse, Custodians: s.Custodians, Threshold: int64(s.Threshold)}
 }
 
 func fromSettings(c *checker, p *pb.Settings) *hsm.Settings {
@@ -104,7 +104,7 @@ func fromSettings(c *checker, p *pb.Settings) *hsm.Settings {
 		return nil
 	}
 	return &hsm.Settings{
-		MinCopies: c.small("minimum of copies", p.GetMinCopies()), CheckOnUse: p.GetCheckOnUse(),
+		MinCopies: c.small("minimum of copies", p.GetMinCopies()), MinZones: c.small("minimum of zones", p.GetMinZones()), CheckOnUse: p.GetCheckOnUse(),
 		Custodians: c.texts("custodians", p.GetCustodians(), maxRecipients, maxRecipient), Threshold: c.small("threshold", p.GetThreshold()),
 	}
 }
@@ -155,8 +155,32 @@ func toInfo(i hsm.Info) *pb.InfoReply {
 		Id: uint64(i.ID), Cluster: uint64(i.Cluster), ClusterName: i.ClusterName, Region: i.Region, Zone: i.Zone,
 		Lineage: i.Lineage[:], Version: i.Version, State: string(i.State), Notice: i.Notice, Time: toTime(i.Time), Root: toRoot(i.Root), ClusterRoot: toRoot(i.ClusterRoot),
 		Keys: i.Keys, InDoubt: i.InDoubt, Sessions: i.Sessions, Started: toTime(i.Started), LastSync: toTime(i.LastSync),
-		Settings: toSettings(&i.Settings),
+		Settings: toSettings(&i.Settings), Doubts: toDoubts(i.Doubts),
 	}
+}
+
+func toDoubts(doubts []hsm.Doubt) (out []*pb.Doubt) {
+	for _, d := range doubts {
+		one := &pb.Doubt{Op: d.Op[:], Since: toTime(d.Since)}
+		for _, ref := range d.Refs {
+			one.Refs = append(one.Refs, uint64(ref))
+		}
+		out = append(out, one)
+	}
+	return out
+}
+
+func fromDoubts(c *checker, doubts []*pb.Doubt) (out []hsm.Doubt) {
+	c.count("operations in doubt", len(doubts), hsm.MaxDoubts)
+	for _, d := range doubts {
+		one := hsm.Doubt{Op: fixed[hsm.OpID](c, "operation", d.GetOp()), Since: fromTime(d.GetSince())}
+		c.count("references of an operation in doubt", len(d.GetRefs()), hsm.MaxDoubtRefs)
+		for _, ref := range d.GetRefs() {
+			one.Refs = append(one.Refs, hsm.KeyRef(ref))
+		}
+		out = append(out, one)
+	}
+	return out
 }
 
 func fromInfo(p *pb.InfoReply) (hsm.Info, error) {
@@ -170,7 +194,7 @@ func fromInfo(p *pb.InfoReply) (hsm.Info, error) {
 		Region: c.name("region", p.GetRegion()), Zone: c.name("zone", p.GetZone()), Lineage: fixed[hsm.Lineage](c, "lineage", p.GetLineage()),
 		Version: c.name("version", p.GetVersion()), State: hsm.State(c.word("state", p.GetState())), Notice: c.text("notice", p.GetNotice(), maxFailure), Time: fromTime(p.GetTime()), Root: root, ClusterRoot: clusterRoot,
 		Keys: p.GetKeys(), InDoubt: p.GetInDoubt(), Sessions: p.GetSessions(),
-		Started: fromTime(p.GetStarted()), LastSync: fromTime(p.GetLastSync()),
+		Started: fromTime(p.GetStarted()), LastSync: fromTime(p.GetLastSync()), Doubts: fromDoubts(c, p.GetDoubts()),
 	}
 	if s := fromSettings(c, p.GetSettings()); s != nil {
 		i.Settings = *s

@@ -256,16 +256,18 @@ func rootsOf(ctx context.Context, d *device) (roots [2]hsm.Root, err error) {
 // MiB of memory meanwhile.
 const copiers = 2
 
-// adaptPolicy lowers the policy of a clone with fewer HSMs than its source's
-// policy asks for copies, in the clone's profile: the settings themselves are
+// adaptPolicy lowers the policy of a clone with fewer HSMs or zones than its
+// source's policy asks for, in the clone's profile: the settings themselves are
 // the lineage's.
 func (l *layout) adaptPolicy(ctx context.Context, d *device) error {
 	info, err := d.self.Info(ctx)
 	if err != nil {
 		return err
 	}
-	if n := len(l.hsms); info.Settings.MinCopies > n {
-		l.profile.MinCopies, l.profile.CheckOnUse = n, info.Settings.CheckOnUse && n > 1
+	s, n, zones := info.Settings, len(l.hsms), l.spec.zones()
+	if s.MinCopies > n || s.MinZones > zones {
+		n = min(n, s.MinCopies)
+		l.profile.MinCopies, l.profile.MinZones, l.profile.CheckOnUse = n, min(s.MinZones, zones, n), s.CheckOnUse && n > 1
 	}
 	return nil
 }
@@ -303,7 +305,7 @@ func (l *layout) firstChanges() (changes []hsm.Change) {
 	}
 	return append(changes,
 		hsm.Change{Kind: hsm.ChangeUserCreate, User: l.spec.Admin, Role: hsm.RoleAdmin, Password: l.spec.Password},
-		hsm.Change{Kind: hsm.ChangeSettings, Settings: &hsm.Settings{MinCopies: l.spec.MinCopies, CheckOnUse: l.spec.CheckOnUse, Custodians: l.spec.Custodians, Threshold: l.spec.Threshold}})
+		hsm.Change{Kind: hsm.ChangeSettings, Settings: &hsm.Settings{MinCopies: l.spec.MinCopies, MinZones: l.spec.MinZones, CheckOnUse: l.spec.CheckOnUse, Custodians: l.spec.Custodians, Threshold: l.spec.Threshold}})
 }
 
 // copyTo gives one more HSM a copy of the first's object store, byte for byte,

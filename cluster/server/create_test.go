@@ -203,6 +203,8 @@ func TestCreateRefusesSpecsThatMakeNoSense(t *testing.T) {
 		"too many HSMs":       func(s *Spec) { s.HSMs = 29 },
 		"no copies":           func(s *Spec) { s.MinCopies = 0 },
 		"more copies":         func(s *Spec) { s.MinCopies = 4 },
+		"more zones":          func(s *Spec) { s.MinCopies, s.MinZones = 2, 3 },
+		"zones in one zone":   func(s *Spec) { s.MinCopies, s.MinZones, s.Zones = 2, 2, []string{"a"} },
 		"threshold":           func(s *Spec) { s.Threshold = 1 },
 		"address":             func(s *Spec) { s.Listen = []string{"localhost"} },
 		"address of nobody":   func(s *Spec) { s.Listen = []string{"0.0.0.0:0"} },

@@ -25,6 +25,7 @@ type Spec struct {
 	Listen       []string // per HSM, or one for all; port 0 picks a free one
 	Zones        []string // per HSM, or one for all; default "zone-1", …
 	MinCopies    int
+	MinZones     int // 0: any
 	CheckOnUse   bool
 	Custodians   []string
 	Threshold    int
@@ -59,6 +60,8 @@ func (s *Spec) validate() error {
 		return fmt.Errorf("%w: %d HSMs: a cluster has 1 to %d", hsm.ErrInvalid, s.HSMs, maxHSMs)
 	case s.MinCopies < 1 || s.MinCopies > s.HSMs:
 		return fmt.Errorf("%w: min-copies is %d with %d HSMs: want 1 to %d", hsm.ErrInvalid, s.MinCopies, s.HSMs, s.HSMs)
+	case s.MinZones < 0 || s.MinZones > min(s.MinCopies, s.zones()):
+		return fmt.Errorf("%w: min-zones is %d with min-copies %d and %d zones: want 0 to %d", hsm.ErrInvalid, s.MinZones, s.MinCopies, s.zones(), min(s.MinCopies, s.zones()))
 	case s.Threshold < 0 || s.Threshold > len(s.Custodians):
 		return fmt.Errorf("%w: threshold is %d with %d custodians", hsm.ErrInvalid, s.Threshold, len(s.Custodians))
 	case len(s.Listen) > 1 && len(s.Listen) != s.HSMs, len(s.Zones) > 1 && len(s.Zones) != s.HSMs:
@@ -154,4 +157,16 @@ func listenFree(host string) (net.Listener, error) {
 		}
 	}
 	return net.Listen("tcp", net.JoinHostPort(host, "0"))
+}
+
+// zones counts the zones that the HSMs will stand in.
+func (s *Spec) zones() int {
+	if len(s.Zones) == 0 {
+		return s.HSMs
+	}
+	different := map[string]bool{}
+	for _, z := range s.Zones {
+		different[z] = true
+	}
+	return len(different)
 }

@@ -19,7 +19,7 @@ import (
 
 func (p *program) clusterCommand() *cli.Command {
 	return &cli.Command{Name: "cluster", Usage: "make, run and watch clusters", Subcommands: []*cli.Command{
-		p.clusterCreateCommand(), p.clusterSetCommand(),
+		p.clusterCreateCommand(), p.clusterSetCommand(), p.coverageCommand(),
 		{
 			Name: "start", Usage: "run all HSMs of a cluster on this machine, in the foreground", ArgsUsage: "DIR", Action: p.clusterStart,
 			Description: "Example: hsmbackup cluster start ./east --metrics :9100\n\nEach HSM is a process of its own. Prints one line when all are ready.",
@@ -59,7 +59,8 @@ func (p *program) clusterCreateCommand() *cli.Command {
 		Flags: append(layoutFlags(),
 			&cli.StringSliceFlag{Name: "custodian", Usage: "age `RECIPIENT` who may open the recovery envelope of snapshots"},
 			&cli.IntFlag{Name: "threshold", Value: 1, Usage: "how many custodians it takes"},
-			&cli.IntFlag{Name: "min-copies", Usage: "HSMs that must hold a new key (default 2, or 1 for a cluster of one)"}),
+			&cli.IntFlag{Name: "min-copies", Usage: "HSMs that must hold a new key (default 2, or 1 for a cluster of one)"},
+			&cli.IntFlag{Name: "min-zones", Usage: "zones that these HSMs must stand in (default: any)"}),
 	}
 }
 
@@ -87,13 +88,13 @@ func (p *program) clusterCreate(cc *cli.Context) error {
 	if !cc.IsSet("min-copies") {
 		spec.MinCopies = min(2, spec.HSMs)
 	}
-	spec.CheckOnUse = spec.MinCopies > 1
+	spec.MinZones, spec.CheckOnUse = cc.Int("min-zones"), spec.MinCopies > 1
 	spec.Admin, spec.Password = admin.name, admin.password
 	pr, err := server.Create(cc.Context, spec)
 	if err != nil {
 		return err
 	}
-	p.warnPlacement(pr)
+	p.warn(cluster.Policy{MinCopies: spec.MinCopies, MinZones: spec.MinZones}, pr)
 	return p.created(pr)
 }
 
@@ -104,17 +105,14 @@ func (p *program) spec(cc *cli.Context, name string) server.Spec {
 	}
 }
 
-// warnPlacement says where a cluster cannot keep what it promises.
-func (p *program) warnPlacement(pr *profile.Profile) {
-	zones := map[string]bool{}
-	for _, h := range pr.HSMs {
-		zones[h.Zone] = true
+// warn says where a cluster cannot keep what its policy promises.
+func (p *program) warn(policy cluster.Policy, pr *profile.Profile) {
+	members := make([]hsm.Member, len(pr.HSMs))
+	for i, h := range pr.HSMs {
+		members[i] = hsm.Member{ID: h.ID, Zone: h.Zone}
 	}
-	switch {
-	case len(pr.HSMs) == 1:
-		fmt.Fprintln(p.err, "warning: a cluster of one HSM loses every key made since its last snapshot when that HSM dies; use at least two, better three")
-	case len(zones) == 1:
-		fmt.Fprintln(p.err, "warning: all HSMs stand in one zone; give each its own with --zone")
+	for _, text := range policy.Warnings(members) {
+		fmt.Fprintln(p.err, "warning: "+text)
 	}
 }
 

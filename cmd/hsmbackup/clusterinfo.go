@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"time"
 
 	"github.com/urfave/cli/v2"
 
@@ -43,12 +44,68 @@ func printInfo(w io.Writer, info *cluster.Info) {
 			fmt.Fprintf(w, "%s: %s\n", h.ID, h.Notice)
 		}
 	}
-	fmt.Fprintf(w, "%d keys, in sync: %t, in doubt: %d, on too few HSMs: %d; policy: at least %d copies, checked on use: %t\n",
-		info.Keys, info.InSync, info.InDoubt, info.UnderReplicated, info.MinCopies, info.CheckOnUse)
-	switch {
-	case len(info.HSMs) == 1:
-		fmt.Fprintln(w, "warning: one HSM; a key made since the last snapshot dies with it")
-	case info.MinCopies == len(info.HSMs):
-		fmt.Fprintln(w, "warning: min-copies equals the number of HSMs; no key can be made while one is down")
+	fmt.Fprintf(w, "%d keys, in sync: %t, in doubt: %d, on too few HSMs: %d; policy: at least %d copies%s, checked on use: %t\n",
+		info.Keys, info.InSync, info.InDoubt, info.UnderReplicated, info.MinCopies, inZones(info.MinZones), info.CheckOnUse)
+	for _, r := range info.Residue {
+		fmt.Fprintf(w, "in doubt: operation %s, keys %v on %s since %s\n", r.Op, r.Refs, r.HSM, r.Since.Format(time.RFC3339))
 	}
+	for _, text := range info.Warnings {
+		fmt.Fprintln(w, "warning: "+text)
+	}
+}
+
+func inZones(n int) string {
+	if n <= 1 {
+		return ""
+	}
+	return fmt.Sprintf(" in %d zones", n)
+}
+
+// unevenView is an object that is not everywhere, as --json prints it.
+type unevenView struct {
+	cluster.Uneven
+	Kind       string  `json:"kind"`
+	AgeSeconds float64 `json:"age_seconds"` // -1: not known
+}
+
+func (p *program) coverageCommand() *cli.Command {
+	return &cli.Command{
+		Name: "coverage", Usage: "list what is not yet on every HSM, and since when", ArgsUsage: "[CLUSTER]", Action: p.clusterCoverage,
+		Description: "Example: hsmbackup cluster coverage ./east",
+		Flags:       append(clusterFlags(), &cli.IntFlag{Name: "max-items", Value: 100, Usage: "print at most `N`; the total counts all"}),
+	}
+}
+
+func (p *program) clusterCoverage(cc *cli.Context) error {
+	return p.withNamed(cc, target(cc), statusLogin(cc), func(ctx context.Context, c *cluster.Cluster) error {
+		found, err := c.Uneven(ctx, cc.Int("max-items"))
+		if err != nil {
+			return err
+		}
+		views, rows := []unevenView{}, [][]string{}
+		for _, u := range found.Objects {
+			v := unevenView{Uneven: u, Kind: u.Kind.String(), AgeSeconds: -1}
+			since := "unknown"
+			if !u.Since.IsZero() {
+				v.AgeSeconds, since = max(0, time.Since(u.Since).Seconds()), u.Since.Format(time.RFC3339)
+			}
+			views = append(views, v)
+			rows = append(rows, []string{u.Ref.String(), v.Kind, unevenState(u), joinIDs(u.Missing), since})
+		}
+		doc := map[string]any{"objects": views, "total": found.Total, "not_asked": notNil(found.Unasked), "in_sync": found.Total == 0 && len(found.Unasked) == 0}
+		return p.result(doc, func(w io.Writer) {
+			table(w, []string{"REFERENCE", "KIND", "STATE", "MISSING ON", "SINCE"}, rows)
+			fmt.Fprintf(w, "%d of %d objects that are not everywhere; not asked: %s\n", len(rows), found.Total, joinIDs(found.Unasked))
+		})
+	})
+}
+
+func unevenState(u cluster.Uneven) string {
+	switch {
+	case u.Destroyed:
+		return "destroyed"
+	case u.Stale:
+		return "changed"
+	}
+	return "new"
 }

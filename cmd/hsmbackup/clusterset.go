@@ -20,6 +20,7 @@ func (p *program) clusterSetCommand() *cli.Command {
 			&cli.StringSliceFlag{Name: "custodian", Usage: "age `RECIPIENT` who may open the recovery envelope"},
 			&cli.IntFlag{Name: "threshold", Value: 1, Usage: "how many custodians it takes"},
 			&cli.IntFlag{Name: "min-copies", Usage: "HSMs that must hold a new key"},
+			&cli.IntFlag{Name: "min-zones", Usage: "zones that these HSMs must stand in; 0: any"},
 			&cli.BoolFlag{Name: "check-on-use", Usage: "refuse to use a key that is on fewer HSMs"}),
 	}
 }
@@ -40,15 +41,21 @@ func (p *program) clusterSet(cc *cli.Context) error {
 		if cc.IsSet("min-copies") {
 			s.MinCopies = cc.Int("min-copies")
 		}
+		if cc.IsSet("min-zones") {
+			s.MinZones = cc.Int("min-zones")
+		}
 		if cc.IsSet("check-on-use") {
 			s.CheckOnUse = cc.Bool("check-on-use")
 		}
 		if _, err := c.Change(ctx, hsm.Change{Kind: hsm.ChangeSettings, Settings: &s}); err != nil {
 			return err
 		}
-		doc := map[string]any{"custodians": notNil(s.Custodians), "threshold": s.Threshold, "min_copies": s.MinCopies, "check_on_use": s.CheckOnUse}
+		for _, text := range c.Warnings() {
+			fmt.Fprintln(p.err, "warning: "+text)
+		}
+		doc := map[string]any{"custodians": notNil(s.Custodians), "threshold": s.Threshold, "min_copies": s.MinCopies, "min_zones": s.MinZones, "check_on_use": s.CheckOnUse}
 		return p.result(doc, func(w io.Writer) {
-			fmt.Fprintf(w, "%d custodians, %d needed; at least %d copies, checked on use: %t\n", len(s.Custodians), s.Threshold, s.MinCopies, s.CheckOnUse)
+			fmt.Fprintf(w, "%d custodians, %d needed; at least %d copies%s, checked on use: %t\n", len(s.Custodians), s.Threshold, s.MinCopies, inZones(s.MinZones), s.CheckOnUse)
 		})
 	})
 }

@@ -35,6 +35,7 @@ func (p *program) keyCommand() *cli.Command {
 			&cli.IntFlag{Name: "max-items", Usage: "print at most `N`; the total counts all"}),
 		one("show", "show one key", "show key-reference=0x0123456789abcdef", p.showKey),
 		one("where", "tell which HSMs hold a key", "where attr.label=web", p.whereKey),
+		p.extractMaskedCommand(), p.insertMaskedCommand(),
 		one("set", "change an attribute", "set attr.label=old --attribute label=new", p.setKey,
 			&cli.StringSliceFlag{Name: "attribute", Usage: "`NAME=VALUE`"}),
 		one("share", "let another crypto user use a key", "share attr.label=web --username bob", p.shareKey(hsm.ChangeShare), user),
@@ -61,7 +62,7 @@ func wrapMechanism() cli.Flag {
 
 // creationFlags are common to all ways of making a key.
 func creationFlags() []cli.Flag {
-	return append(clusterFlags(),
+	return append(append(clusterFlags(), durabilityFlags()...),
 		&cli.StringFlag{Name: "label", Usage: "the key's `LABEL`"},
 		&cli.StringFlag{Name: "id", Usage: "the key's id, in `HEX`"},
 		&cli.IntFlag{Name: "size", Usage: "bytes of an AES or generic secret key, bits of an RSA key"},
@@ -69,15 +70,22 @@ func creationFlags() []cli.Flag {
 		&cli.BoolFlag{Name: "session", Usage: "a session key: on one HSM, gone with the session"},
 		&cli.StringSliceFlag{Name: "attribute", Usage: "`NAME=VALUE`, such as encrypt=true"},
 		&cli.StringSliceFlag{Name: "public-attribute", Usage: "`NAME=VALUE` of a pair's public key"},
-		&cli.StringSliceFlag{Name: "share", Usage: "crypto `USER` who may use the key too"},
+		&cli.StringSliceFlag{Name: "share", Usage: "crypto `USER` who may use the key too"})
+}
+
+// durabilityFlags raise the policy for one creation.
+func durabilityFlags() []cli.Flag {
+	return []cli.Flag{
 		&cli.IntFlag{Name: "min-copies", Aliases: []string{"min-srv", "min_srv"}, Usage: "at least `N` HSMs must hold the key; the larger of this and the cluster's policy applies"},
-		&cli.StringFlag{Name: "timeout", Usage: "give up after this `TIME`, such as 5s (a plain number: seconds); the key is then not created"})
+		&cli.IntFlag{Name: "min-zones", Usage: "in at least `N` zones; the larger of this and the cluster's policy applies"},
+		&cli.StringFlag{Name: "timeout", Usage: "give up after this `TIME`, such as 5s (a plain number: seconds); the key is then not created"},
+	}
 }
 
 // callPolicy is what the flags of one creation ask for beyond the policy in force:
 // KMU's -min_srv and -timeout.
 func callPolicy(cc *cli.Context) (cluster.Policy, error) {
-	p := cluster.Policy{MinCopies: cc.Int("min-copies")}
+	p := cluster.Policy{MinCopies: cc.Int("min-copies"), MinZones: cc.Int("min-zones")}
 	if cc.IsSet("min-copies") && p.MinCopies < 1 {
 		return p, usagef("--min-copies %d: want at least 1", p.MinCopies)
 	}

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 
@@ -20,6 +21,23 @@ func clusterFlags() []cli.Flag {
 		&cli.StringFlag{Name: "sdk-config", EnvVars: []string{"HSMBACKUP_SDK_CONFIG"}, Usage: "the durability policy of this CloudHSM configuration `FILE` applies: cloudhsm_client.cfg (Client SDK 3) or cloudhsm-*.cfg (Client SDK 5)"},
 		&cli.StringFlag{Name: "component", Usage: "the same, of the file of pkcs11, dyn, jce, cli, ksp or openssl-provider in its usual place"},
 	}
+}
+
+// envCompat set to "route-any" routes uses of keys to any HSM, as CloudHSM does,
+// also to one that has not got the key yet: to test how applications take that.
+const envCompat = "HSMBACKUP_COMPAT"
+
+func (p *program) options(pr *profile.Profile) ([]cluster.Option, error) {
+	options, err := p.sdk.options(pr)
+	options = append(options, cluster.WithLog(p.log))
+	switch v := os.Getenv(envCompat); v {
+	case "":
+	case "route-any":
+		options = append(options, cluster.WithRouting(cluster.RouteAny))
+	default:
+		err = errors.Join(err, usagef("%s is %q: want route-any", envCompat, v))
+	}
+	return options, err
 }
 
 // sdkFile names a configuration file of CloudHSM, by path or by component.
@@ -84,7 +102,7 @@ func (p *program) open(ctx context.Context, name string, w who) (*cluster.Cluste
 	if err != nil {
 		return nil, err
 	}
-	options, err := p.sdk.options(pr)
+	options, err := p.options(pr)
 	if err != nil {
 		return nil, err
 	}

@@ -11,6 +11,7 @@ import (
 
 	"github.com/hsmbackup/hsmbackup/backup"
 	"github.com/hsmbackup/hsmbackup/clone"
+	"github.com/hsmbackup/hsmbackup/cluster"
 	"github.com/hsmbackup/hsmbackup/storage"
 	"github.com/hsmbackup/hsmbackup/storage/open"
 )
@@ -104,7 +105,7 @@ func (p *program) restore(cc *cli.Context) error {
 		return opened(err, exitFailed)
 	}
 	bar.done()
-	p.warnPlacement(r.Profile)
+	p.warn(cluster.Policy{}, r.Profile) // of its placement; the policy comes with the snapshot
 	return p.restored(r, o.Trust != nil)
 }
 

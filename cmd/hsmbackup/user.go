@@ -40,6 +40,10 @@ type userView struct {
 	Name   string   `json:"username"`
 	Role   hsm.Role `json:"role"`
 	Locked bool     `json:"locked"`
+	// Coverage is "full", or "inconsistent" while the HSMs do not agree on the
+	// user; Missing are the HSMs that do not know it, or are away.
+	Coverage string      `json:"cluster_coverage,omitempty"`
+	Missing  []hsm.HSMID `json:"missing,omitempty"`
 }
 
 func (p *program) changeUser(cc *cli.Context, kind hsm.ChangeKind, password bool) error {
@@ -75,10 +79,13 @@ func (p *program) listUsers(cc *cli.Context) error {
 		views := make([]userView, len(users))
 		rows := make([][]string, len(users))
 		for i, u := range users {
-			views[i] = userView{Name: u.Name, Role: u.Role, Locked: u.Locked}
-			rows[i] = []string{u.Name, string(u.Role), map[bool]string{true: "locked", false: ""}[u.Locked]}
+			views[i] = userView{Name: u.Name, Role: u.Role, Locked: u.Locked, Coverage: "full", Missing: u.Missing}
+			if !u.Consistent || len(u.Missing) > 0 {
+				views[i].Coverage = "inconsistent"
+			}
+			rows[i] = []string{u.Name, string(u.Role), views[i].Coverage, map[bool]string{true: "locked", false: ""}[u.Locked]}
 		}
 		doc := map[string]any{"users": views, "total": len(views)}
-		return p.result(doc, func(w io.Writer) { table(w, []string{"NAME", "ROLE", ""}, rows) })
+		return p.result(doc, func(w io.Writer) { table(w, []string{"NAME", "ROLE", "COVERAGE", ""}, rows) })
 	})
 }

@@ -246,6 +246,9 @@ func (s *session) insertMasked(op hsm.OpID, r hsm.CreateRequest) (hsm.Created, e
 	if err := s.admitAll(p); err != nil {
 		return hsm.Created{}, err
 	}
+	if err := s.h.ownersKnown(p.recs); err != nil {
+		return hsm.Created{}, err
+	}
 	made := hsm.Created{Objects: p.objects}
 	for i, m := range p.objects {
 		made.Keys = append(made.Keys, infoOf(p.recs[i], m.Digest))
@@ -254,6 +257,19 @@ func (s *session) insertMasked(op hsm.OpID, r hsm.CreateRequest) (hsm.Created, e
 		return hsm.Created{}, err
 	}
 	return made, nil
+}
+
+// ownersKnown checks that whoever owns the keys, or has them shared, is a crypto
+// user here: keys that nobody may use or destroy are not let in.
+func (h *HSM) ownersKnown(recs []*hsm.Record) error {
+	for _, r := range recs {
+		for _, name := range append([]string{r.Core.Owner}, r.Shares()...) {
+			if _, err := h.users.cryptoUser(name); err != nil {
+				return fmt.Errorf("key %s belongs to %q, shared with %q: %w; make the user first, or bring it with synckey --users", r.Ref, r.Core.Owner, r.Shares(), err)
+			}
+		}
+	}
+	return nil
 }
 
 // promote makes a token key of a session key: under the same reference and with

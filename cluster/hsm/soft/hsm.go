@@ -206,11 +206,12 @@ func (g *gate) close() bool {
 }
 
 func (h *HSM) info() hsm.Info {
+	pending := h.InDoubt()
 	i := hsm.Info{
 		ID: h.opts.ID, Cluster: h.opts.Cluster, ClusterName: h.opts.ClusterName, Region: h.opts.Region, Zone: h.opts.Zone,
 		Lineage: h.keyring.Lineage(), Version: h.opts.Version, State: hsm.StateActive, Time: h.opts.Now().UTC(),
 		Root: h.states[hsm.ScopeLineage].Root(), ClusterRoot: h.states[hsm.ScopeCluster].Root(),
-		Keys: uint64(max(h.liveKeys.Load(), 0)), InDoubt: uint64(len(h.InDoubt())), Sessions: h.sessions.count(),
+		Keys: uint64(max(h.liveKeys.Load(), 0)), InDoubt: uint64(len(pending)), Doubts: doubts(pending), Sessions: h.sessions.count(),
 		Started: h.started, Settings: *h.settings.Load(),
 	}
 	if ms := h.lastSync.Load(); ms != 0 {

@@ -45,6 +45,14 @@ func (h *HSM) InDoubt() []Pending {
 	return list
 }
 
+// doubts shows the oldest of the operations in doubt.
+func doubts(all []Pending) (out []hsm.Doubt) {
+	for _, p := range all[:min(len(all), hsm.MaxDoubts)] {
+		out = append(out, hsm.Doubt{Op: p.Op, Refs: p.Refs[:min(len(p.Refs), hsm.MaxDoubtRefs)], Since: p.Since})
+	}
+	return out
+}
+
 // ResolveAs settles an operation whose outcome was learned from the peers:
 // committed by one of them, or by none, and none ever will. It is idempotent,
 // and durable when it returns. ErrOp if the HSM holds no such operation and did

@@ -24,6 +24,7 @@ const maxMinCopies = 28
 // The registers of the settings.
 const (
 	registerMinCopies  = "min-copies"
+	registerMinZones   = "min-zones" // not written before it is first asked for
 	registerCheckOnUse = "check-on-use"
 	registerCustodians = "custodians" // one per line
 	registerThreshold  = "threshold"
@@ -35,7 +36,7 @@ func readSettings(r *hsm.Record) hsm.Settings {
 		return n
 	}
 	s := hsm.Settings{
-		MinCopies: number(registerMinCopies), CheckOnUse: r.Registers[registerCheckOnUse].Bool(),
+		MinCopies: number(registerMinCopies), MinZones: number(registerMinZones), CheckOnUse: r.Registers[registerCheckOnUse].Bool(),
 		Threshold: number(registerThreshold),
 	}
 	if c := string(r.Registers[registerCustodians].Value); c != "" {
@@ -50,6 +51,8 @@ func checkSettings(s *hsm.Settings) error {
 		return fmt.Errorf("%w: no settings given", hsm.ErrInvalid)
 	case s.MinCopies < 1 || s.MinCopies > maxMinCopies:
 		return fmt.Errorf("%w: min-copies is %d: want 1 to %d", hsm.ErrInvalid, s.MinCopies, maxMinCopies)
+	case s.MinZones < 0 || s.MinZones > s.MinCopies:
+		return fmt.Errorf("%w: min-zones is %d with min-copies %d: want 0 to %d", hsm.ErrInvalid, s.MinZones, s.MinCopies, s.MinCopies)
 	case s.Threshold < 0 || s.Threshold > len(s.Custodians):
 		return fmt.Errorf("%w: threshold is %d with %d custodians", hsm.ErrInvalid, s.Threshold, len(s.Custodians))
 	}
@@ -79,6 +82,9 @@ func (s *session) changeSettings(c hsm.Change) (hsm.MaskedObject, error) {
 	return s.h.update(hsm.ScopeLineage, settingsRef, func(cur *held) (*hsm.Record, error) {
 		if cur != nil && s.who.Role == hsm.RoleHSM {
 			return nil, s.denied(hsm.RoleAdmin) // it makes the first ones only
+		}
+		if c.Settings.MinZones > 0 || cur != nil && cur.rec.Registers[registerMinZones].Value != nil {
+			values[registerMinZones] = []byte(strconv.Itoa(c.Settings.MinZones))
 		}
 		return s.h.withRegisters(cur, hsm.KindPolicy, settingsRef, settingsName, values)
 	})

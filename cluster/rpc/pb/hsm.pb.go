@@ -480,7 +480,8 @@ type InfoReply struct {
 	LastSync      int64                  `protobuf:"varint,15,opt,name=last_sync,json=lastSync,proto3" json:"last_sync,omitempty"` // Unix nanoseconds; 0: never
 	Settings      *Settings              `protobuf:"bytes,16,opt,name=settings,proto3" json:"settings,omitempty"`
 	Notice        string                 `protobuf:"bytes,17,opt,name=notice,proto3" json:"notice,omitempty"`
-	Time          int64                  `protobuf:"varint,18,opt,name=time,proto3" json:"time,omitempty"` // Unix nanoseconds; 0: not told
+	Time          int64                  `protobuf:"varint,18,opt,name=time,proto3" json:"time,omitempty"`    // Unix nanoseconds; 0: not told
+	Doubts        []*Doubt               `protobuf:"bytes,19,rep,name=doubts,proto3" json:"doubts,omitempty"` // the oldest; at most 16
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -641,19 +642,87 @@ func (x *InfoReply) GetTime() int64 {
 	return 0
 }
 
+func (x *InfoReply) GetDoubts() []*Doubt {
+	if x != nil {
+		return x.Doubts
+	}
+	return nil
+}
+
+type Doubt struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Op            []byte                 `protobuf:"bytes,1,opt,name=op,proto3" json:"op,omitempty"`              // 16 bytes
+	Refs          []uint64               `protobuf:"fixed64,2,rep,packed,name=refs,proto3" json:"refs,omitempty"` // at most 4
+	Since         int64                  `protobuf:"varint,3,opt,name=since,proto3" json:"since,omitempty"`       // Unix nanoseconds
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Doubt) Reset() {
+	*x = Doubt{}
+	mi := &file_hsm_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Doubt) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Doubt) ProtoMessage() {}
+
+func (x *Doubt) ProtoReflect() protoreflect.Message {
+	mi := &file_hsm_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Doubt.ProtoReflect.Descriptor instead.
+func (*Doubt) Descriptor() ([]byte, []int) {
+	return file_hsm_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *Doubt) GetOp() []byte {
+	if x != nil {
+		return x.Op
+	}
+	return nil
+}
+
+func (x *Doubt) GetRefs() []uint64 {
+	if x != nil {
+		return x.Refs
+	}
+	return nil
+}
+
+func (x *Doubt) GetSince() int64 {
+	if x != nil {
+		return x.Since
+	}
+	return 0
+}
+
 type Settings struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	MinCopies     int64                  `protobuf:"varint,1,opt,name=min_copies,json=minCopies,proto3" json:"min_copies,omitempty"`
 	CheckOnUse    bool                   `protobuf:"varint,2,opt,name=check_on_use,json=checkOnUse,proto3" json:"check_on_use,omitempty"`
 	Custodians    []string               `protobuf:"bytes,3,rep,name=custodians,proto3" json:"custodians,omitempty"`
 	Threshold     int64                  `protobuf:"varint,4,opt,name=threshold,proto3" json:"threshold,omitempty"`
+	MinZones      int64                  `protobuf:"varint,5,opt,name=min_zones,json=minZones,proto3" json:"min_zones,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Settings) Reset() {
 	*x = Settings{}
-	mi := &file_hsm_proto_msgTypes[9]
+	mi := &file_hsm_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -665,7 +734,7 @@ func (x *Settings) String() string {
 func (*Settings) ProtoMessage() {}
 
 func (x *Settings) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[9]
+	mi := &file_hsm_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -678,7 +747,7 @@ func (x *Settings) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Settings.ProtoReflect.Descriptor instead.
 func (*Settings) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{9}
+	return file_hsm_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Settings) GetMinCopies() int64 {
@@ -709,6 +778,13 @@ func (x *Settings) GetThreshold() int64 {
 	return 0
 }
 
+func (x *Settings) GetMinZones() int64 {
+	if x != nil {
+		return x.MinZones
+	}
+	return 0
+}
+
 type MembersRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -717,7 +793,7 @@ type MembersRequest struct {
 
 func (x *MembersRequest) Reset() {
 	*x = MembersRequest{}
-	mi := &file_hsm_proto_msgTypes[10]
+	mi := &file_hsm_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -729,7 +805,7 @@ func (x *MembersRequest) String() string {
 func (*MembersRequest) ProtoMessage() {}
 
 func (x *MembersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[10]
+	mi := &file_hsm_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -742,7 +818,7 @@ func (x *MembersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MembersRequest.ProtoReflect.Descriptor instead.
 func (*MembersRequest) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{10}
+	return file_hsm_proto_rawDescGZIP(), []int{11}
 }
 
 type MembersReply struct {
@@ -754,7 +830,7 @@ type MembersReply struct {
 
 func (x *MembersReply) Reset() {
 	*x = MembersReply{}
-	mi := &file_hsm_proto_msgTypes[11]
+	mi := &file_hsm_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -766,7 +842,7 @@ func (x *MembersReply) String() string {
 func (*MembersReply) ProtoMessage() {}
 
 func (x *MembersReply) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[11]
+	mi := &file_hsm_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -779,7 +855,7 @@ func (x *MembersReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MembersReply.ProtoReflect.Descriptor instead.
 func (*MembersReply) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{11}
+	return file_hsm_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *MembersReply) GetMembers() []*Member {
@@ -809,7 +885,7 @@ type Member struct {
 
 func (x *Member) Reset() {
 	*x = Member{}
-	mi := &file_hsm_proto_msgTypes[12]
+	mi := &file_hsm_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -821,7 +897,7 @@ func (x *Member) String() string {
 func (*Member) ProtoMessage() {}
 
 func (x *Member) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[12]
+	mi := &file_hsm_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -834,7 +910,7 @@ func (x *Member) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Member.ProtoReflect.Descriptor instead.
 func (*Member) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{12}
+	return file_hsm_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Member) GetId() uint64 {
@@ -934,7 +1010,7 @@ type Invite struct {
 
 func (x *Invite) Reset() {
 	*x = Invite{}
-	mi := &file_hsm_proto_msgTypes[13]
+	mi := &file_hsm_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -946,7 +1022,7 @@ func (x *Invite) String() string {
 func (*Invite) ProtoMessage() {}
 
 func (x *Invite) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[13]
+	mi := &file_hsm_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -959,7 +1035,7 @@ func (x *Invite) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Invite.ProtoReflect.Descriptor instead.
 func (*Invite) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{13}
+	return file_hsm_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Invite) GetId() []byte {
@@ -1007,7 +1083,7 @@ type Claim struct {
 
 func (x *Claim) Reset() {
 	*x = Claim{}
-	mi := &file_hsm_proto_msgTypes[14]
+	mi := &file_hsm_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1019,7 +1095,7 @@ func (x *Claim) String() string {
 func (*Claim) ProtoMessage() {}
 
 func (x *Claim) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[14]
+	mi := &file_hsm_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1032,7 +1108,7 @@ func (x *Claim) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Claim.ProtoReflect.Descriptor instead.
 func (*Claim) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{14}
+	return file_hsm_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Claim) GetJoiner() uint64 {
@@ -1060,7 +1136,7 @@ type Revocation struct {
 
 func (x *Revocation) Reset() {
 	*x = Revocation{}
-	mi := &file_hsm_proto_msgTypes[15]
+	mi := &file_hsm_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1072,7 +1148,7 @@ func (x *Revocation) String() string {
 func (*Revocation) ProtoMessage() {}
 
 func (x *Revocation) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[15]
+	mi := &file_hsm_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1085,7 +1161,7 @@ func (x *Revocation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Revocation.ProtoReflect.Descriptor instead.
 func (*Revocation) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{15}
+	return file_hsm_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Revocation) GetKind() string {
@@ -1118,7 +1194,7 @@ type ObjectsRequest struct {
 
 func (x *ObjectsRequest) Reset() {
 	*x = ObjectsRequest{}
-	mi := &file_hsm_proto_msgTypes[16]
+	mi := &file_hsm_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1130,7 +1206,7 @@ func (x *ObjectsRequest) String() string {
 func (*ObjectsRequest) ProtoMessage() {}
 
 func (x *ObjectsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[16]
+	mi := &file_hsm_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1143,7 +1219,7 @@ func (x *ObjectsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ObjectsRequest.ProtoReflect.Descriptor instead.
 func (*ObjectsRequest) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{16}
+	return file_hsm_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ObjectsRequest) GetScope() uint32 {
@@ -1164,7 +1240,7 @@ type ObjectBatch struct {
 
 func (x *ObjectBatch) Reset() {
 	*x = ObjectBatch{}
-	mi := &file_hsm_proto_msgTypes[17]
+	mi := &file_hsm_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1176,7 +1252,7 @@ func (x *ObjectBatch) String() string {
 func (*ObjectBatch) ProtoMessage() {}
 
 func (x *ObjectBatch) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[17]
+	mi := &file_hsm_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1189,7 +1265,7 @@ func (x *ObjectBatch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ObjectBatch.ProtoReflect.Descriptor instead.
 func (*ObjectBatch) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{17}
+	return file_hsm_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ObjectBatch) GetPacked() []byte {
@@ -1210,7 +1286,7 @@ type ExtractRequest struct {
 
 func (x *ExtractRequest) Reset() {
 	*x = ExtractRequest{}
-	mi := &file_hsm_proto_msgTypes[18]
+	mi := &file_hsm_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1222,7 +1298,7 @@ func (x *ExtractRequest) String() string {
 func (*ExtractRequest) ProtoMessage() {}
 
 func (x *ExtractRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[18]
+	mi := &file_hsm_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1235,7 +1311,7 @@ func (x *ExtractRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExtractRequest.ProtoReflect.Descriptor instead.
 func (*ExtractRequest) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{18}
+	return file_hsm_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ExtractRequest) GetScope() uint32 {
@@ -1272,7 +1348,7 @@ type ExtractReply struct {
 
 func (x *ExtractReply) Reset() {
 	*x = ExtractReply{}
-	mi := &file_hsm_proto_msgTypes[19]
+	mi := &file_hsm_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1284,7 +1360,7 @@ func (x *ExtractReply) String() string {
 func (*ExtractReply) ProtoMessage() {}
 
 func (x *ExtractReply) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[19]
+	mi := &file_hsm_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1297,7 +1373,7 @@ func (x *ExtractReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExtractReply.ProtoReflect.Descriptor instead.
 func (*ExtractReply) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{19}
+	return file_hsm_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ExtractReply) GetObjects() []*Masked {
@@ -1335,7 +1411,7 @@ type Masked struct {
 
 func (x *Masked) Reset() {
 	*x = Masked{}
-	mi := &file_hsm_proto_msgTypes[20]
+	mi := &file_hsm_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1347,7 +1423,7 @@ func (x *Masked) String() string {
 func (*Masked) ProtoMessage() {}
 
 func (x *Masked) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[20]
+	mi := &file_hsm_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1360,7 +1436,7 @@ func (x *Masked) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Masked.ProtoReflect.Descriptor instead.
 func (*Masked) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{20}
+	return file_hsm_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Masked) GetRef() uint64 {
@@ -1415,7 +1491,7 @@ type InsertRequest struct {
 
 func (x *InsertRequest) Reset() {
 	*x = InsertRequest{}
-	mi := &file_hsm_proto_msgTypes[21]
+	mi := &file_hsm_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1427,7 +1503,7 @@ func (x *InsertRequest) String() string {
 func (*InsertRequest) ProtoMessage() {}
 
 func (x *InsertRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[21]
+	mi := &file_hsm_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1440,7 +1516,7 @@ func (x *InsertRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InsertRequest.ProtoReflect.Descriptor instead.
 func (*InsertRequest) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{21}
+	return file_hsm_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *InsertRequest) GetScope() uint32 {
@@ -1470,7 +1546,7 @@ type InsertReply struct {
 
 func (x *InsertReply) Reset() {
 	*x = InsertReply{}
-	mi := &file_hsm_proto_msgTypes[22]
+	mi := &file_hsm_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1482,7 +1558,7 @@ func (x *InsertReply) String() string {
 func (*InsertReply) ProtoMessage() {}
 
 func (x *InsertReply) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[22]
+	mi := &file_hsm_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1495,7 +1571,7 @@ func (x *InsertReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InsertReply.ProtoReflect.Descriptor instead.
 func (*InsertReply) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{22}
+	return file_hsm_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *InsertReply) GetAdded() uint64 {
@@ -1542,7 +1618,7 @@ type RootRequest struct {
 
 func (x *RootRequest) Reset() {
 	*x = RootRequest{}
-	mi := &file_hsm_proto_msgTypes[23]
+	mi := &file_hsm_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1554,7 +1630,7 @@ func (x *RootRequest) String() string {
 func (*RootRequest) ProtoMessage() {}
 
 func (x *RootRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[23]
+	mi := &file_hsm_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1567,7 +1643,7 @@ func (x *RootRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RootRequest.ProtoReflect.Descriptor instead.
 func (*RootRequest) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{23}
+	return file_hsm_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *RootRequest) GetScope() uint32 {
@@ -1587,7 +1663,7 @@ type RootReply struct {
 
 func (x *RootReply) Reset() {
 	*x = RootReply{}
-	mi := &file_hsm_proto_msgTypes[24]
+	mi := &file_hsm_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1599,7 +1675,7 @@ func (x *RootReply) String() string {
 func (*RootReply) ProtoMessage() {}
 
 func (x *RootReply) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[24]
+	mi := &file_hsm_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1612,7 +1688,7 @@ func (x *RootReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RootReply.ProtoReflect.Descriptor instead.
 func (*RootReply) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{24}
+	return file_hsm_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *RootReply) GetSum() []byte {
@@ -1638,7 +1714,7 @@ type FingerprintKeysRequest struct {
 
 func (x *FingerprintKeysRequest) Reset() {
 	*x = FingerprintKeysRequest{}
-	mi := &file_hsm_proto_msgTypes[25]
+	mi := &file_hsm_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1650,7 +1726,7 @@ func (x *FingerprintKeysRequest) String() string {
 func (*FingerprintKeysRequest) ProtoMessage() {}
 
 func (x *FingerprintKeysRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[25]
+	mi := &file_hsm_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1663,7 +1739,7 @@ func (x *FingerprintKeysRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FingerprintKeysRequest.ProtoReflect.Descriptor instead.
 func (*FingerprintKeysRequest) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{25}
+	return file_hsm_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *FingerprintKeysRequest) GetScope() uint32 {
@@ -1683,7 +1759,7 @@ type FingerprintKeysReply struct {
 
 func (x *FingerprintKeysReply) Reset() {
 	*x = FingerprintKeysReply{}
-	mi := &file_hsm_proto_msgTypes[26]
+	mi := &file_hsm_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1695,7 +1771,7 @@ func (x *FingerprintKeysReply) String() string {
 func (*FingerprintKeysReply) ProtoMessage() {}
 
 func (x *FingerprintKeysReply) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[26]
+	mi := &file_hsm_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1708,7 +1784,7 @@ func (x *FingerprintKeysReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FingerprintKeysReply.ProtoReflect.Descriptor instead.
 func (*FingerprintKeysReply) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{26}
+	return file_hsm_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *FingerprintKeysReply) GetRoot() []byte {
@@ -1736,7 +1812,7 @@ type CellsRequest struct {
 
 func (x *CellsRequest) Reset() {
 	*x = CellsRequest{}
-	mi := &file_hsm_proto_msgTypes[27]
+	mi := &file_hsm_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1748,7 +1824,7 @@ func (x *CellsRequest) String() string {
 func (*CellsRequest) ProtoMessage() {}
 
 func (x *CellsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[27]
+	mi := &file_hsm_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1761,7 +1837,7 @@ func (x *CellsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CellsRequest.ProtoReflect.Descriptor instead.
 func (*CellsRequest) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{27}
+	return file_hsm_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *CellsRequest) GetScope() uint32 {
@@ -1796,7 +1872,7 @@ type CellBatch struct {
 
 func (x *CellBatch) Reset() {
 	*x = CellBatch{}
-	mi := &file_hsm_proto_msgTypes[28]
+	mi := &file_hsm_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1808,7 +1884,7 @@ func (x *CellBatch) String() string {
 func (*CellBatch) ProtoMessage() {}
 
 func (x *CellBatch) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[28]
+	mi := &file_hsm_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1821,7 +1897,7 @@ func (x *CellBatch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CellBatch.ProtoReflect.Descriptor instead.
 func (*CellBatch) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{28}
+	return file_hsm_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *CellBatch) GetPacked() []byte {
@@ -1842,7 +1918,7 @@ type PrepareRequest struct {
 
 func (x *PrepareRequest) Reset() {
 	*x = PrepareRequest{}
-	mi := &file_hsm_proto_msgTypes[29]
+	mi := &file_hsm_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1854,7 +1930,7 @@ func (x *PrepareRequest) String() string {
 func (*PrepareRequest) ProtoMessage() {}
 
 func (x *PrepareRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[29]
+	mi := &file_hsm_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1867,7 +1943,7 @@ func (x *PrepareRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrepareRequest.ProtoReflect.Descriptor instead.
 func (*PrepareRequest) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{29}
+	return file_hsm_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *PrepareRequest) GetOp() []byte {
@@ -1899,7 +1975,7 @@ type PrepareReply struct {
 
 func (x *PrepareReply) Reset() {
 	*x = PrepareReply{}
-	mi := &file_hsm_proto_msgTypes[30]
+	mi := &file_hsm_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1911,7 +1987,7 @@ func (x *PrepareReply) String() string {
 func (*PrepareReply) ProtoMessage() {}
 
 func (x *PrepareReply) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[30]
+	mi := &file_hsm_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1924,7 +2000,7 @@ func (x *PrepareReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrepareReply.ProtoReflect.Descriptor instead.
 func (*PrepareReply) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{30}
+	return file_hsm_proto_rawDescGZIP(), []int{31}
 }
 
 type OpRequest struct {
@@ -1936,7 +2012,7 @@ type OpRequest struct {
 
 func (x *OpRequest) Reset() {
 	*x = OpRequest{}
-	mi := &file_hsm_proto_msgTypes[31]
+	mi := &file_hsm_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1948,7 +2024,7 @@ func (x *OpRequest) String() string {
 func (*OpRequest) ProtoMessage() {}
 
 func (x *OpRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[31]
+	mi := &file_hsm_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1961,7 +2037,7 @@ func (x *OpRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OpRequest.ProtoReflect.Descriptor instead.
 func (*OpRequest) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{31}
+	return file_hsm_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *OpRequest) GetOp() []byte {
@@ -1979,7 +2055,7 @@ type CommitReply struct {
 
 func (x *CommitReply) Reset() {
 	*x = CommitReply{}
-	mi := &file_hsm_proto_msgTypes[32]
+	mi := &file_hsm_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1991,7 +2067,7 @@ func (x *CommitReply) String() string {
 func (*CommitReply) ProtoMessage() {}
 
 func (x *CommitReply) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[32]
+	mi := &file_hsm_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2004,7 +2080,7 @@ func (x *CommitReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CommitReply.ProtoReflect.Descriptor instead.
 func (*CommitReply) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{32}
+	return file_hsm_proto_rawDescGZIP(), []int{33}
 }
 
 type AbortReply struct {
@@ -2015,7 +2091,7 @@ type AbortReply struct {
 
 func (x *AbortReply) Reset() {
 	*x = AbortReply{}
-	mi := &file_hsm_proto_msgTypes[33]
+	mi := &file_hsm_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2027,7 +2103,7 @@ func (x *AbortReply) String() string {
 func (*AbortReply) ProtoMessage() {}
 
 func (x *AbortReply) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[33]
+	mi := &file_hsm_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2040,7 +2116,7 @@ func (x *AbortReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AbortReply.ProtoReflect.Descriptor instead.
 func (*AbortReply) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{33}
+	return file_hsm_proto_rawDescGZIP(), []int{34}
 }
 
 type ResolveReply struct {
@@ -2052,7 +2128,7 @@ type ResolveReply struct {
 
 func (x *ResolveReply) Reset() {
 	*x = ResolveReply{}
-	mi := &file_hsm_proto_msgTypes[34]
+	mi := &file_hsm_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2064,7 +2140,7 @@ func (x *ResolveReply) String() string {
 func (*ResolveReply) ProtoMessage() {}
 
 func (x *ResolveReply) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[34]
+	mi := &file_hsm_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2077,7 +2153,7 @@ func (x *ResolveReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResolveReply.ProtoReflect.Descriptor instead.
 func (*ResolveReply) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{34}
+	return file_hsm_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *ResolveReply) GetState() uint32 {
@@ -2103,7 +2179,7 @@ type Params struct {
 
 func (x *Params) Reset() {
 	*x = Params{}
-	mi := &file_hsm_proto_msgTypes[35]
+	mi := &file_hsm_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2115,7 +2191,7 @@ func (x *Params) String() string {
 func (*Params) ProtoMessage() {}
 
 func (x *Params) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[35]
+	mi := &file_hsm_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2128,7 +2204,7 @@ func (x *Params) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Params.ProtoReflect.Descriptor instead.
 func (*Params) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{35}
+	return file_hsm_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *Params) GetMechanism() string {
@@ -2210,7 +2286,7 @@ type CreateRequest struct {
 
 func (x *CreateRequest) Reset() {
 	*x = CreateRequest{}
-	mi := &file_hsm_proto_msgTypes[36]
+	mi := &file_hsm_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2222,7 +2298,7 @@ func (x *CreateRequest) String() string {
 func (*CreateRequest) ProtoMessage() {}
 
 func (x *CreateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[36]
+	mi := &file_hsm_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2235,7 +2311,7 @@ func (x *CreateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateRequest.ProtoReflect.Descriptor instead.
 func (*CreateRequest) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{36}
+	return file_hsm_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *CreateRequest) GetOp() []byte {
@@ -2353,7 +2429,7 @@ type CreateReply struct {
 
 func (x *CreateReply) Reset() {
 	*x = CreateReply{}
-	mi := &file_hsm_proto_msgTypes[37]
+	mi := &file_hsm_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2365,7 +2441,7 @@ func (x *CreateReply) String() string {
 func (*CreateReply) ProtoMessage() {}
 
 func (x *CreateReply) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[37]
+	mi := &file_hsm_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2378,7 +2454,7 @@ func (x *CreateReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateReply.ProtoReflect.Descriptor instead.
 func (*CreateReply) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{37}
+	return file_hsm_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *CreateReply) GetKeys() []*KeyInfo {
@@ -2416,7 +2492,7 @@ type ChangeRequest struct {
 
 func (x *ChangeRequest) Reset() {
 	*x = ChangeRequest{}
-	mi := &file_hsm_proto_msgTypes[38]
+	mi := &file_hsm_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2428,7 +2504,7 @@ func (x *ChangeRequest) String() string {
 func (*ChangeRequest) ProtoMessage() {}
 
 func (x *ChangeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[38]
+	mi := &file_hsm_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2441,7 +2517,7 @@ func (x *ChangeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangeRequest.ProtoReflect.Descriptor instead.
 func (*ChangeRequest) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{38}
+	return file_hsm_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *ChangeRequest) GetKind() string {
@@ -2550,7 +2626,7 @@ type UseRequest struct {
 
 func (x *UseRequest) Reset() {
 	*x = UseRequest{}
-	mi := &file_hsm_proto_msgTypes[39]
+	mi := &file_hsm_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2562,7 +2638,7 @@ func (x *UseRequest) String() string {
 func (*UseRequest) ProtoMessage() {}
 
 func (x *UseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[39]
+	mi := &file_hsm_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2575,7 +2651,7 @@ func (x *UseRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UseRequest.ProtoReflect.Descriptor instead.
 func (*UseRequest) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{39}
+	return file_hsm_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *UseRequest) GetKind() string {
@@ -2636,7 +2712,7 @@ type UseReply struct {
 
 func (x *UseReply) Reset() {
 	*x = UseReply{}
-	mi := &file_hsm_proto_msgTypes[40]
+	mi := &file_hsm_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2648,7 +2724,7 @@ func (x *UseReply) String() string {
 func (*UseReply) ProtoMessage() {}
 
 func (x *UseReply) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[40]
+	mi := &file_hsm_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2661,7 +2737,7 @@ func (x *UseReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UseReply.ProtoReflect.Descriptor instead.
 func (*UseReply) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{40}
+	return file_hsm_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *UseReply) GetData() []byte {
@@ -2682,7 +2758,7 @@ type KeysRequest struct {
 
 func (x *KeysRequest) Reset() {
 	*x = KeysRequest{}
-	mi := &file_hsm_proto_msgTypes[41]
+	mi := &file_hsm_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2694,7 +2770,7 @@ func (x *KeysRequest) String() string {
 func (*KeysRequest) ProtoMessage() {}
 
 func (x *KeysRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[41]
+	mi := &file_hsm_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2707,7 +2783,7 @@ func (x *KeysRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeysRequest.ProtoReflect.Descriptor instead.
 func (*KeysRequest) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{41}
+	return file_hsm_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *KeysRequest) GetRefs() []uint64 {
@@ -2740,7 +2816,7 @@ type KeyBatch struct {
 
 func (x *KeyBatch) Reset() {
 	*x = KeyBatch{}
-	mi := &file_hsm_proto_msgTypes[42]
+	mi := &file_hsm_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2752,7 +2828,7 @@ func (x *KeyBatch) String() string {
 func (*KeyBatch) ProtoMessage() {}
 
 func (x *KeyBatch) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[42]
+	mi := &file_hsm_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2765,7 +2841,7 @@ func (x *KeyBatch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeyBatch.ProtoReflect.Descriptor instead.
 func (*KeyBatch) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{42}
+	return file_hsm_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *KeyBatch) GetKeys() []*KeyInfo {
@@ -2784,7 +2860,7 @@ type KeyRequest struct {
 
 func (x *KeyRequest) Reset() {
 	*x = KeyRequest{}
-	mi := &file_hsm_proto_msgTypes[43]
+	mi := &file_hsm_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2796,7 +2872,7 @@ func (x *KeyRequest) String() string {
 func (*KeyRequest) ProtoMessage() {}
 
 func (x *KeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[43]
+	mi := &file_hsm_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2809,7 +2885,7 @@ func (x *KeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeyRequest.ProtoReflect.Descriptor instead.
 func (*KeyRequest) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{43}
+	return file_hsm_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *KeyRequest) GetRef() uint64 {
@@ -2843,7 +2919,7 @@ type KeyInfo struct {
 
 func (x *KeyInfo) Reset() {
 	*x = KeyInfo{}
-	mi := &file_hsm_proto_msgTypes[44]
+	mi := &file_hsm_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2855,7 +2931,7 @@ func (x *KeyInfo) String() string {
 func (*KeyInfo) ProtoMessage() {}
 
 func (x *KeyInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[44]
+	mi := &file_hsm_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2868,7 +2944,7 @@ func (x *KeyInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeyInfo.ProtoReflect.Descriptor instead.
 func (*KeyInfo) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{44}
+	return file_hsm_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *KeyInfo) GetRef() uint64 {
@@ -2991,7 +3067,7 @@ type UsersRequest struct {
 
 func (x *UsersRequest) Reset() {
 	*x = UsersRequest{}
-	mi := &file_hsm_proto_msgTypes[45]
+	mi := &file_hsm_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3003,7 +3079,7 @@ func (x *UsersRequest) String() string {
 func (*UsersRequest) ProtoMessage() {}
 
 func (x *UsersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[45]
+	mi := &file_hsm_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3016,7 +3092,7 @@ func (x *UsersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UsersRequest.ProtoReflect.Descriptor instead.
 func (*UsersRequest) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{45}
+	return file_hsm_proto_rawDescGZIP(), []int{46}
 }
 
 type UserBatch struct {
@@ -3028,7 +3104,7 @@ type UserBatch struct {
 
 func (x *UserBatch) Reset() {
 	*x = UserBatch{}
-	mi := &file_hsm_proto_msgTypes[46]
+	mi := &file_hsm_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3040,7 +3116,7 @@ func (x *UserBatch) String() string {
 func (*UserBatch) ProtoMessage() {}
 
 func (x *UserBatch) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[46]
+	mi := &file_hsm_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3053,7 +3129,7 @@ func (x *UserBatch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UserBatch.ProtoReflect.Descriptor instead.
 func (*UserBatch) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{46}
+	return file_hsm_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *UserBatch) GetUsers() []*UserInfo {
@@ -3076,7 +3152,7 @@ type UserInfo struct {
 
 func (x *UserInfo) Reset() {
 	*x = UserInfo{}
-	mi := &file_hsm_proto_msgTypes[47]
+	mi := &file_hsm_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3088,7 +3164,7 @@ func (x *UserInfo) String() string {
 func (*UserInfo) ProtoMessage() {}
 
 func (x *UserInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[47]
+	mi := &file_hsm_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3101,7 +3177,7 @@ func (x *UserInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UserInfo.ProtoReflect.Descriptor instead.
 func (*UserInfo) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{47}
+	return file_hsm_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *UserInfo) GetName() string {
@@ -3149,7 +3225,7 @@ type EnvelopeRequest struct {
 
 func (x *EnvelopeRequest) Reset() {
 	*x = EnvelopeRequest{}
-	mi := &file_hsm_proto_msgTypes[48]
+	mi := &file_hsm_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3161,7 +3237,7 @@ func (x *EnvelopeRequest) String() string {
 func (*EnvelopeRequest) ProtoMessage() {}
 
 func (x *EnvelopeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[48]
+	mi := &file_hsm_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3174,7 +3250,7 @@ func (x *EnvelopeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EnvelopeRequest.ProtoReflect.Descriptor instead.
 func (*EnvelopeRequest) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{48}
+	return file_hsm_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *EnvelopeRequest) GetCustodians() []string {
@@ -3200,7 +3276,7 @@ type EnvelopeReply struct {
 
 func (x *EnvelopeReply) Reset() {
 	*x = EnvelopeReply{}
-	mi := &file_hsm_proto_msgTypes[49]
+	mi := &file_hsm_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3212,7 +3288,7 @@ func (x *EnvelopeReply) String() string {
 func (*EnvelopeReply) ProtoMessage() {}
 
 func (x *EnvelopeReply) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[49]
+	mi := &file_hsm_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3225,7 +3301,7 @@ func (x *EnvelopeReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EnvelopeReply.ProtoReflect.Descriptor instead.
 func (*EnvelopeReply) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{49}
+	return file_hsm_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *EnvelopeReply) GetEnvelope() []byte {
@@ -3245,7 +3321,7 @@ type SignRequest struct {
 
 func (x *SignRequest) Reset() {
 	*x = SignRequest{}
-	mi := &file_hsm_proto_msgTypes[50]
+	mi := &file_hsm_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3257,7 +3333,7 @@ func (x *SignRequest) String() string {
 func (*SignRequest) ProtoMessage() {}
 
 func (x *SignRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[50]
+	mi := &file_hsm_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3270,7 +3346,7 @@ func (x *SignRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignRequest.ProtoReflect.Descriptor instead.
 func (*SignRequest) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{50}
+	return file_hsm_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *SignRequest) GetPurpose() string {
@@ -3297,7 +3373,7 @@ type SignReply struct {
 
 func (x *SignReply) Reset() {
 	*x = SignReply{}
-	mi := &file_hsm_proto_msgTypes[51]
+	mi := &file_hsm_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3309,7 +3385,7 @@ func (x *SignReply) String() string {
 func (*SignReply) ProtoMessage() {}
 
 func (x *SignReply) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[51]
+	mi := &file_hsm_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3322,7 +3398,7 @@ func (x *SignReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignReply.ProtoReflect.Descriptor instead.
 func (*SignReply) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{51}
+	return file_hsm_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *SignReply) GetPublic() []byte {
@@ -3354,7 +3430,7 @@ type GreetRequest struct {
 
 func (x *GreetRequest) Reset() {
 	*x = GreetRequest{}
-	mi := &file_hsm_proto_msgTypes[52]
+	mi := &file_hsm_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3366,7 +3442,7 @@ func (x *GreetRequest) String() string {
 func (*GreetRequest) ProtoMessage() {}
 
 func (x *GreetRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[52]
+	mi := &file_hsm_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3379,7 +3455,7 @@ func (x *GreetRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GreetRequest.ProtoReflect.Descriptor instead.
 func (*GreetRequest) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{52}
+	return file_hsm_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *GreetRequest) GetBoot() []byte {
@@ -3427,7 +3503,7 @@ type Boot struct {
 
 func (x *Boot) Reset() {
 	*x = Boot{}
-	mi := &file_hsm_proto_msgTypes[53]
+	mi := &file_hsm_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3439,7 +3515,7 @@ func (x *Boot) String() string {
 func (*Boot) ProtoMessage() {}
 
 func (x *Boot) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[53]
+	mi := &file_hsm_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3452,7 +3528,7 @@ func (x *Boot) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Boot.ProtoReflect.Descriptor instead.
 func (*Boot) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{53}
+	return file_hsm_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *Boot) GetId() []byte {
@@ -3482,7 +3558,7 @@ type GreetReply struct {
 
 func (x *GreetReply) Reset() {
 	*x = GreetReply{}
-	mi := &file_hsm_proto_msgTypes[54]
+	mi := &file_hsm_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3494,7 +3570,7 @@ func (x *GreetReply) String() string {
 func (*GreetReply) ProtoMessage() {}
 
 func (x *GreetReply) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[54]
+	mi := &file_hsm_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3507,7 +3583,7 @@ func (x *GreetReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GreetReply.ProtoReflect.Descriptor instead.
 func (*GreetReply) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{54}
+	return file_hsm_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *GreetReply) GetInfo() *InfoReply {
@@ -3557,7 +3633,7 @@ type IssueRequest struct {
 
 func (x *IssueRequest) Reset() {
 	*x = IssueRequest{}
-	mi := &file_hsm_proto_msgTypes[55]
+	mi := &file_hsm_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3569,7 +3645,7 @@ func (x *IssueRequest) String() string {
 func (*IssueRequest) ProtoMessage() {}
 
 func (x *IssueRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[55]
+	mi := &file_hsm_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3582,7 +3658,7 @@ func (x *IssueRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueRequest.ProtoReflect.Descriptor instead.
 func (*IssueRequest) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{55}
+	return file_hsm_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *IssueRequest) GetKind() string {
@@ -3622,7 +3698,7 @@ type IssueReply struct {
 
 func (x *IssueReply) Reset() {
 	*x = IssueReply{}
-	mi := &file_hsm_proto_msgTypes[56]
+	mi := &file_hsm_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3634,7 +3710,7 @@ func (x *IssueReply) String() string {
 func (*IssueReply) ProtoMessage() {}
 
 func (x *IssueReply) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[56]
+	mi := &file_hsm_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3647,7 +3723,7 @@ func (x *IssueReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueReply.ProtoReflect.Descriptor instead.
 func (*IssueReply) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{56}
+	return file_hsm_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *IssueReply) GetCertificate() []byte {
@@ -3671,7 +3747,7 @@ type JoinRequest struct {
 
 func (x *JoinRequest) Reset() {
 	*x = JoinRequest{}
-	mi := &file_hsm_proto_msgTypes[57]
+	mi := &file_hsm_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3683,7 +3759,7 @@ func (x *JoinRequest) String() string {
 func (*JoinRequest) ProtoMessage() {}
 
 func (x *JoinRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[57]
+	mi := &file_hsm_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3696,7 +3772,7 @@ func (x *JoinRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinRequest.ProtoReflect.Descriptor instead.
 func (*JoinRequest) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{57}
+	return file_hsm_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *JoinRequest) GetJoiner() uint64 {
@@ -3757,7 +3833,7 @@ type JoinReply struct {
 
 func (x *JoinReply) Reset() {
 	*x = JoinReply{}
-	mi := &file_hsm_proto_msgTypes[58]
+	mi := &file_hsm_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3769,7 +3845,7 @@ func (x *JoinReply) String() string {
 func (*JoinReply) ProtoMessage() {}
 
 func (x *JoinReply) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[58]
+	mi := &file_hsm_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3782,7 +3858,7 @@ func (x *JoinReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinReply.ProtoReflect.Descriptor instead.
 func (*JoinReply) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{58}
+	return file_hsm_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *JoinReply) GetCertificate() []byte {
@@ -3867,7 +3943,7 @@ const file_hsm_proto_rawDesc = "" +
 	"\x04name\x18\x03 \x01(\tR\x04name\x12\x18\n" +
 	"\alineage\x18\x04 \x01(\fR\alineage\x12\x16\n" +
 	"\x06ticket\x18\x05 \x01(\fR\x06ticket\"\r\n" +
-	"\vInfoRequest\"\x99\x04\n" +
+	"\vInfoRequest\"\xc6\x04\n" +
 	"\tInfoReply\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x06R\x02id\x12\x18\n" +
 	"\acluster\x18\x02 \x01(\x06R\acluster\x12!\n" +
@@ -3887,7 +3963,12 @@ const file_hsm_proto_rawDesc = "" +
 	"\tlast_sync\x18\x0f \x01(\x03R\blastSync\x122\n" +
 	"\bsettings\x18\x10 \x01(\v2\x16.hsmbackup.v1.SettingsR\bsettings\x12\x16\n" +
 	"\x06notice\x18\x11 \x01(\tR\x06notice\x12\x12\n" +
-	"\x04time\x18\x12 \x01(\x03R\x04time\"\x89\x01\n" +
+	"\x04time\x18\x12 \x01(\x03R\x04time\x12+\n" +
+	"\x06doubts\x18\x13 \x03(\v2\x13.hsmbackup.v1.DoubtR\x06doubts\"A\n" +
+	"\x05Doubt\x12\x0e\n" +
+	"\x02op\x18\x01 \x01(\fR\x02op\x12\x12\n" +
+	"\x04refs\x18\x02 \x03(\x06R\x04refs\x12\x14\n" +
+	"\x05since\x18\x03 \x01(\x03R\x05since\"\xa6\x01\n" +
 	"\bSettings\x12\x1d\n" +
 	"\n" +
 	"min_copies\x18\x01 \x01(\x03R\tminCopies\x12 \n" +
@@ -3896,7 +3977,8 @@ const file_hsm_proto_rawDesc = "" +
 	"\n" +
 	"custodians\x18\x03 \x03(\tR\n" +
 	"custodians\x12\x1c\n" +
-	"\tthreshold\x18\x04 \x01(\x03R\tthreshold\"\x10\n" +
+	"\tthreshold\x18\x04 \x01(\x03R\tthreshold\x12\x1b\n" +
+	"\tmin_zones\x18\x05 \x01(\x03R\bminZones\"\x10\n" +
 	"\x0eMembersRequest\">\n" +
 	"\fMembersReply\x12.\n" +
 	"\amembers\x18\x01 \x03(\v2\x14.hsmbackup.v1.MemberR\amembers\"\xa2\x02\n" +
@@ -4187,7 +4269,7 @@ func file_hsm_proto_rawDescGZIP() []byte {
 	return file_hsm_proto_rawDescData
 }
 
-var file_hsm_proto_msgTypes = make([]protoimpl.MessageInfo, 63)
+var file_hsm_proto_msgTypes = make([]protoimpl.MessageInfo, 64)
 var file_hsm_proto_goTypes = []any{
 	(*Failure)(nil),                // 0: hsmbackup.v1.Failure
 	(*PingRequest)(nil),            // 1: hsmbackup.v1.PingRequest
@@ -4198,147 +4280,149 @@ var file_hsm_proto_goTypes = []any{
 	(*AttachReply)(nil),            // 6: hsmbackup.v1.AttachReply
 	(*InfoRequest)(nil),            // 7: hsmbackup.v1.InfoRequest
 	(*InfoReply)(nil),              // 8: hsmbackup.v1.InfoReply
-	(*Settings)(nil),               // 9: hsmbackup.v1.Settings
-	(*MembersRequest)(nil),         // 10: hsmbackup.v1.MembersRequest
-	(*MembersReply)(nil),           // 11: hsmbackup.v1.MembersReply
-	(*Member)(nil),                 // 12: hsmbackup.v1.Member
-	(*Invite)(nil),                 // 13: hsmbackup.v1.Invite
-	(*Claim)(nil),                  // 14: hsmbackup.v1.Claim
-	(*Revocation)(nil),             // 15: hsmbackup.v1.Revocation
-	(*ObjectsRequest)(nil),         // 16: hsmbackup.v1.ObjectsRequest
-	(*ObjectBatch)(nil),            // 17: hsmbackup.v1.ObjectBatch
-	(*ExtractRequest)(nil),         // 18: hsmbackup.v1.ExtractRequest
-	(*ExtractReply)(nil),           // 19: hsmbackup.v1.ExtractReply
-	(*Masked)(nil),                 // 20: hsmbackup.v1.Masked
-	(*InsertRequest)(nil),          // 21: hsmbackup.v1.InsertRequest
-	(*InsertReply)(nil),            // 22: hsmbackup.v1.InsertReply
-	(*RootRequest)(nil),            // 23: hsmbackup.v1.RootRequest
-	(*RootReply)(nil),              // 24: hsmbackup.v1.RootReply
-	(*FingerprintKeysRequest)(nil), // 25: hsmbackup.v1.FingerprintKeysRequest
-	(*FingerprintKeysReply)(nil),   // 26: hsmbackup.v1.FingerprintKeysReply
-	(*CellsRequest)(nil),           // 27: hsmbackup.v1.CellsRequest
-	(*CellBatch)(nil),              // 28: hsmbackup.v1.CellBatch
-	(*PrepareRequest)(nil),         // 29: hsmbackup.v1.PrepareRequest
-	(*PrepareReply)(nil),           // 30: hsmbackup.v1.PrepareReply
-	(*OpRequest)(nil),              // 31: hsmbackup.v1.OpRequest
-	(*CommitReply)(nil),            // 32: hsmbackup.v1.CommitReply
-	(*AbortReply)(nil),             // 33: hsmbackup.v1.AbortReply
-	(*ResolveReply)(nil),           // 34: hsmbackup.v1.ResolveReply
-	(*Params)(nil),                 // 35: hsmbackup.v1.Params
-	(*CreateRequest)(nil),          // 36: hsmbackup.v1.CreateRequest
-	(*CreateReply)(nil),            // 37: hsmbackup.v1.CreateReply
-	(*ChangeRequest)(nil),          // 38: hsmbackup.v1.ChangeRequest
-	(*UseRequest)(nil),             // 39: hsmbackup.v1.UseRequest
-	(*UseReply)(nil),               // 40: hsmbackup.v1.UseReply
-	(*KeysRequest)(nil),            // 41: hsmbackup.v1.KeysRequest
-	(*KeyBatch)(nil),               // 42: hsmbackup.v1.KeyBatch
-	(*KeyRequest)(nil),             // 43: hsmbackup.v1.KeyRequest
-	(*KeyInfo)(nil),                // 44: hsmbackup.v1.KeyInfo
-	(*UsersRequest)(nil),           // 45: hsmbackup.v1.UsersRequest
-	(*UserBatch)(nil),              // 46: hsmbackup.v1.UserBatch
-	(*UserInfo)(nil),               // 47: hsmbackup.v1.UserInfo
-	(*EnvelopeRequest)(nil),        // 48: hsmbackup.v1.EnvelopeRequest
-	(*EnvelopeReply)(nil),          // 49: hsmbackup.v1.EnvelopeReply
-	(*SignRequest)(nil),            // 50: hsmbackup.v1.SignRequest
-	(*SignReply)(nil),              // 51: hsmbackup.v1.SignReply
-	(*GreetRequest)(nil),           // 52: hsmbackup.v1.GreetRequest
-	(*Boot)(nil),                   // 53: hsmbackup.v1.Boot
-	(*GreetReply)(nil),             // 54: hsmbackup.v1.GreetReply
-	(*IssueRequest)(nil),           // 55: hsmbackup.v1.IssueRequest
-	(*IssueReply)(nil),             // 56: hsmbackup.v1.IssueReply
-	(*JoinRequest)(nil),            // 57: hsmbackup.v1.JoinRequest
-	(*JoinReply)(nil),              // 58: hsmbackup.v1.JoinReply
-	nil,                            // 59: hsmbackup.v1.CreateRequest.AttributesEntry
-	nil,                            // 60: hsmbackup.v1.CreateRequest.PublicEntry
-	nil,                            // 61: hsmbackup.v1.KeysRequest.AttrsEntry
-	nil,                            // 62: hsmbackup.v1.KeyInfo.AttributesEntry
+	(*Doubt)(nil),                  // 9: hsmbackup.v1.Doubt
+	(*Settings)(nil),               // 10: hsmbackup.v1.Settings
+	(*MembersRequest)(nil),         // 11: hsmbackup.v1.MembersRequest
+	(*MembersReply)(nil),           // 12: hsmbackup.v1.MembersReply
+	(*Member)(nil),                 // 13: hsmbackup.v1.Member
+	(*Invite)(nil),                 // 14: hsmbackup.v1.Invite
+	(*Claim)(nil),                  // 15: hsmbackup.v1.Claim
+	(*Revocation)(nil),             // 16: hsmbackup.v1.Revocation
+	(*ObjectsRequest)(nil),         // 17: hsmbackup.v1.ObjectsRequest
+	(*ObjectBatch)(nil),            // 18: hsmbackup.v1.ObjectBatch
+	(*ExtractRequest)(nil),         // 19: hsmbackup.v1.ExtractRequest
+	(*ExtractReply)(nil),           // 20: hsmbackup.v1.ExtractReply
+	(*Masked)(nil),                 // 21: hsmbackup.v1.Masked
+	(*InsertRequest)(nil),          // 22: hsmbackup.v1.InsertRequest
+	(*InsertReply)(nil),            // 23: hsmbackup.v1.InsertReply
+	(*RootRequest)(nil),            // 24: hsmbackup.v1.RootRequest
+	(*RootReply)(nil),              // 25: hsmbackup.v1.RootReply
+	(*FingerprintKeysRequest)(nil), // 26: hsmbackup.v1.FingerprintKeysRequest
+	(*FingerprintKeysReply)(nil),   // 27: hsmbackup.v1.FingerprintKeysReply
+	(*CellsRequest)(nil),           // 28: hsmbackup.v1.CellsRequest
+	(*CellBatch)(nil),              // 29: hsmbackup.v1.CellBatch
+	(*PrepareRequest)(nil),         // 30: hsmbackup.v1.PrepareRequest
+	(*PrepareReply)(nil),           // 31: hsmbackup.v1.PrepareReply
+	(*OpRequest)(nil),              // 32: hsmbackup.v1.OpRequest
+	(*CommitReply)(nil),            // 33: hsmbackup.v1.CommitReply
+	(*AbortReply)(nil),             // 34: hsmbackup.v1.AbortReply
+	(*ResolveReply)(nil),           // 35: hsmbackup.v1.ResolveReply
+	(*Params)(nil),                 // 36: hsmbackup.v1.Params
+	(*CreateRequest)(nil),          // 37: hsmbackup.v1.CreateRequest
+	(*CreateReply)(nil),            // 38: hsmbackup.v1.CreateReply
+	(*ChangeRequest)(nil),          // 39: hsmbackup.v1.ChangeRequest
+	(*UseRequest)(nil),             // 40: hsmbackup.v1.UseRequest
+	(*UseReply)(nil),               // 41: hsmbackup.v1.UseReply
+	(*KeysRequest)(nil),            // 42: hsmbackup.v1.KeysRequest
+	(*KeyBatch)(nil),               // 43: hsmbackup.v1.KeyBatch
+	(*KeyRequest)(nil),             // 44: hsmbackup.v1.KeyRequest
+	(*KeyInfo)(nil),                // 45: hsmbackup.v1.KeyInfo
+	(*UsersRequest)(nil),           // 46: hsmbackup.v1.UsersRequest
+	(*UserBatch)(nil),              // 47: hsmbackup.v1.UserBatch
+	(*UserInfo)(nil),               // 48: hsmbackup.v1.UserInfo
+	(*EnvelopeRequest)(nil),        // 49: hsmbackup.v1.EnvelopeRequest
+	(*EnvelopeReply)(nil),          // 50: hsmbackup.v1.EnvelopeReply
+	(*SignRequest)(nil),            // 51: hsmbackup.v1.SignRequest
+	(*SignReply)(nil),              // 52: hsmbackup.v1.SignReply
+	(*GreetRequest)(nil),           // 53: hsmbackup.v1.GreetRequest
+	(*Boot)(nil),                   // 54: hsmbackup.v1.Boot
+	(*GreetReply)(nil),             // 55: hsmbackup.v1.GreetReply
+	(*IssueRequest)(nil),           // 56: hsmbackup.v1.IssueRequest
+	(*IssueReply)(nil),             // 57: hsmbackup.v1.IssueReply
+	(*JoinRequest)(nil),            // 58: hsmbackup.v1.JoinRequest
+	(*JoinReply)(nil),              // 59: hsmbackup.v1.JoinReply
+	nil,                            // 60: hsmbackup.v1.CreateRequest.AttributesEntry
+	nil,                            // 61: hsmbackup.v1.CreateRequest.PublicEntry
+	nil,                            // 62: hsmbackup.v1.KeysRequest.AttrsEntry
+	nil,                            // 63: hsmbackup.v1.KeyInfo.AttributesEntry
 }
 var file_hsm_proto_depIdxs = []int32{
 	4,  // 0: hsmbackup.v1.AttachRequest.login:type_name -> hsmbackup.v1.Login
 	5,  // 1: hsmbackup.v1.AttachRequest.open:type_name -> hsmbackup.v1.Open
-	24, // 2: hsmbackup.v1.InfoReply.root:type_name -> hsmbackup.v1.RootReply
-	24, // 3: hsmbackup.v1.InfoReply.cluster_root:type_name -> hsmbackup.v1.RootReply
-	9,  // 4: hsmbackup.v1.InfoReply.settings:type_name -> hsmbackup.v1.Settings
-	12, // 5: hsmbackup.v1.MembersReply.members:type_name -> hsmbackup.v1.Member
-	20, // 6: hsmbackup.v1.ExtractReply.objects:type_name -> hsmbackup.v1.Masked
-	20, // 7: hsmbackup.v1.InsertRequest.objects:type_name -> hsmbackup.v1.Masked
-	0,  // 8: hsmbackup.v1.InsertReply.failure:type_name -> hsmbackup.v1.Failure
-	20, // 9: hsmbackup.v1.PrepareRequest.objects:type_name -> hsmbackup.v1.Masked
-	59, // 10: hsmbackup.v1.CreateRequest.attributes:type_name -> hsmbackup.v1.CreateRequest.AttributesEntry
-	60, // 11: hsmbackup.v1.CreateRequest.public:type_name -> hsmbackup.v1.CreateRequest.PublicEntry
-	35, // 12: hsmbackup.v1.CreateRequest.params:type_name -> hsmbackup.v1.Params
-	20, // 13: hsmbackup.v1.CreateRequest.masked:type_name -> hsmbackup.v1.Masked
-	44, // 14: hsmbackup.v1.CreateReply.keys:type_name -> hsmbackup.v1.KeyInfo
-	20, // 15: hsmbackup.v1.CreateReply.objects:type_name -> hsmbackup.v1.Masked
-	9,  // 16: hsmbackup.v1.ChangeRequest.settings:type_name -> hsmbackup.v1.Settings
-	12, // 17: hsmbackup.v1.ChangeRequest.member:type_name -> hsmbackup.v1.Member
-	20, // 18: hsmbackup.v1.ChangeRequest.masked:type_name -> hsmbackup.v1.Masked
-	13, // 19: hsmbackup.v1.ChangeRequest.invite:type_name -> hsmbackup.v1.Invite
-	14, // 20: hsmbackup.v1.ChangeRequest.claim:type_name -> hsmbackup.v1.Claim
-	15, // 21: hsmbackup.v1.ChangeRequest.revoked:type_name -> hsmbackup.v1.Revocation
-	35, // 22: hsmbackup.v1.UseRequest.params:type_name -> hsmbackup.v1.Params
-	61, // 23: hsmbackup.v1.KeysRequest.attrs:type_name -> hsmbackup.v1.KeysRequest.AttrsEntry
-	44, // 24: hsmbackup.v1.KeyBatch.keys:type_name -> hsmbackup.v1.KeyInfo
-	62, // 25: hsmbackup.v1.KeyInfo.attributes:type_name -> hsmbackup.v1.KeyInfo.AttributesEntry
-	47, // 26: hsmbackup.v1.UserBatch.users:type_name -> hsmbackup.v1.UserInfo
-	53, // 27: hsmbackup.v1.GreetRequest.before:type_name -> hsmbackup.v1.Boot
-	8,  // 28: hsmbackup.v1.GreetReply.info:type_name -> hsmbackup.v1.InfoReply
-	12, // 29: hsmbackup.v1.JoinReply.members:type_name -> hsmbackup.v1.Member
-	1,  // 30: hsmbackup.v1.HSM.Ping:input_type -> hsmbackup.v1.PingRequest
-	3,  // 31: hsmbackup.v1.HSM.Attach:input_type -> hsmbackup.v1.AttachRequest
-	7,  // 32: hsmbackup.v1.HSM.Info:input_type -> hsmbackup.v1.InfoRequest
-	10, // 33: hsmbackup.v1.HSM.Members:input_type -> hsmbackup.v1.MembersRequest
-	16, // 34: hsmbackup.v1.HSM.Objects:input_type -> hsmbackup.v1.ObjectsRequest
-	18, // 35: hsmbackup.v1.HSM.Extract:input_type -> hsmbackup.v1.ExtractRequest
-	21, // 36: hsmbackup.v1.HSM.Insert:input_type -> hsmbackup.v1.InsertRequest
-	23, // 37: hsmbackup.v1.HSM.Root:input_type -> hsmbackup.v1.RootRequest
-	25, // 38: hsmbackup.v1.HSM.FingerprintKeys:input_type -> hsmbackup.v1.FingerprintKeysRequest
-	27, // 39: hsmbackup.v1.HSM.Cells:input_type -> hsmbackup.v1.CellsRequest
-	29, // 40: hsmbackup.v1.HSM.Prepare:input_type -> hsmbackup.v1.PrepareRequest
-	31, // 41: hsmbackup.v1.HSM.Commit:input_type -> hsmbackup.v1.OpRequest
-	31, // 42: hsmbackup.v1.HSM.Abort:input_type -> hsmbackup.v1.OpRequest
-	31, // 43: hsmbackup.v1.HSM.Resolve:input_type -> hsmbackup.v1.OpRequest
-	36, // 44: hsmbackup.v1.HSM.Create:input_type -> hsmbackup.v1.CreateRequest
-	38, // 45: hsmbackup.v1.HSM.Change:input_type -> hsmbackup.v1.ChangeRequest
-	39, // 46: hsmbackup.v1.HSM.Use:input_type -> hsmbackup.v1.UseRequest
-	41, // 47: hsmbackup.v1.HSM.Keys:input_type -> hsmbackup.v1.KeysRequest
-	43, // 48: hsmbackup.v1.HSM.Key:input_type -> hsmbackup.v1.KeyRequest
-	45, // 49: hsmbackup.v1.HSM.Users:input_type -> hsmbackup.v1.UsersRequest
-	48, // 50: hsmbackup.v1.HSM.Envelope:input_type -> hsmbackup.v1.EnvelopeRequest
-	50, // 51: hsmbackup.v1.HSM.Sign:input_type -> hsmbackup.v1.SignRequest
-	52, // 52: hsmbackup.v1.HSM.Greet:input_type -> hsmbackup.v1.GreetRequest
-	55, // 53: hsmbackup.v1.HSM.Issue:input_type -> hsmbackup.v1.IssueRequest
-	57, // 54: hsmbackup.v1.HSM.Join:input_type -> hsmbackup.v1.JoinRequest
-	2,  // 55: hsmbackup.v1.HSM.Ping:output_type -> hsmbackup.v1.PingReply
-	6,  // 56: hsmbackup.v1.HSM.Attach:output_type -> hsmbackup.v1.AttachReply
-	8,  // 57: hsmbackup.v1.HSM.Info:output_type -> hsmbackup.v1.InfoReply
-	11, // 58: hsmbackup.v1.HSM.Members:output_type -> hsmbackup.v1.MembersReply
-	17, // 59: hsmbackup.v1.HSM.Objects:output_type -> hsmbackup.v1.ObjectBatch
-	19, // 60: hsmbackup.v1.HSM.Extract:output_type -> hsmbackup.v1.ExtractReply
-	22, // 61: hsmbackup.v1.HSM.Insert:output_type -> hsmbackup.v1.InsertReply
-	24, // 62: hsmbackup.v1.HSM.Root:output_type -> hsmbackup.v1.RootReply
-	26, // 63: hsmbackup.v1.HSM.FingerprintKeys:output_type -> hsmbackup.v1.FingerprintKeysReply
-	28, // 64: hsmbackup.v1.HSM.Cells:output_type -> hsmbackup.v1.CellBatch
-	30, // 65: hsmbackup.v1.HSM.Prepare:output_type -> hsmbackup.v1.PrepareReply
-	32, // 66: hsmbackup.v1.HSM.Commit:output_type -> hsmbackup.v1.CommitReply
-	33, // 67: hsmbackup.v1.HSM.Abort:output_type -> hsmbackup.v1.AbortReply
-	34, // 68: hsmbackup.v1.HSM.Resolve:output_type -> hsmbackup.v1.ResolveReply
-	37, // 69: hsmbackup.v1.HSM.Create:output_type -> hsmbackup.v1.CreateReply
-	20, // 70: hsmbackup.v1.HSM.Change:output_type -> hsmbackup.v1.Masked
-	40, // 71: hsmbackup.v1.HSM.Use:output_type -> hsmbackup.v1.UseReply
-	42, // 72: hsmbackup.v1.HSM.Keys:output_type -> hsmbackup.v1.KeyBatch
-	44, // 73: hsmbackup.v1.HSM.Key:output_type -> hsmbackup.v1.KeyInfo
-	46, // 74: hsmbackup.v1.HSM.Users:output_type -> hsmbackup.v1.UserBatch
-	49, // 75: hsmbackup.v1.HSM.Envelope:output_type -> hsmbackup.v1.EnvelopeReply
-	51, // 76: hsmbackup.v1.HSM.Sign:output_type -> hsmbackup.v1.SignReply
-	54, // 77: hsmbackup.v1.HSM.Greet:output_type -> hsmbackup.v1.GreetReply
-	56, // 78: hsmbackup.v1.HSM.Issue:output_type -> hsmbackup.v1.IssueReply
-	58, // 79: hsmbackup.v1.HSM.Join:output_type -> hsmbackup.v1.JoinReply
-	55, // [55:80] is the sub-list for method output_type
-	30, // [30:55] is the sub-list for method input_type
-	30, // [30:30] is the sub-list for extension type_name
-	30, // [30:30] is the sub-list for extension extendee
-	0,  // [0:30] is the sub-list for field type_name
+	25, // 2: hsmbackup.v1.InfoReply.root:type_name -> hsmbackup.v1.RootReply
+	25, // 3: hsmbackup.v1.InfoReply.cluster_root:type_name -> hsmbackup.v1.RootReply
+	10, // 4: hsmbackup.v1.InfoReply.settings:type_name -> hsmbackup.v1.Settings
+	9,  // 5: hsmbackup.v1.InfoReply.doubts:type_name -> hsmbackup.v1.Doubt
+	13, // 6: hsmbackup.v1.MembersReply.members:type_name -> hsmbackup.v1.Member
+	21, // 7: hsmbackup.v1.ExtractReply.objects:type_name -> hsmbackup.v1.Masked
+	21, // 8: hsmbackup.v1.InsertRequest.objects:type_name -> hsmbackup.v1.Masked
+	0,  // 9: hsmbackup.v1.InsertReply.failure:type_name -> hsmbackup.v1.Failure
+	21, // 10: hsmbackup.v1.PrepareRequest.objects:type_name -> hsmbackup.v1.Masked
+	60, // 11: hsmbackup.v1.CreateRequest.attributes:type_name -> hsmbackup.v1.CreateRequest.AttributesEntry
+	61, // 12: hsmbackup.v1.CreateRequest.public:type_name -> hsmbackup.v1.CreateRequest.PublicEntry
+	36, // 13: hsmbackup.v1.CreateRequest.params:type_name -> hsmbackup.v1.Params
+	21, // 14: hsmbackup.v1.CreateRequest.masked:type_name -> hsmbackup.v1.Masked
+	45, // 15: hsmbackup.v1.CreateReply.keys:type_name -> hsmbackup.v1.KeyInfo
+	21, // 16: hsmbackup.v1.CreateReply.objects:type_name -> hsmbackup.v1.Masked
+	10, // 17: hsmbackup.v1.ChangeRequest.settings:type_name -> hsmbackup.v1.Settings
+	13, // 18: hsmbackup.v1.ChangeRequest.member:type_name -> hsmbackup.v1.Member
+	21, // 19: hsmbackup.v1.ChangeRequest.masked:type_name -> hsmbackup.v1.Masked
+	14, // 20: hsmbackup.v1.ChangeRequest.invite:type_name -> hsmbackup.v1.Invite
+	15, // 21: hsmbackup.v1.ChangeRequest.claim:type_name -> hsmbackup.v1.Claim
+	16, // 22: hsmbackup.v1.ChangeRequest.revoked:type_name -> hsmbackup.v1.Revocation
+	36, // 23: hsmbackup.v1.UseRequest.params:type_name -> hsmbackup.v1.Params
+	62, // 24: hsmbackup.v1.KeysRequest.attrs:type_name -> hsmbackup.v1.KeysRequest.AttrsEntry
+	45, // 25: hsmbackup.v1.KeyBatch.keys:type_name -> hsmbackup.v1.KeyInfo
+	63, // 26: hsmbackup.v1.KeyInfo.attributes:type_name -> hsmbackup.v1.KeyInfo.AttributesEntry
+	48, // 27: hsmbackup.v1.UserBatch.users:type_name -> hsmbackup.v1.UserInfo
+	54, // 28: hsmbackup.v1.GreetRequest.before:type_name -> hsmbackup.v1.Boot
+	8,  // 29: hsmbackup.v1.GreetReply.info:type_name -> hsmbackup.v1.InfoReply
+	13, // 30: hsmbackup.v1.JoinReply.members:type_name -> hsmbackup.v1.Member
+	1,  // 31: hsmbackup.v1.HSM.Ping:input_type -> hsmbackup.v1.PingRequest
+	3,  // 32: hsmbackup.v1.HSM.Attach:input_type -> hsmbackup.v1.AttachRequest
+	7,  // 33: hsmbackup.v1.HSM.Info:input_type -> hsmbackup.v1.InfoRequest
+	11, // 34: hsmbackup.v1.HSM.Members:input_type -> hsmbackup.v1.MembersRequest
+	17, // 35: hsmbackup.v1.HSM.Objects:input_type -> hsmbackup.v1.ObjectsRequest
+	19, // 36: hsmbackup.v1.HSM.Extract:input_type -> hsmbackup.v1.ExtractRequest
+	22, // 37: hsmbackup.v1.HSM.Insert:input_type -> hsmbackup.v1.InsertRequest
+	24, // 38: hsmbackup.v1.HSM.Root:input_type -> hsmbackup.v1.RootRequest
+	26, // 39: hsmbackup.v1.HSM.FingerprintKeys:input_type -> hsmbackup.v1.FingerprintKeysRequest
+	28, // 40: hsmbackup.v1.HSM.Cells:input_type -> hsmbackup.v1.CellsRequest
+	30, // 41: hsmbackup.v1.HSM.Prepare:input_type -> hsmbackup.v1.PrepareRequest
+	32, // 42: hsmbackup.v1.HSM.Commit:input_type -> hsmbackup.v1.OpRequest
+	32, // 43: hsmbackup.v1.HSM.Abort:input_type -> hsmbackup.v1.OpRequest
+	32, // 44: hsmbackup.v1.HSM.Resolve:input_type -> hsmbackup.v1.OpRequest
+	37, // 45: hsmbackup.v1.HSM.Create:input_type -> hsmbackup.v1.CreateRequest
+	39, // 46: hsmbackup.v1.HSM.Change:input_type -> hsmbackup.v1.ChangeRequest
+	40, // 47: hsmbackup.v1.HSM.Use:input_type -> hsmbackup.v1.UseRequest
+	42, // 48: hsmbackup.v1.HSM.Keys:input_type -> hsmbackup.v1.KeysRequest
+	44, // 49: hsmbackup.v1.HSM.Key:input_type -> hsmbackup.v1.KeyRequest
+	46, // 50: hsmbackup.v1.HSM.Users:input_type -> hsmbackup.v1.UsersRequest
+	49, // 51: hsmbackup.v1.HSM.Envelope:input_type -> hsmbackup.v1.EnvelopeRequest
+	51, // 52: hsmbackup.v1.HSM.Sign:input_type -> hsmbackup.v1.SignRequest
+	53, // 53: hsmbackup.v1.HSM.Greet:input_type -> hsmbackup.v1.GreetRequest
+	56, // 54: hsmbackup.v1.HSM.Issue:input_type -> hsmbackup.v1.IssueRequest
+	58, // 55: hsmbackup.v1.HSM.Join:input_type -> hsmbackup.v1.JoinRequest
+	2,  // 56: hsmbackup.v1.HSM.Ping:output_type -> hsmbackup.v1.PingReply
+	6,  // 57: hsmbackup.v1.HSM.Attach:output_type -> hsmbackup.v1.AttachReply
+	8,  // 58: hsmbackup.v1.HSM.Info:output_type -> hsmbackup.v1.InfoReply
+	12, // 59: hsmbackup.v1.HSM.Members:output_type -> hsmbackup.v1.MembersReply
+	18, // 60: hsmbackup.v1.HSM.Objects:output_type -> hsmbackup.v1.ObjectBatch
+	20, // 61: hsmbackup.v1.HSM.Extract:output_type -> hsmbackup.v1.ExtractReply
+	23, // 62: hsmbackup.v1.HSM.Insert:output_type -> hsmbackup.v1.InsertReply
+	25, // 63: hsmbackup.v1.HSM.Root:output_type -> hsmbackup.v1.RootReply
+	27, // 64: hsmbackup.v1.HSM.FingerprintKeys:output_type -> hsmbackup.v1.FingerprintKeysReply
+	29, // 65: hsmbackup.v1.HSM.Cells:output_type -> hsmbackup.v1.CellBatch
+	31, // 66: hsmbackup.v1.HSM.Prepare:output_type -> hsmbackup.v1.PrepareReply
+	33, // 67: hsmbackup.v1.HSM.Commit:output_type -> hsmbackup.v1.CommitReply
+	34, // 68: hsmbackup.v1.HSM.Abort:output_type -> hsmbackup.v1.AbortReply
+	35, // 69: hsmbackup.v1.HSM.Resolve:output_type -> hsmbackup.v1.ResolveReply
+	38, // 70: hsmbackup.v1.HSM.Create:output_type -> hsmbackup.v1.CreateReply
+	21, // 71: hsmbackup.v1.HSM.Change:output_type -> hsmbackup.v1.Masked
+	41, // 72: hsmbackup.v1.HSM.Use:output_type -> hsmbackup.v1.UseReply
+	43, // 73: hsmbackup.v1.HSM.Keys:output_type -> hsmbackup.v1.KeyBatch
+	45, // 74: hsmbackup.v1.HSM.Key:output_type -> hsmbackup.v1.KeyInfo
+	47, // 75: hsmbackup.v1.HSM.Users:output_type -> hsmbackup.v1.UserBatch
+	50, // 76: hsmbackup.v1.HSM.Envelope:output_type -> hsmbackup.v1.EnvelopeReply
+	52, // 77: hsmbackup.v1.HSM.Sign:output_type -> hsmbackup.v1.SignReply
+	55, // 78: hsmbackup.v1.HSM.Greet:output_type -> hsmbackup.v1.GreetReply
+	57, // 79: hsmbackup.v1.HSM.Issue:output_type -> hsmbackup.v1.IssueReply
+	59, // 80: hsmbackup.v1.HSM.Join:output_type -> hsmbackup.v1.JoinReply
+	56, // [56:81] is the sub-list for method output_type
+	31, // [31:56] is the sub-list for method input_type
+	31, // [31:31] is the sub-list for extension type_name
+	31, // [31:31] is the sub-list for extension extendee
+	0,  // [0:31] is the sub-list for field type_name
 }
 
 func init() { file_hsm_proto_init() }
@@ -4357,7 +4441,7 @@ func file_hsm_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_hsm_proto_rawDesc), len(file_hsm_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   63,
+			NumMessages:   64,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
