@@ -201,3 +201,37 @@ func TestTheCopyGoesToEveryHSM(t *testing.T) {
 		t.Errorf("with one copy asked for, the key is on %d of 5 HSMs", n)
 	}
 }
+
+// TestInsertNeedsOwnerAndSharedUsers: a key that nobody here may use or destroy is
+// not let in, whoever brings it.
+func TestInsertNeedsOwnerAndSharedUsers(t *testing.T) {
+	other := newWorld(t, 1, 1, false)
+	w := newWorldOf(t, other.keyring, 3, 2, false)
+	zed := hsm.Change{Kind: hsm.ChangeUserCreate, User: "zed", Role: hsm.RoleCryptoUser, Password: secret("zed-password")}
+	other.change(other.admin(0), zed)
+	shared := aes()
+	shared.Shares = []string{"zed"}
+	owned := Credential{Role: hsm.RoleCryptoUser, Name: "zed", Password: secret("zed-password")}
+	var objects []hsm.MaskedObject
+	for _, ref := range []hsm.KeyRef{mustCreate(t, other.open(owned), aes()), mustCreate(t, other.open(asUser), shared)} {
+		objects = append(objects, collect(t, other.open(Credential{}).Extract(t.Context(), slices.Values([]hsm.KeyRef{ref})))...)
+	}
+	for _, cred := range []Credential{{}, asAdmin, asUser} {
+		c := w.open(cred)
+		for i, m := range objects {
+			_, err := c.Create(t.Context(), hsm.CreateRequest{Method: hsm.MethodInsert, Token: true, Masked: []hsm.MaskedObject{m}}, Policy{})
+			if denied := cred.Name == userName && i == 0; !errors.Is(err, hsm.ErrNotFound) && !(denied && errors.Is(err, hsm.ErrDenied)) {
+				t.Errorf("%q, object %d: %v; want that zed is not there", cred.Name, i, err)
+			}
+		}
+	}
+	w.converge()
+	w.checkNoKeys()
+	w.change(w.admin(0), zed)
+	w.sync()
+	for _, m := range objects {
+		if _, err := w.open(Credential{}).Create(t.Context(), hsm.CreateRequest{Method: hsm.MethodInsert, Token: true, Masked: []hsm.MaskedObject{m}}, Policy{}); err != nil {
+			t.Errorf("with zed: %v", err)
+		}
+	}
+}

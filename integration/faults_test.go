@@ -251,6 +251,7 @@ func TestClustersThatAreNotThere(t *testing.T) {
 		ref := c.generate(t, "on-two")
 		okWith(t, alice, "data", "crypto", "encrypt", "--key", ref)
 		refusedKey(t, c, "--min-copies", "3")
+		durabilityOfThree(t, c)
 		if i := c.info(t); i.InSync || len(i.HSMs) != 3 {
 			t.Errorf("cluster info with an HSM down: %+v", i)
 		}

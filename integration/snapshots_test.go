@@ -252,7 +252,9 @@ type synced struct {
 	Seconds            float64
 }
 
-func TestSynckeyBetweenClusters(t *testing.T) {
+// TestScenario7SynckeyBetweenClusters: new keys pass; missing users, conflicts and
+// clusters that are no clones are refused; a repetition changes nothing.
+func TestScenario7SynckeyBetweenClusters(t *testing.T) {
 	t.Parallel()
 	b := newBackedUp(t, newRaceMachine(t))
 	b.ok(t, b.restore(b.store, "west")...)
@@ -285,6 +287,14 @@ func TestSynckeyBetweenClusters(t *testing.T) {
 		}
 		west.alice().ok(t, "key", "show", "attr.label=later")
 	})
+	t.Run("a repetition changes nothing", func(t *testing.T) {
+		root := west.root(t)
+		b.json(t, &s, synckey()...)
+		if s.Missing != 0 || s.Applied != 0 || !s.RootsEqual || west.root(t) != root {
+			t.Errorf("%+v", s)
+		}
+	})
+	t.Run("masked object files", func(t *testing.T) { maskedFiles(t, b.testCluster, west) })
 	t.Run("owners that are missing block their keys", func(t *testing.T) {
 		b.createUser(t, "erin:erin-is-here-1")
 		b.as("crypto-user", "erin:erin-is-here-1").ok(t, "key", "generate", "aes", "--label", "erins", "--cluster", b.dir)
@@ -301,6 +311,7 @@ func TestSynckeyBetweenClusters(t *testing.T) {
 		stranger.generate(t, "strangers")
 		b.refused(t, 4, "lineage", "synckey", "--src", stranger.dir, "--dst", west.dir)
 		b.refused(t, 4, "lineage", "synckey", "--src", west.dir, "--dst", stranger.dir)
+		stranger.alice().refused(t, 4, "lineage", "key", "insert-masked", "--in", b.path("key.masked"))
 		west.alice().refused(t, 1, "not_found", "key", "show", "attr.label=strangers")
 	})
 	t.Run("a cluster and itself", func(t *testing.T) {

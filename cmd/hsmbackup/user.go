@@ -40,8 +40,8 @@ type userView struct {
 	Name   string   `json:"username"`
 	Role   hsm.Role `json:"role"`
 	Locked bool     `json:"locked"`
-	// Coverage is "full", or "inconsistent" while the HSMs do not agree on the
-	// user; Missing are the HSMs that do not know it, or are away.
+	// Coverage is "full", or "inconsistent" while the HSMs that answer do not agree on
+	// the user; Missing are the HSMs that do not know it, or are away.
 	Coverage string      `json:"cluster_coverage,omitempty"`
 	Missing  []hsm.HSMID `json:"missing,omitempty"`
 }
@@ -80,7 +80,7 @@ func (p *program) listUsers(cc *cli.Context) error {
 		rows := make([][]string, len(users))
 		for i, u := range users {
 			views[i] = userView{Name: u.Name, Role: u.Role, Locked: u.Locked, Coverage: "full", Missing: u.Missing}
-			if !u.Consistent || len(u.Missing) > 0 {
+			if !u.Consistent {
 				views[i].Coverage = "inconsistent"
 			}
 			rows[i] = []string{u.Name, string(u.Role), views[i].Coverage, map[bool]string{true: "locked", false: ""}[u.Locked]}
