@@ -33,6 +33,7 @@ type catalog struct {
 	store   storage.Store
 	lineage hsm.Lineage
 	packs   []format.PackEntry
+	index   func(context.Context, format.PackEntry) (format.Index, error) // nil: loadIndex alone
 
 	mu     sync.Mutex
 	have   map[format.Name][]hsm.Object // by index: items that are at hand
@@ -61,11 +62,17 @@ func (c *catalog) layers(ctx context.Context) ([]layer, error) {
 	if c.loaded != nil || len(c.packs) == 0 {
 		return c.loaded, nil
 	}
+	load := c.index
+	if load == nil {
+		load = func(ctx context.Context, p format.PackEntry) (format.Index, error) {
+			return loadIndex(ctx, c.store, c.lineage, p)
+		}
+	}
 	out := make([]layer, len(c.packs))
 	err := parallel(ctx, indexWorkers, len(c.packs), func(ctx context.Context, i int) error {
 		items, ok := c.have[c.packs[i].Index]
 		if !ok {
-			x, err := loadIndex(ctx, c.store, c.lineage, c.packs[i])
+			x, err := load(ctx, c.packs[i])
 			if err != nil {
 				return err
 			}

@@ -14,88 +14,10 @@ import (
 	"github.com/hsmbackup/hsmbackup/storage/file"
 )
 
-// damages are the ways in which an object of each kind is damaged.
-var damages = map[string]func(b, other []byte) []byte{
-	"missing":       func(b, other []byte) []byte { return nil },
-	"empty":         func(b, other []byte) []byte { return []byte{} },
-	"truncated":     func(b, other []byte) []byte { return b[:len(b)-1] },
-	"halved":        func(b, other []byte) []byte { return b[:len(b)/2] },
-	"longer":        func(b, other []byte) []byte { return append(bytes.Clone(b), 0) },
-	"first bit":     func(b, other []byte) []byte { return flip(b, 0) },
-	"middle bit":    func(b, other []byte) []byte { return flip(b, len(b)/2) },
-	"last bit":      func(b, other []byte) []byte { return flip(b, len(b)-1) },
-	"swapped":       func(b, other []byte) []byte { return bytes.Clone(other) },
-	"newer version": func(b, other []byte) []byte { return bytes.Replace(b, []byte(" v1\n"), []byte(" v2\n"), 1) },
-}
-
 func flip(b []byte, at int) []byte {
 	out := bytes.Clone(b)
 	out[at] ^= 1
 	return out
-}
-
-// TestDamageIsFoundAndNamed damages each object of a snapshot in each way: it
-// is found, named, and never yields a wrong object.
-func TestDamageIsFoundAndNamed(t *testing.T) {
-	c := newTestCluster(t, 1)
-	folder := t.TempDir()
-	store, err := file.Open(folder)
-	if err != nil {
-		t.Fatal(err)
-	}
-	// Two snapshots without a common object, so that each kind has one to swap.
-	keys(c.hsm(0), 5)
-	mustTake(t, c, store, c.options())
-	keys(c.hsm(0), 5)
-	o := c.options()
-	o.Full = true
-	c.custodians = append(c.custodians, newIdentity(t).recipient)
-	mustTake(t, c, store, o)
-	all := names(t, store)
-	for _, prefix := range []string{"packs/", "index/", "envelopes/", "manifests/"} {
-		victim, other := objectsOf(t, store, all, prefix)
-		for name, damage := range damages {
-			t.Run(prefix+name, func(t *testing.T) {
-				path := filepath.Join(folder, victim)
-				good, err := os.ReadFile(path)
-				if err != nil {
-					t.Fatal(err)
-				}
-				swap, _ := os.ReadFile(filepath.Join(folder, other))
-				overwrite(t, path, damage(good, swap))
-				defer overwrite(t, path, good)
-				checkDamage(t, c, store, victim)
-			})
-		}
-	}
-	mustVerify(t, c, store, "1")
-	mustVerify(t, c, store, "2")
-}
-
-// objectsOf returns an object of snapshot 2 and one of snapshot 1.
-func objectsOf(t *testing.T, store storage.Store, all []string, prefix string) (victim, other string) {
-	t.Helper()
-	m, _, err := loadManifest(t.Context(), store, 2)
-	if err != nil {
-		t.Fatal(err)
-	}
-	needed := "manifests/0000000002 envelopes/" + m.Envelope.String()
-	for _, p := range m.Packs {
-		needed += " packs/" + p.Pack.String()[:2] + "/" + p.Pack.String() + " index/" + p.Index.String()
-	}
-	for _, name := range all {
-		switch {
-		case !strings.HasPrefix(name, prefix):
-		case strings.Contains(needed, name):
-			victim = name
-		default:
-			other = name
-		}
-	}
-	if victim == "" || other == "" {
-		t.Fatalf("no objects of %s", prefix)
-	}
-	return victim, other
 }
 
 func overwrite(t *testing.T, path string, b []byte) {
@@ -109,45 +31,6 @@ func overwrite(t *testing.T, path string, b []byte) {
 	if err := os.WriteFile(path, b, 0o600); err != nil {
 		t.Fatal(err)
 	}
-}
-
-func checkDamage(t *testing.T, c *testCluster, store storage.Store, victim string) {
-	t.Helper()
-	lineage := c.keyring.Lineage()
-	o := OpenOptions{Identities: c.identities(), Trust: &lineage}
-	r, err := Verify(t.Context(), store, "2", LevelHashes, o)
-	if strings.HasPrefix(victim, "manifests/") {
-		if err == nil || Hint(err) == "" {
-			t.Fatalf("the damage is not found: %v", err)
-		}
-		if !errors.Is(err, ErrNoSnapshot) && !strings.Contains(err.Error(), victim) {
-			t.Fatalf("the error does not name %s: %v", victim, err)
-		}
-		mustVerify(t, c, store, "1")
-		return
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	if r.OK() || len(r.Problems) != 1 || r.Problems[0].Object != victim || !strings.Contains(r.Err().Error(), victim) {
-		t.Fatalf("problems %v, want one of %s", r.Problems, victim)
-	}
-	wantErr(t, r.Err(), ErrCorrupt)
-	// Whatever is yielded is right, and the end is an error unless all was yielded.
-	s, err := Open(t.Context(), store, "2", o)
-	if err != nil {
-		t.Fatal(err)
-	}
-	n, err := drain(t.Context(), s)
-	if strings.HasPrefix(victim, "envelopes/") {
-		// The other snapshot's envelope holds the same keys and opens this one.
-		if _, _, rerr := s.Recovery(t.Context()); rerr != nil || err != nil || n != 10 {
-			t.Fatalf("recovery: %v; extract: %d, %v", rerr, n, err)
-		}
-	} else {
-		wantErr(t, err, ErrCorrupt)
-	}
-	mustVerify(t, c, store, "1") // what does not depend on it is whole
 }
 
 // drain extracts everything.

@@ -59,9 +59,10 @@ func Open(ctx context.Context, store storage.Store, id string, o OpenOptions) (*
 	if o.Trust != nil && m.Lineage != *o.Trust {
 		return nil, fmt.Errorf("open snapshot %s: %w: it is of %s, want %s", format.ID(sequence), hsm.ErrLineage, m.Lineage, *o.Trust)
 	}
-	c := &catalog{store: store, lineage: m.Lineage, packs: m.Packs}
 	of := format.Marked{Sequence: sequence, Manifest: format.NameOf(stored)}
-	return &Snapshot{store: store, manifest: m, id: of, options: o, catalog: c}, nil
+	s := &Snapshot{store: store, manifest: m, id: of, options: o}
+	s.catalog = &catalog{store: store, lineage: m.Lineage, packs: m.Packs, index: s.index}
+	return s, nil
 }
 
 func resolve(ctx context.Context, store storage.Store, id string) (uint64, error) {
@@ -96,7 +97,8 @@ func (s *Snapshot) Settled() bool { return len(s.manifest.Unsettled) == 0 }
 // Lineage implements hsm.Source.
 func (s *Snapshot) Lineage() hsm.Lineage { return s.manifest.Lineage }
 
-// Objects implements hsm.Source, from the indexes. ErrCorrupt.
+// Objects implements hsm.Source, from the indexes, or where one is damaged from
+// its pack if the identities decrypt it. ErrCorrupt.
 func (s *Snapshot) Objects(ctx context.Context) iter.Seq2[hsm.Object, error] {
 	if s.only == nil {
 		return listing(ctx, s.catalog.layers)
