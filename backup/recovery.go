@@ -60,7 +60,7 @@ func (s *Snapshot) Recovery(ctx context.Context) (*hsm.Keyring, hsm.Secret, erro
 }
 
 // recover tries the snapshot's own envelope, then others. What it returns when
-// none opens is what the own one said.
+// none opens is what the own one said, or what the store did.
 func (s *Snapshot) recover(ctx context.Context) (opened, error) {
 	o, err := s.open(ctx, s.manifest.Envelope)
 	if err == nil || !errors.Is(err, ErrIdentity) && !damaged(err) || len(s.options.Identities) == 0 {
@@ -68,7 +68,7 @@ func (s *Snapshot) recover(ctx context.Context) (opened, error) {
 	}
 	numbers, listErr := sequences(ctx, s.store)
 	if listErr != nil {
-		return opened{}, errors.Join(err, listErr)
+		return opened{}, listErr
 	}
 	tried := map[format.Name]bool{s.manifest.Envelope: true}
 	for _, n := range slices.Backward(numbers) {
@@ -76,17 +76,31 @@ func (s *Snapshot) recover(ctx context.Context) (opened, error) {
 		if n < s.manifest.Sequence && errors.Is(err, ErrIdentity) {
 			break // who is no custodian any more is not let in by the back door
 		}
+		if manifestErr != nil && !useless(manifestErr) && !errors.Is(manifestErr, ErrNoSnapshot) {
+			return opened{}, manifestErr
+		}
 		if manifestErr != nil || m.Lineage != s.Lineage() || tried[m.Envelope] {
 			continue // what the lineage did not sign names nothing of its own
 		}
 		if tried[m.Envelope] = true; len(tried) > maxEnvelopes {
 			break
 		}
-		if o, otherErr := s.open(ctx, m.Envelope); otherErr == nil {
-			return o, nil
+		if o, otherErr := s.open(ctx, m.Envelope); !useless(otherErr) {
+			return o, otherErr
 		}
 	}
 	return opened{}, err
+}
+
+// useless tells whether err is a reason to try another envelope; a store that
+// fails is none: it would end in blaming the identities.
+func useless(err error) bool {
+	for _, kind := range []error{ErrIdentity, ErrCorrupt, ErrVersion, hsm.ErrCorrupt, hsm.ErrLineage, hsm.ErrSignature} {
+		if errors.Is(err, kind) {
+			return true
+		}
+	}
+	return false
 }
 
 // open opens one envelope, and checks that it serves this snapshot.

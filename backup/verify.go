@@ -169,8 +169,12 @@ func (v *verifier) envelope(ctx context.Context, level Level) error {
 		if _, err = v.open(ctx, v.manifest.Envelope); err == nil {
 			v.report.Envelope = "opened"
 		}
-		if o, openErr := v.opened(ctx); openErr == nil {
+		o, openErr := v.opened(ctx)
+		switch {
+		case openErr == nil:
 			v.keyring, v.report.keyring = o.keyring, o.keyring // maybe from the envelope of another snapshot
+		case !errors.Is(openErr, ErrIdentity) && !v.isDamage(openErr): // the store failed: do not quietly look less closely
+			return openErr
 		}
 		if errors.Is(err, ErrIdentity) { // not a custodian of it, or not enough of them
 			err = nil
@@ -179,9 +183,14 @@ func (v *verifier) envelope(ctx context.Context, level Level) error {
 	return v.found(path, err)
 }
 
+// isDamage tells whether err is about what the repository holds.
+func (v *verifier) isDamage(err error) bool {
+	return damaged(err) || errors.Is(err, hsm.ErrCorrupt) || errors.Is(err, hsm.ErrLineage)
+}
+
 // found takes note of damage and returns any other error.
 func (v *verifier) found(path string, err error) error {
-	if err != nil && (damaged(err) || errors.Is(err, hsm.ErrCorrupt) || errors.Is(err, hsm.ErrLineage)) {
+	if err != nil && v.isDamage(err) {
 		v.problem(path, err)
 		return nil
 	}
