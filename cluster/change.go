@@ -23,9 +23,9 @@ type Changed struct {
 // to all others at once.
 //
 // It is refused with ErrMinCopies, and nothing done, when fewer HSMs answer than
-// the policy wants copies (or than there are, if those are fewer). Settings and
-// members may be changed with one HSM left, since that is how an operator gets
-// out of such a state. If HSMs fail on the way, so that the change is on too few,
+// the policy wants copies (or than there are, if those are fewer). Settings,
+// members, invitations and revocations may be changed with one HSM left, since
+// that is how an operator gets out of such a state. If HSMs fail on the way, so that the change is on too few,
 // it stands: Changed is returned together with ErrMinCopies, and server-side sync
 // finishes it.
 //
@@ -38,7 +38,7 @@ type Changed struct {
 func (c *Cluster) Change(ctx context.Context, ch hsm.Change) (*Changed, error) {
 	p := c.Policy()
 	need := min(p.MinCopies, len(c.all()))
-	if ch.Kind == hsm.ChangeSettings || ch.Kind == hsm.ChangeMember || ch.Kind == hsm.ChangeRevoke {
+	if ch.Kind == hsm.ChangeSettings || ch.Kind == hsm.ChangeMember || ch.Kind == hsm.ChangeInvite || ch.Kind == hsm.ChangeRevoke {
 		need = 1
 	}
 	if n := c.answering(ctx, need); n < need {

@@ -107,7 +107,7 @@ func (c *testCluster) generate(t testing.TB, label string, more ...string) strin
 type info struct {
 	Name, ID, Lineage, Region string
 	HSMs                      []struct {
-		ID, Address, Zone, State string
+		ID, Name, Address, Zone, State string
 		Keys                     int
 		Root                     string
 		Lag                      float64 `json:"lag_seconds"`

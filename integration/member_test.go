@@ -110,3 +110,64 @@ func TestTokensAreRefusedClearly(t *testing.T) {
 		t.Errorf("%+v", info)
 	}
 }
+
+// TestRemoval: an HSM leaves with all it holds elsewhere, stops, and does not come
+// back; rules refuse what would leave too few HSMs or lose keys; force does not;
+// and a replacement takes the place of a dead one.
+func TestRemoval(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, newMachine(t), "east", 3)
+	refs := []string{c.generate(t, "one"), c.generate(t, "two")}
+	third, thirdID := c.hsms[2], c.info(t).idOf("hsm-3")
+	var removed struct {
+		ID               string
+		Removed, Drained bool
+	}
+	c.admin().json(t, &removed, "hsm", "remove", c.dir, "hsm-3")
+	if removed.ID != thirdID || !removed.Removed || !removed.Drained {
+		t.Errorf("%+v", removed)
+	}
+	select {
+	case <-third.done:
+	case <-time.After(deadline):
+		t.Fatal("the removed HSM runs on")
+	}
+	if !strings.Contains(third.stderr.String(), "was removed from the cluster") {
+		t.Errorf("it does not say why it ends: %s", third.stderr.String())
+	}
+	c.refused(t, 4, "denied", "hsm", "serve", c.hsmDir(2))
+	var all info
+	c.nobody().json(t, &all, "cluster", "info", "--all")
+	if len(c.info(t).HSMs) != 2 || len(all.HSMs) != 3 || all.HSMs[2].State != "REMOVED" {
+		t.Errorf("%+v", all)
+	}
+	c.admin().refused(t, 1, "not_found", "hsm", "remove", c.dir, thirdID)
+	c.admin().refused(t, 4, "removal", "hsm", "remove", c.dir, "hsm-2")
+	c.alice().refused(t, 4, "denied removal", "hsm", "remove", c.dir, "hsm-2", "--force")
+
+	c.hsms[1].kill() // for good
+	if line := c.admin().refused(t, 4, "removal", "hsm", "remove", c.dir, "hsm-2"); !strings.Contains(line, "would be left") {
+		t.Error(line)
+	}
+	token := c.invite(t, "--replace", "hsm-2")
+	id := c.join(t, token, "replacement", "--name", "hsm-2")
+	eventually(t, "the dead HSM is not removed", func() bool { return len(c.info(t).HSMs) == 2 })
+	c.wait(t)
+	if got := c.references(t); !got[refs[0]] || !got[refs[1]] {
+		t.Errorf("keys after the replacement: %v", got)
+	}
+	c.generate(t, "three")
+	c.hsms[len(c.hsms)-1].kill()
+	c.admin().ok(t, "hsm", "remove", c.dir, id, "--force")
+	c.admin().refused(t, 4, "denied", "hsm", "remove", c.dir, "hsm-1", "--force")
+	c.admin().ok(t, "cluster", "settle", c.dir, "--drop")
+}
+
+func (i info) idOf(name string) string {
+	for _, h := range i.HSMs {
+		if h.Name == name {
+			return h.ID
+		}
+	}
+	return ""
+}

@@ -59,6 +59,24 @@ type Member struct {
 // Counts tells whether the member is one of those that hold the cluster's keys.
 func (m Member) Counts() bool { return !m.Removed && !m.Joining }
 
+// Doubtful tells whether operations may be in doubt that nobody can ask this
+// member about.
+func (m Member) Doubtful() bool { return m.Removed && !m.Drained || m.Doubt != 0 }
+
+// Verdict tells what this member means for an operation in doubt that began at
+// since and that no other has committed: nothing; or that it may have it committed,
+// and has to be waited for; or that an admin has decided.
+func (m Member) Verdict(since time.Time) (waits, decided, keep bool) {
+	began := since.UnixMilli()
+	switch {
+	case !m.Doubtful() || !m.Removed && began > m.Doubt:
+		return false, false, false
+	case began <= m.Settled:
+		return false, true, m.Keep
+	}
+	return true, false, false
+}
+
 // InviteID names one invitation.
 type InviteID [16]byte
 

@@ -44,7 +44,12 @@ func (s *Server) admit(ctx context.Context, invite string, r rpc.JoinRequest) (r
 }
 
 func (s *Server) admitted(ctx context.Context, invite string, r rpc.JoinRequest) (rpc.JoinReply, error) {
-	if err := errors.Join(s.takes(), s.recordable()); err != nil {
+	done, err := s.takes()
+	if err != nil {
+		return rpc.JoinReply{}, err
+	}
+	defer done()
+	if err := s.recordable(); err != nil {
 		return rpc.JoinReply{}, err
 	}
 	id, err := hsm.ParseInviteID(invite)

@@ -81,11 +81,12 @@ func (s servedSession) reads() error {
 }
 
 // changes refuses what adds or changes objects, and what could not be recorded.
-func (s servedSession) changes() error {
-	if err := s.server.takes(); err != nil {
-		return err
+// The caller calls done when that has ended.
+func (s servedSession) changes() (done func(), err error) {
+	if err := s.server.recordable(); err != nil {
+		return nil, err
 	}
-	return s.server.recordable()
+	return s.server.takes()
 }
 
 func refuse[T any](err error) iter.Seq2[T, error] {
@@ -96,21 +97,27 @@ func refuse[T any](err error) iter.Seq2[T, error] {
 }
 
 func (s servedSession) Create(ctx context.Context, op hsm.OpID, r hsm.CreateRequest) (hsm.Created, error) {
-	if err := s.changes(); err != nil {
+	done, err := s.changes()
+	if err != nil {
 		return hsm.Created{}, err
 	}
+	defer done()
 	return s.Session.Create(ctx, op, r)
 }
 
 // Change lets members be changed on an HSM that leaves: that is how it stays.
 func (s servedSession) Change(ctx context.Context, c hsm.Change) (hsm.MaskedObject, error) {
-	err := s.changes()
 	if c.Kind == hsm.ChangeMember {
-		err = errors.Join(s.server.serves(), s.server.recordable())
+		if err := errors.Join(s.server.serves(), s.server.recordable()); err != nil {
+			return hsm.MaskedObject{}, err
+		}
+		return s.Session.Change(ctx, c)
 	}
+	done, err := s.changes()
 	if err != nil {
 		return hsm.MaskedObject{}, err
 	}
+	defer done()
 	return s.Session.Change(ctx, c)
 }
 
@@ -122,16 +129,20 @@ func (s servedSession) Envelope(ctx context.Context, custodians []string, thresh
 }
 
 func (s servedSession) Prepare(ctx context.Context, op hsm.OpID, lease time.Duration, objects []hsm.MaskedObject) error {
-	if err := s.server.takes(); err != nil {
+	done, err := s.server.takes()
+	if err != nil {
 		return err
 	}
+	defer done()
 	return s.Session.Prepare(ctx, op, lease, objects)
 }
 
 func (s servedSession) Commit(ctx context.Context, op hsm.OpID) error {
-	if err := s.server.takes(); err != nil {
+	done, err := s.server.takes()
+	if err != nil {
 		return err
 	}
+	defer done()
 	return s.Session.Commit(ctx, op)
 }
 
@@ -226,8 +237,12 @@ func (r servedReplica) Extract(ctx context.Context, refs iter.Seq[hsm.KeyRef]) i
 // Insert lets other HSMs in always; a copy from anybody else must not go where it
 // might go down with the HSM.
 func (r servedReplica) Insert(ctx context.Context, objects iter.Seq2[hsm.MaskedObject, error]) (hsm.Inserted, error) {
-	if err := r.session.server.takes(); err != nil && !r.session.isHSM() {
-		return hsm.Inserted{}, err
+	if !r.session.isHSM() {
+		done, err := r.session.server.takes()
+		if err != nil {
+			return hsm.Inserted{}, err
+		}
+		defer done()
 	}
 	return r.SketchReplica.Insert(ctx, objects)
 }

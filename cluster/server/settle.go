@@ -3,7 +3,6 @@ package server
 import (
 	"context"
 	"fmt"
-	"slices"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -45,7 +44,12 @@ func (l softLocal) InDoubt() []Pending {
 // settle decides operations whose client vanished (DESIGN §7): committed
 // anywhere, commit; every member answered, none has it committed and none will,
 // drop. In every other case it stays in doubt, and visible: a member that does
-// not answer may have it committed, and so may one that was removed.
+// not answer may have it committed.
+//
+// So may one that was removed, unless the others held all that it had committed
+// (hsm.Member.Drained) and this HSM has synced with them since: what it had
+// committed would be here as an object. For one that was removed by force, or that
+// has forgotten, an admin decides (hsm.Member.Settled); until then it is kept.
 func (s *syncer) settle(ctx context.Context) {
 	pending := s.local.InDoubt()
 	if len(pending) == 0 {
@@ -56,7 +60,7 @@ func (s *syncer) settle(ctx context.Context) {
 	g.SetLimit(settleAtOnce)
 	for _, p := range pending {
 		g.Go(func() error {
-			if err := s.settleOne(ctx, p.Op, sessions, all); err != nil && ctx.Err() == nil {
+			if err := s.settleOne(ctx, p, sessions, all); err != nil && ctx.Err() == nil {
 				s.log.Error("server-side sync: operation in doubt", "op", fmt.Sprintf("%x", p.Op), "since", p.Since, "error", err)
 			}
 			return nil
@@ -66,31 +70,48 @@ func (s *syncer) settle(ctx context.Context) {
 }
 
 // witnesses returns the peers that can be asked, and whether these are all that
-// could ever have committed anything.
+// there are.
 func (s *syncer) witnesses() (sessions []hsm.Session, all bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	all = s.members != nil && !slices.ContainsFunc(s.members, func(m hsm.Member) bool { return m.Removed })
+	all = s.members != nil
 	for _, p := range s.peers {
 		session := p.current()
-		if session == nil {
+		if session == nil || p.lastSync().Before(s.left) {
 			all = false
-			continue
 		}
-		sessions = append(sessions, session)
+		if session != nil {
+			sessions = append(sessions, session)
+		}
 	}
 	return sessions, all
 }
 
-func (s *syncer) settleOne(ctx context.Context, op hsm.OpID, sessions []hsm.Session, all bool) error {
-	committed, none := resolve(ctx, op, sessions)
+func (s *syncer) settleOne(ctx context.Context, p Pending, sessions []hsm.Session, all bool) error {
+	committed, none := resolve(ctx, p.Op, sessions)
 	switch {
 	case committed:
-		return s.local.ResolveAs(ctx, op, true)
-	case none && all:
-		return s.local.ResolveAs(ctx, op, false)
+		return s.local.ResolveAs(ctx, p.Op, true)
+	case !none || !all:
+		return nil
 	}
-	return nil
+	waits, keep := s.formerly(p.Since)
+	if waits {
+		return nil
+	}
+	return s.local.ResolveAs(ctx, p.Op, keep)
+}
+
+// formerly tells what members that cannot be asked mean for an operation that
+// began at since: that it waits for an admin, or whether it is kept or dropped.
+func (s *syncer) formerly(since time.Time) (waits, keep bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, m := range s.members {
+		w, _, k := m.Verdict(since)
+		waits, keep = waits || w, keep || k
+	}
+	return waits, keep
 }
 
 // resolve asks the peers for an operation, all at once. committed: one of them

@@ -26,6 +26,11 @@ type place struct {
 	now     atomic.Pointer[standing]
 	changed chan struct{} // holds one token when it must be read anew
 
+	// changing is read-locked while something is added or changed, so that an
+	// HSM that leaves knows when nothing of that is under way any more.
+	changing sync.RWMutex
+	left     atomic.Bool // it leaves, and nothing is
+
 	mu   sync.Mutex
 	said hsm.State // the state that the log was told last
 }
@@ -59,6 +64,12 @@ func (s *Server) locate(ctx context.Context) error {
 	}
 	next.self = next.members[s.config.ID]
 	s.place.now.Store(next)
+	if next.self.Leaving {
+		s.place.changing.Lock()
+		//lint:ignore SA2001 a barrier: what began before has ended
+		s.place.changing.Unlock()
+	}
+	s.place.left.Store(next.self.Leaving)
 	return nil
 }
 
@@ -119,7 +130,10 @@ func (s *Server) inviteKey(name string) ([32]byte, error) {
 
 // state is what the HSM does at the moment, and what an operator should know.
 func (s *Server) state() (state hsm.State, notice string) {
-	if state = s.phase(); state == hsm.StateActive && s.recordable() != nil {
+	switch state = s.phase(); {
+	case state == hsm.StateLeaving && !s.place.left.Load():
+		state = hsm.StateActive // until what is under way has ended
+	case state == hsm.StateActive && s.recordable() != nil:
 		state = hsm.StateDegraded
 	}
 	return state, ""
@@ -156,12 +170,15 @@ func (s *Server) serves() error {
 	return nil
 }
 
-// takes is serves for what adds or changes keys, users or settings.
-func (s *Server) takes() error {
+// takes is serves for what adds or changes keys, users or settings. The caller
+// calls done when that has ended.
+func (s *Server) takes() (done func(), err error) {
+	s.place.changing.RLock()
 	if state := s.phase(); !state.Serves() || state == hsm.StateLeaving {
-		return s.notNow(state)
+		s.place.changing.RUnlock()
+		return nil, s.notNow(state)
 	}
-	return nil
+	return s.place.changing.RUnlock, nil
 }
 
 func (s *Server) notNow(state hsm.State) error {

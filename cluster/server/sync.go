@@ -37,6 +37,8 @@ type syncer struct {
 	expelled chan struct{}             // holds one token once a peer knows that we were removed
 	after    func(ctx context.Context) // called after each round
 	caught   atomic.Bool
+	gone     int       // members removed, as far as is known
+	left     time.Time // when the last of them was seen to be
 
 	mu      sync.Mutex
 	members []hsm.Member // nil until they were read once
@@ -97,6 +99,9 @@ func (s *syncer) follow(ctx context.Context, running *sync.WaitGroup) (gone bool
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.members = members
+	if n := countRemoved(members); n != s.gone {
+		s.gone, s.left = n, time.Now()
+	}
 	wanted := map[hsm.HSMID]hsm.Member{}
 	for _, m := range members {
 		if m.Counts() {
@@ -239,4 +244,13 @@ func (s *syncer) give(ctx context.Context, peer hsm.Session, refs ...hsm.KeyRef)
 	own := s.session.Scoped(hsm.ScopeCluster).Extract(ctx, slices.Values(refs))
 	_, err := peer.Scoped(hsm.ScopeCluster).Insert(ctx, own)
 	return err
+}
+
+func countRemoved(members []hsm.Member) (n int) {
+	for _, m := range members {
+		if m.Removed {
+			n++
+		}
+	}
+	return n
 }

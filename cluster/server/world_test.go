@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"io"
 	"log/slog"
@@ -137,6 +138,19 @@ func (b *box) stop() error {
 
 func (b *box) id() hsm.HSMID { return b.server.config.ID }
 
+func newLogger(to io.Writer) *slog.Logger { return slog.New(slog.NewTextHandler(to, nil)) }
+
+// dialWith connects as whoever a configuration says.
+func (w *world) dialWith(b *box, cfg *tls.Config) hsm.Module {
+	w.t.Helper()
+	m, err := rpc.Dial(w.t.Context(), b.server.Address(), cfg)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	w.t.Cleanup(func() { m.Close() })
+	return m
+}
+
 // dial connects with one of the cluster's identity files.
 func (b *box) dial(identity string) hsm.Module {
 	b.w.t.Helper()
@@ -148,12 +162,7 @@ func (b *box) dial(identity string) hsm.Module {
 	if err != nil {
 		b.w.t.Fatal(err)
 	}
-	m, err := rpc.Dial(b.w.t.Context(), b.server.Address(), cfg)
-	if err != nil {
-		b.w.t.Fatal(err)
-	}
-	b.w.t.Cleanup(func() { m.Close() })
-	return m
+	return b.w.dialWith(b, cfg)
 }
 
 func (b *box) client() hsm.Module { return b.dial(b.w.profile.ClientPath()) }

@@ -68,6 +68,7 @@ var verdicts = []verdict{
 	{errUsage, "usage", exitUsage, "see --help"},
 	{errDoubt, "doubt", exitDoubt, "the report lists what differs and why"},
 	{context.Canceled, "interrupted", exitFailed, "run the same command again; it continues"},
+	{cluster.ErrRemoval, "removal", exitRefused, "cluster info shows which HSMs answer and how far they are; --force removes a dead HSM"},
 	{server.ErrTokenRefused, "token_refused", exitRefused, "an admin makes a new token with hsm invite"},
 	{hsm.ErrLocked, "locked", exitRefused, "an admin unlocks the user with user unlock or user change-password"},
 	{hsm.ErrLogin, "login", exitFailed, "check HSMBACKUP_ROLE and HSMBACKUP_PIN (NAME:PASSWORD); after more than 5 failures the user is locked"},

@@ -130,6 +130,73 @@ func (p *program) joinCluster(cc *cli.Context) error {
 	})
 }
 
+func (p *program) removeCommand() *cli.Command {
+	return &cli.Command{
+		Name: "remove", Usage: "remove an HSM from the cluster, for good, as an admin", ArgsUsage: "[CLUSTER] HSM", Action: p.removeHSM,
+		Description: "Example: hsmbackup hsm remove ./east hsm-3\n\nHSM is an id or a name. The HSM takes nothing new, what it holds is copied to the others, and then it is turned away everywhere and stops.\n" +
+			"With --force also one that is dead: keys that only it held are lost, and operations in doubt wait for cluster settle.",
+		Flags: append(clusterFlags(),
+			&cli.BoolFlag{Name: "force", Usage: "also if it does not answer, or too few HSMs are left"},
+			&cli.DurationFlag{Name: "timeout", Value: 30 * time.Minute, Usage: "give up after this time, and let it stay"}),
+	}
+}
+
+func (p *program) removeHSM(cc *cli.Context) error {
+	name, clusterName := cc.Args().First(), cc.String("cluster")
+	if cc.NArg() == 2 {
+		clusterName, name = cc.Args().Get(0), cc.Args().Get(1)
+	}
+	if name == "" {
+		return usagef("which HSM? give its id or name")
+	}
+	return p.withNamed(cc, clusterName, who{file: cc.String("credential")}, func(ctx context.Context, c *cluster.Cluster) error {
+		ctx, cancel := context.WithTimeout(ctx, cc.Duration("timeout"))
+		defer cancel()
+		m, err := findMember(ctx, c, name)
+		if err != nil {
+			return err
+		}
+		removed, err := c.Remove(ctx, m.ID, cc.Bool("force"))
+		if err != nil {
+			return err
+		}
+		doc := map[string]any{"id": m.ID, "name": m.Name, "removed": true, "drained": removed.Drained}
+		return p.result(doc, func(w io.Writer) {
+			fmt.Fprintf(w, "%s %s is removed; what it held is on the others: %t\n", m.Name, m.ID, removed.Drained)
+		})
+	})
+}
+
+func (p *program) settleCommand() *cli.Command {
+	return &cli.Command{
+		Name: "settle", Usage: "decide operations in doubt that hang on HSMs which cannot be asked any more, as an admin", ArgsUsage: "[CLUSTER]", Action: p.settle,
+		Description: "Example: hsmbackup cluster settle ./east --keep\n\nA key whose creation was interrupted stays in doubt while an HSM that was removed by force, or set back to an older state, may have told a caller that it exists. Nobody else can know: keep it, or drop it.",
+		Flags: append(clusterFlags(),
+			&cli.BoolFlag{Name: "keep", Usage: "make the keys in doubt live"},
+			&cli.BoolFlag{Name: "drop", Usage: "drop them: a caller who was told of one has lost it"}),
+	}
+}
+
+func (p *program) settle(cc *cli.Context) error {
+	if cc.Bool("keep") == cc.Bool("drop") {
+		return usagef("say either --keep or --drop")
+	}
+	return p.withNamed(cc, target(cc), who{file: cc.String("credential")}, func(ctx context.Context, c *cluster.Cluster) error {
+		s, err := c.Settle(ctx, cc.Bool("keep"))
+		if err != nil {
+			return err
+		}
+		return p.result(map[string]any{"members": s.Members, "keep": s.Keep}, func(w io.Writer) {
+			if len(s.Members) == 0 {
+				fmt.Fprintln(w, "nothing to decide: every HSM that may know is a member and can be asked")
+				return
+			}
+			what := map[bool]string{true: "kept", false: "dropped"}[s.Keep]
+			fmt.Fprintf(w, "what is in doubt because of %v is %s, as soon as all members have answered; cluster info shows what is left\n", s.Members, what)
+		})
+	})
+}
+
 // joinToken reads the token where it stands.
 func (p *program) joinToken(value string) (hsm.Secret, error) {
 	os.Unsetenv("HSMBACKUP_JOIN_TOKEN") // nothing that this process starts needs it

@@ -1,0 +1,146 @@
+package server
+
+import (
+	"errors"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/hsmbackup/hsmbackup/cluster/hsm"
+)
+
+// leave is the first step of a removal, everywhere.
+func (w *world) leave(b *box) hsm.Member {
+	w.t.Helper()
+	m := w.boxes[0].member(b.id())
+	m.Leaving = true
+	for _, other := range w.up() {
+		w.change(other.root(), hsm.Change{Kind: hsm.ChangeMember, Member: &m})
+	}
+	w.eventually("it does not leave", func() bool { return b.info().State == hsm.StateLeaving })
+	return m
+}
+
+// TestAnHSMThatLeavesTakesNothingNew and goes on to use what it holds.
+func TestAnHSMThatLeavesTakesNothingNew(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, 2)
+	w.createAlice()
+	b := w.boxes[1]
+	alice := b.alice()
+	ref := w.createKey(alice, "a")
+	op := newOp()
+	if _, err := alice.Create(t.Context(), op, aesRequest("under way")); err != nil {
+		t.Fatal(err)
+	}
+	m := w.leave(b)
+	if _, err := alice.Create(t.Context(), newOp(), aesRequest("b")); !errors.Is(err, hsm.ErrUnavailable) || !strings.Contains(err.Error(), "LEAVING") {
+		t.Errorf("a key: %v, want ErrUnavailable", err)
+	}
+	if err := alice.Commit(t.Context(), op); !errors.Is(err, hsm.ErrUnavailable) {
+		t.Errorf("a commit: %v, want ErrUnavailable", err)
+	}
+	if _, err := alice.Change(t.Context(), hsm.Change{Kind: hsm.ChangeDestroy, Ref: ref}); !errors.Is(err, hsm.ErrUnavailable) {
+		t.Errorf("a change: %v, want ErrUnavailable", err)
+	}
+	if _, err := alice.Key(t.Context(), ref); err != nil {
+		t.Errorf("a look: %v", err)
+	}
+	m.Leaving = false
+	w.change(b.root(), hsm.Change{Kind: hsm.ChangeMember, Member: &m})
+	w.eventually("it does not stay", func() bool { return b.info().State == hsm.StateActive })
+	w.createKey(alice, "c")
+}
+
+// TestARemovalEndsWhatIsOpen: connections of the removed HSM end at once, it is
+// refused when it comes back, and both say so.
+func TestARemovalEndsWhatIsOpen(t *testing.T) {
+	t.Parallel()
+	var said logged
+	w := newWorld(t, 2)
+	w.boxes[0].stop()
+	w.log = newLogger(&said)
+	w.boxes[0].start()
+	gone := w.boxes[1]
+	cfg, err := gone.server.tls.Client(w.boxes[0].id())
+	if err != nil {
+		t.Fatal(err)
+	}
+	module := w.dialWith(w.boxes[0], cfg)
+	session, err := module.Session(t.Context())
+	if err != nil || session.Principal().Role != hsm.RoleHSM {
+		t.Fatal(session, err)
+	}
+	m := w.boxes[0].member(gone.id())
+	m.Removed = true
+	w.change(w.boxes[0].root(), hsm.Change{Kind: hsm.ChangeMember, Member: &m})
+	w.eventually("its session goes on", func() bool {
+		_, err := session.Info(t.Context())
+		return err != nil
+	})
+	again, err := module.Session(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := again.Root(t.Context()); !errors.Is(err, hsm.ErrDenied) {
+		t.Errorf("a new session: %v, want ErrDenied", err)
+	}
+	ended := <-gone.served // by itself
+	if gone.served <- nil; !errors.Is(ended, hsm.ErrDenied) {
+		t.Errorf("it ends with %v, want ErrDenied", ended)
+	}
+	if !strings.Contains(said.String(), "removed HSM refused") {
+		t.Errorf("the cluster's log does not say so: %s", said.String())
+	}
+}
+
+// TestDoubtAfterARemoval: when all that a removed HSM had committed is on the
+// others, doubt ends as if it had never been; when that is not known an admin's
+// word ends it, and only for what began until then.
+func TestDoubtAfterARemoval(t *testing.T) {
+	t.Parallel()
+	for _, tc := range []struct {
+		name             string
+		drained, settled bool
+		keep             bool
+		keys             uint64
+	}{
+		{name: "drained", drained: true},
+		{name: "settled, drop", settled: true},
+		{name: "settled, keep", settled: true, keep: true, keys: 1},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t, 3)
+			w.createAlice()
+			gone := w.boxes[2]
+			m := w.boxes[0].member(gone.id())
+			m.Removed, m.Drained = true, tc.drained
+			if err := gone.stop(); err != nil {
+				t.Fatal(err)
+			}
+			p := w.prepare(testLease)
+			p.vanish()
+			w.change(w.boxes[0].root(), hsm.Change{Kind: hsm.ChangeMember, Member: &m})
+			if tc.settled {
+				w.eventually("the operation is not in doubt", func() bool { return w.boxes[0].inDoubt() == 1 && w.boxes[1].inDoubt() == 1 })
+				m.Settled, m.Keep = time.Now().UnixMilli(), tc.keep
+				w.change(w.boxes[0].root(), hsm.Change{Kind: hsm.ChangeMember, Member: &m})
+			}
+			w.eventually("the operation stays in doubt", func() bool {
+				a, b := w.boxes[0].info(), w.boxes[1].info()
+				return a.InDoubt+b.InDoubt == 0 && a.Keys == tc.keys && b.Keys == tc.keys
+			})
+			if !tc.settled {
+				return
+			}
+			later := w.prepare(testLease) // an HSM that is cut off may still serve somebody
+			later.vanish()
+			w.eventually("the later one is not in doubt", func() bool { return w.boxes[0].inDoubt() == 1 && w.boxes[1].inDoubt() == 1 })
+			w.rounds()
+			if w.boxes[0].inDoubt() != 1 || w.boxes[1].inDoubt() != 1 {
+				t.Error("the later one was decided with the earlier")
+			}
+		})
+	}
+}
