@@ -21,14 +21,20 @@ func remoteDialer(p *profile.Profile, cred Credential) (Dialer, error) {
 	if path == "" {
 		return nil, fmt.Errorf("%w: profile %s names no client identity", hsm.ErrInvalid, p.Path())
 	}
-	id, err := pki.LoadIdentityFile(path)
+	file := &identityFile{path: path, profile: p}
+	id, err := file.load()
 	if err != nil {
 		return nil, err
 	}
-	if id.Identity.Cluster != p.ID {
-		return nil, fmt.Errorf("%w: identity %s is of %s, the profile of %s", hsm.ErrDenied, path, id.Identity.Cluster, p.ID)
+	// A certificate that has expired is found before any HSM is asked.
+	if _, err := pki.ClientConfig(id.Cert, id.Key, []byte(p.CA), p.ID); err != nil {
+		return nil, fmt.Errorf("identity file %s: %w", path, err)
 	}
 	return func(ctx context.Context, m hsm.Member) (hsm.Module, error) {
+		id, err := file.load()
+		if err != nil {
+			return nil, err
+		}
 		var ids []hsm.HSMID
 		if m.ID != 0 {
 			ids = append(ids, m.ID)

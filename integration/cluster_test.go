@@ -108,9 +108,9 @@ type info struct {
 	Name, ID, Lineage, Region string
 	HSMs                      []struct {
 		ID, Name, Address, Zone, State string
-		Keys                     int
-		Root                     string
-		Lag                      float64 `json:"lag_seconds"`
+		Keys                           int
+		Root                           string
+		Lag                            float64 `json:"lag_seconds"`
 	}
 	Keys            int
 	InSync          bool `json:"in_sync"`

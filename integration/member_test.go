@@ -171,3 +171,29 @@ func (i info) idOf(name string) string {
 	}
 	return ""
 }
+
+// TestCredentials: an appliance's certificate is issued, serves, and is revoked.
+func TestCredentials(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, newMachine(t), "east", 1, "--min-copies", "1")
+	file := c.path("backup-2.pem")
+	issue := []string{"credential", "issue", c.dir, "--kind", "appliance", "--name", "backup-2", "--days", "90", "--out", file}
+	c.alice().refused(t, 4, "denied", issue...)
+	c.admin().ok(t, issue...)
+	c.admin().refused(t, 4, "exists", issue...)
+	c.nobody().ok(t, "cluster", "info", "--credential", file)
+	c.admin().ok(t, "credential", "revoke", c.dir, "--kind", "appliance", "--name", "backup-2")
+	line := c.nobody().refused(t, 1, "unreachable", "cluster", "info", "--credential", file)
+	if !strings.Contains(line, "does not accept this side's certificate") {
+		t.Error(line)
+	}
+	c.admin().ok(t, append(issue, "--replace")...)
+	c.nobody().ok(t, "cluster", "info", "--credential", file)
+	c.refused(t, 4, "folder", "hsm", "renew", c.hsmDir(0))
+	c.killAll()
+	c.ok(t, "hsm", "renew", c.hsmDir(0))
+	c.ok(t, append(issue, "--replace", "--dir", c.hsmDir(0))...)
+	c.startAll(t)
+	c.nobody().ok(t, "cluster", "info", "--credential", file)
+	c.admin().refused(t, 2, "invalid", "credential", "revoke", c.dir, "--kind", "hsm", "--name", "hsm-1")
+}

@@ -139,9 +139,9 @@ func (s *Server) unseal(folder string) error {
 
 // listen makes everything that has to do with the network.
 func (s *Server) listen(folder string) error {
-	cert, err := os.ReadFile(filepath.Join(folder, certFile))
+	cert, err := s.certificate(folder)
 	if err != nil {
-		return fmt.Errorf("%w: %w", ErrFolder, err)
+		return err
 	}
 	ca, err := os.ReadFile(filepath.Join(folder, caFile))
 	if err != nil {
@@ -280,6 +280,7 @@ func (s *Server) Serve(ctx context.Context) error {
 	defer background.Wait()
 	defer cancel()
 	background.Go(func() { s.keepPlace(ctx) })
+	background.Go(func() { s.keepCertificate(ctx) })
 	late := time.AfterFunc(readyTimeout, s.isReady)
 	defer late.Stop()
 	synced := make(chan error, 1)

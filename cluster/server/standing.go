@@ -136,7 +136,7 @@ func (s *Server) state() (state hsm.State, notice string) {
 	case state == hsm.StateActive && s.recordable() != nil:
 		state = hsm.StateDegraded
 	}
-	return state, ""
+	return state, s.certificateNotice()
 }
 
 // phase is the state apart from what fails. It is asked for on every call.

@@ -68,6 +68,8 @@ var verdicts = []verdict{
 	{errUsage, "usage", exitUsage, "see --help"},
 	{errDoubt, "doubt", exitDoubt, "the report lists what differs and why"},
 	{context.Canceled, "interrupted", exitFailed, "run the same command again; it continues"},
+	{cluster.ErrExpired, "expired", exitFailed, "an admin issues a new certificate with credential issue; if every one has expired, the operator of an HSM does with credential issue --dir"},
+	{cluster.ErrRevoked, "revoked", exitRefused, "an admin issues a new certificate with credential issue"},
 	{cluster.ErrRemoval, "removal", exitRefused, "cluster info shows which HSMs answer and how far they are; --force removes a dead HSM"},
 	{server.ErrTokenRefused, "token_refused", exitRefused, "an admin makes a new token with hsm invite"},
 	{hsm.ErrLocked, "locked", exitRefused, "an admin unlocks the user with user unlock or user change-password"},

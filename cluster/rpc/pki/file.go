@@ -50,6 +50,25 @@ func WriteIdentityFile(path string, certPEM []byte, keyPEM hsm.Secret, caPEM []b
 	return nil
 }
 
+// SaveIdentityFile is WriteIdentityFile, and with replace takes the place of
+// another, whole: a reader sees the one or the other.
+func SaveIdentityFile(path string, certPEM []byte, keyPEM hsm.Secret, caPEM []byte, replace bool) error {
+	if !replace {
+		return WriteIdentityFile(path, certPEM, keyPEM, caPEM)
+	}
+	next := path + ".new"
+	if err := os.Remove(next); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("identity file %s: %w", path, err)
+	}
+	if err := WriteIdentityFile(next, certPEM, keyPEM, caPEM); err != nil {
+		return err
+	}
+	if err := errors.Join(os.Rename(next, path), syncDir(filepath.Dir(path))); err != nil {
+		return fmt.Errorf("identity file %s: %w", path, err)
+	}
+	return nil
+}
+
 func writeNew(path string, content []byte) (err error) {
 	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*") // mode 0600
 	if err != nil {

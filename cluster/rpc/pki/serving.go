@@ -10,7 +10,6 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
-	"errors"
 	"fmt"
 	"net/url"
 	"slices"
@@ -191,11 +190,12 @@ func (t *Token) CheckCA(caPEM []byte) error {
 	}
 }
 
-// CertificateExpires reads when the first certificate in PEM expires.
-func CertificateExpires(certPEM []byte) (time.Time, error) {
+// CertificateTimes reads when the first certificate in PEM was issued and when it
+// expires.
+func CertificateTimes(certPEM []byte) (issued, expires time.Time, err error) {
 	b, err := readBlocks(certPEM)
 	if err != nil || len(b.certs) == 0 {
-		return time.Time{}, errors.Join(fmt.Errorf("%w: want a certificate in PEM", hsm.ErrInvalid), err)
+		return issued, expires, fmt.Errorf("%w: want a certificate in PEM", hsm.ErrInvalid)
 	}
-	return b.certs[0].NotAfter, nil
+	return IssuedAt(b.certs[0]), b.certs[0].NotAfter, nil
 }
