@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"testing"
 
@@ -41,12 +42,15 @@ func parallel(b *testing.B, callers int, f func(i int) error) {
 }
 
 // BenchmarkCreateAES makes AES token keys on three HSM processes with two
-// copies; the limit is a bare append with fsync, what one durable step costs on
-// this disk without any grouping.
+// copies. Beside it, in turn, etcd with three members puts a value of the size of
+// such a key, which a majority of them has on disk; the limit is a bare append
+// with fsync, what one durable step costs on this disk without any grouping.
 func BenchmarkCreateAES(b *testing.B) {
 	p := start(b, spec(filepath.Join(b.TempDir(), "cluster")))
 	c := alice(b, p)
+	e := startEtcd(b)
 	request := hsm.CreateRequest{Method: hsm.MethodGenerate, Token: true, Type: "aes", Size: 32, Attributes: map[string]string{"label": "bench"}}
+	size := sizeOfKey(b, c, request)
 	for _, callers := range []int{1, 16, 64} {
 		b.Run(fmt.Sprintf("callers=%d", callers), func(b *testing.B) {
 			parallel(b, callers, func(int) error {
@@ -54,6 +58,7 @@ func BenchmarkCreateAES(b *testing.B) {
 				return err
 			})
 		})
+		b.Run(fmt.Sprintf("beside=etcd,callers=%d,bytes=%d", callers, size), func(b *testing.B) { e.put(b, callers, size) })
 	}
 	b.Run("limit=fsync", func(b *testing.B) {
 		f, err := os.Create(filepath.Join(b.TempDir(), "log"))
@@ -69,6 +74,23 @@ func BenchmarkCreateAES(b *testing.B) {
 			return f.Sync()
 		})
 	})
+}
+
+// sizeOfKey makes a key and returns the size of its masked object.
+func sizeOfKey(b *testing.B, c *cluster.Cluster, r hsm.CreateRequest) int {
+	b.Helper()
+	made, err := c.Create(b.Context(), r, cluster.Policy{})
+	if err != nil {
+		b.Fatal(err)
+	}
+	for m, err := range c.Extract(b.Context(), slices.Values([]hsm.KeyRef{made.Keys[0].Ref})) {
+		if err != nil {
+			b.Fatal(err)
+		}
+		return len(m.Bytes)
+	}
+	b.Fatal("a new key is not there")
+	return 0
 }
 
 // BenchmarkSign signs through the cluster client; the limit is Go's own crypto
