@@ -163,6 +163,7 @@ func (m *module) attach(ctx context.Context, req *pb.AttachRequest) (hsm.Session
 	}
 	s := &session{principal: principal, stream: stream, end: end}
 	s.replica = replicaClient{module: m, token: string(reply.GetToken()), lineage: lineage, scope: hsm.ScopeLineage, over: &s.over}
+	s.steps.replica = &s.replica
 	return s, hsm.NewSecret(reply.GetTicket()), nil
 }
 

@@ -18,6 +18,9 @@ import (
 // have been done.
 var ErrInternal = errors.New("internal error")
 
+// errOlder: the other side does not know the request, and did nothing.
+var errOlder = errors.New("older software")
+
 // coded is one sentinel on the wire.
 type coded struct {
 	code     uint32 // stable for ever
@@ -155,7 +158,7 @@ func fromStatus(ctx context.Context, err error, address string, cause error) err
 			return &textError{fmt.Sprintf("invalid: HSM at %s: a name in the request is not UTF-8", address), []error{hsm.ErrInvalid}}
 		}
 	case codes.Unimplemented:
-		return &textError{fmt.Sprintf("HSM at %s does not know this request; its software is older", address), []error{hsm.ErrUnavailable}}
+		return &textError{fmt.Sprintf("HSM at %s does not know this request; its software is older", address), []error{hsm.ErrUnavailable, errOlder}}
 	}
 	return unreachable(address, cause)
 }

@@ -57,6 +57,7 @@ const (
 	maxRefs       = 64 << 10 // of a filter
 	maxObjects    = 4096     // of one Prepare, Create, batch
 	maxMembers    = 1024     //
+	maxSteps      = 64       // of creations, in one call
 	// a certificate has about 600 bytes, the sealed keys of a lineage about 3 KiB
 	maxCertificates = 64 << 10
 	maxSealed       = 1 << 20
@@ -65,6 +66,10 @@ const (
 	maxFailure      = 2 << 10 // text of an error: it travels in HTTP/2 headers
 	maxLease        = 24 * time.Hour
 )
+
+// streamWorkers is how many goroutines stay to serve calls: their stacks have
+// grown already. When all are busy, others are started.
+const streamWorkers = 64
 
 // Times.
 const (

@@ -32,6 +32,7 @@ type session struct {
 	principal hsm.Principal
 	stream    grpc.BidiStreamingClient[pb.AttachRequest, pb.AttachReply]
 	end       context.CancelFunc
+	steps     stepper
 	over      atomic.Bool
 	closing   sync.Once
 	closed    error
@@ -432,13 +433,11 @@ func (s *session) Members(ctx context.Context) ([]hsm.Member, error) {
 
 func (s *session) Prepare(ctx context.Context, op hsm.OpID, lease time.Duration, objects []hsm.MaskedObject) error {
 	req := &pb.PrepareRequest{Op: op[:], Lease: int64(lease), Objects: toMaskedAll(objects)}
-	_, err := ask(ctx, &s.replica, s.replica.api.Prepare, req, nothing)
-	return err
+	return s.steps.prepare(ctx, req)
 }
 
 func (s *session) Commit(ctx context.Context, op hsm.OpID) error {
-	_, err := ask(ctx, &s.replica, s.replica.api.Commit, &pb.OpRequest{Op: op[:]}, nothing)
-	return err
+	return s.steps.commit(ctx, &pb.OpRequest{Op: op[:]})
 }
 
 func (s *session) Abort(ctx context.Context, op hsm.OpID) error {
@@ -456,7 +455,7 @@ func (s *session) Resolve(ctx context.Context, op hsm.OpID) (hsm.OpState, error)
 }
 
 func (s *session) Create(ctx context.Context, op hsm.OpID, r hsm.CreateRequest) (hsm.Created, error) {
-	return ask(ctx, &s.replica, s.replica.api.Create, toCreate(op, r), fromCreated)
+	return s.steps.create(ctx, toCreate(op, r))
 }
 
 func (s *session) Change(ctx context.Context, c hsm.Change) (hsm.MaskedObject, error) {

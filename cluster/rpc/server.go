@@ -31,6 +31,7 @@ type Server struct {
 	gate    gate
 	stop    sync.Once
 	over    chan struct{} // closed when sessions are to end
+	jobs    chan func()   // steps for the workers
 	conns   connections
 
 	mu       sync.Mutex
@@ -61,7 +62,7 @@ func WithMaxSessions(n int) ServerOption { return func(s *Server) { s.most = n }
 // it, or nil to turn the caller away (hsm.ErrDenied). The server does not close
 // what modules returns.
 func NewServer(modules func(pki.Identity) hsm.Module, cfg *tls.Config, opts ...ServerOption) *Server {
-	s := &Server{modules: modules, log: slog.Default(), observe: func(string, time.Duration, string) {}, most: MaxSessions, over: make(chan struct{})}
+	s := &Server{modules: modules, log: slog.Default(), observe: func(string, time.Duration, string) {}, most: MaxSessions, over: make(chan struct{}), jobs: make(chan func())}
 	for _, o := range opts {
 		o(s)
 	}
@@ -70,10 +71,13 @@ func NewServer(modules func(pki.Identity) hsm.Module, cfg *tls.Config, opts ...S
 		grpc.Creds(newServerCredentials(cfg, s.log, &s.conns)),
 		grpc.MaxRecvMsgSize(MaxMessage), grpc.MaxSendMsgSize(MaxMessage), grpc.MaxHeaderListSize(maxHeaderBytes),
 		grpc.MaxConcurrentStreams(uint32(s.most+maxCallsPerConnection)),
-		grpc.ConnectionTimeout(handshakeTimeout), grpc.WaitForHandlers(true),
+		grpc.NumStreamWorkers(streamWorkers), grpc.ConnectionTimeout(handshakeTimeout), grpc.WaitForHandlers(true),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: clientSilence, Timeout: clientTimeout}),
 		grpc.UnaryInterceptor(s.unary), grpc.StreamInterceptor(s.stream),
 	)
+	for range streamWorkers {
+		go s.worker()
+	}
 	pb.RegisterHSMServer(s.grpc, &service{server: s})
 	return s
 }
@@ -134,14 +138,19 @@ func (s *Server) stream(srv any, stream grpc.ServerStream, info *grpc.StreamServ
 
 // call runs one operation: gate, panic guard, observer, error mapping.
 func (s *Server) call(name string, f func() error) error {
+	return s.status(name, s.within(name, f))
+}
+
+// within is call without the mapping of the error.
+func (s *Server) within(name string, f func() error) error {
 	if !s.gate.enter() {
-		return s.status(name, errStopping)
+		return errStopping
 	}
 	defer s.gate.leave()
 	start := time.Now()
 	err := s.guarded(name, f)
 	s.observe(name, time.Since(start), codeName(err))
-	return s.status(name, err)
+	return err
 }
 
 var errStopping = fmt.Errorf("%w: it is stopping", hsm.ErrUnavailable)

@@ -46,19 +46,23 @@ func parallel(b *testing.B, callers int, f func(i int) error) {
 // such a key, which a majority of them has on disk; the limit is a bare append
 // with fsync, what one durable step costs on this disk without any grouping.
 func BenchmarkCreateAES(b *testing.B) {
-	p := start(b, spec(filepath.Join(b.TempDir(), "cluster")))
+	p, fleet := startFleet(b, spec(filepath.Join(b.TempDir(), "cluster")))
 	c := alice(b, p)
 	e := startEtcd(b)
 	request := hsm.CreateRequest{Method: hsm.MethodGenerate, Token: true, Type: "aes", Size: 32, Attributes: map[string]string{"label": "bench"}}
 	size := sizeOfKey(b, c, request)
 	for _, callers := range []int{1, 16, 64} {
 		b.Run(fmt.Sprintf("callers=%d", callers), func(b *testing.B) {
-			parallel(b, callers, func(int) error {
-				_, err := c.Create(b.Context(), request, cluster.Policy{})
-				return err
+			reportCPU(b, fleet.PIDs(), func() {
+				parallel(b, callers, func(int) error {
+					_, err := c.Create(b.Context(), request, cluster.Policy{})
+					return err
+				})
 			})
 		})
-		b.Run(fmt.Sprintf("beside=etcd,callers=%d,bytes=%d", callers, size), func(b *testing.B) { e.put(b, callers, size) })
+		b.Run(fmt.Sprintf("beside=etcd,callers=%d,bytes=%d", callers, size), func(b *testing.B) {
+			reportCPU(b, e.pids, func() { e.put(b, callers, size) })
+		})
 	}
 	b.Run("limit=fsync", func(b *testing.B) {
 		f, err := os.Create(filepath.Join(b.TempDir(), "log"))

@@ -18,6 +18,7 @@ import (
 type etcd struct {
 	putter    string // the binary that puts
 	endpoints []string
+	pids      []int
 	puts      int // so far, for new names
 }
 
@@ -57,6 +58,7 @@ func startEtcd(b *testing.B) *etcd {
 			b.Fatal(err)
 		}
 		b.Cleanup(p.Kill)
+		e.pids = append(e.pids, cmd.Process.Pid)
 	}
 	return e
 }

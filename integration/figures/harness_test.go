@@ -68,16 +68,23 @@ func spec(dir string) server.Spec {
 // benchmark.
 func start(tb testing.TB, s server.Spec) *profile.Profile {
 	tb.Helper()
+	p, _ := startFleet(tb, s)
+	return p
+}
+
+// startFleet is start for those who look at the processes.
+func startFleet(tb testing.TB, s server.Spec, opts ...server.FleetOption) (*profile.Profile, *server.Fleet) {
+	tb.Helper()
 	p, err := server.Create(tb.Context(), s)
 	if err != nil {
 		tb.Fatal(err)
 	}
-	fleet, err := server.StartFleet(context.Background(), mustBinary(tb), p, io.Discard)
+	fleet, err := server.StartFleet(context.Background(), mustBinary(tb), p, io.Discard, opts...)
 	if err != nil {
 		tb.Fatal(err)
 	}
 	tb.Cleanup(fleet.Stop)
-	return p
+	return p, fleet
 }
 
 func login(tb testing.TB, p *profile.Profile, role hsm.Role, name, password string) *cluster.Cluster {

@@ -2083,6 +2083,245 @@ func (*CommitReply) Descriptor() ([]byte, []int) {
 	return file_hsm_proto_rawDescGZIP(), []int{33}
 }
 
+type StepsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Steps         []*Step                `protobuf:"bytes,1,rep,name=steps,proto3" json:"steps,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StepsRequest) Reset() {
+	*x = StepsRequest{}
+	mi := &file_hsm_proto_msgTypes[34]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StepsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StepsRequest) ProtoMessage() {}
+
+func (x *StepsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_hsm_proto_msgTypes[34]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StepsRequest.ProtoReflect.Descriptor instead.
+func (*StepsRequest) Descriptor() ([]byte, []int) {
+	return file_hsm_proto_rawDescGZIP(), []int{34}
+}
+
+func (x *StepsRequest) GetSteps() []*Step {
+	if x != nil {
+		return x.Steps
+	}
+	return nil
+}
+
+type Step struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to What:
+	//
+	//	*Step_Create
+	//	*Step_Prepare
+	//	*Step_Commit
+	What          isStep_What `protobuf_oneof:"what"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Step) Reset() {
+	*x = Step{}
+	mi := &file_hsm_proto_msgTypes[35]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Step) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Step) ProtoMessage() {}
+
+func (x *Step) ProtoReflect() protoreflect.Message {
+	mi := &file_hsm_proto_msgTypes[35]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Step.ProtoReflect.Descriptor instead.
+func (*Step) Descriptor() ([]byte, []int) {
+	return file_hsm_proto_rawDescGZIP(), []int{35}
+}
+
+func (x *Step) GetWhat() isStep_What {
+	if x != nil {
+		return x.What
+	}
+	return nil
+}
+
+func (x *Step) GetCreate() *CreateRequest {
+	if x != nil {
+		if x, ok := x.What.(*Step_Create); ok {
+			return x.Create
+		}
+	}
+	return nil
+}
+
+func (x *Step) GetPrepare() *PrepareRequest {
+	if x != nil {
+		if x, ok := x.What.(*Step_Prepare); ok {
+			return x.Prepare
+		}
+	}
+	return nil
+}
+
+func (x *Step) GetCommit() *OpRequest {
+	if x != nil {
+		if x, ok := x.What.(*Step_Commit); ok {
+			return x.Commit
+		}
+	}
+	return nil
+}
+
+type isStep_What interface {
+	isStep_What()
+}
+
+type Step_Create struct {
+	Create *CreateRequest `protobuf:"bytes,1,opt,name=create,proto3,oneof"`
+}
+
+type Step_Prepare struct {
+	Prepare *PrepareRequest `protobuf:"bytes,2,opt,name=prepare,proto3,oneof"`
+}
+
+type Step_Commit struct {
+	Commit *OpRequest `protobuf:"bytes,3,opt,name=commit,proto3,oneof"`
+}
+
+func (*Step_Create) isStep_What() {}
+
+func (*Step_Prepare) isStep_What() {}
+
+func (*Step_Commit) isStep_What() {}
+
+// StepsReply has an outcome for every step, in their order.
+type StepsReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Outcomes      []*Outcome             `protobuf:"bytes,1,rep,name=outcomes,proto3" json:"outcomes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StepsReply) Reset() {
+	*x = StepsReply{}
+	mi := &file_hsm_proto_msgTypes[36]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StepsReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StepsReply) ProtoMessage() {}
+
+func (x *StepsReply) ProtoReflect() protoreflect.Message {
+	mi := &file_hsm_proto_msgTypes[36]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StepsReply.ProtoReflect.Descriptor instead.
+func (*StepsReply) Descriptor() ([]byte, []int) {
+	return file_hsm_proto_rawDescGZIP(), []int{36}
+}
+
+func (x *StepsReply) GetOutcomes() []*Outcome {
+	if x != nil {
+		return x.Outcomes
+	}
+	return nil
+}
+
+type Outcome struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Failure       *Failure               `protobuf:"bytes,1,opt,name=failure,proto3" json:"failure,omitempty"` // none: it was done
+	Create        *CreateReply           `protobuf:"bytes,2,opt,name=create,proto3" json:"create,omitempty"`   // of a create that was done
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Outcome) Reset() {
+	*x = Outcome{}
+	mi := &file_hsm_proto_msgTypes[37]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Outcome) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Outcome) ProtoMessage() {}
+
+func (x *Outcome) ProtoReflect() protoreflect.Message {
+	mi := &file_hsm_proto_msgTypes[37]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Outcome.ProtoReflect.Descriptor instead.
+func (*Outcome) Descriptor() ([]byte, []int) {
+	return file_hsm_proto_rawDescGZIP(), []int{37}
+}
+
+func (x *Outcome) GetFailure() *Failure {
+	if x != nil {
+		return x.Failure
+	}
+	return nil
+}
+
+func (x *Outcome) GetCreate() *CreateReply {
+	if x != nil {
+		return x.Create
+	}
+	return nil
+}
+
 type AbortReply struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -2091,7 +2330,7 @@ type AbortReply struct {
 
 func (x *AbortReply) Reset() {
 	*x = AbortReply{}
-	mi := &file_hsm_proto_msgTypes[34]
+	mi := &file_hsm_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2103,7 +2342,7 @@ func (x *AbortReply) String() string {
 func (*AbortReply) ProtoMessage() {}
 
 func (x *AbortReply) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[34]
+	mi := &file_hsm_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2116,7 +2355,7 @@ func (x *AbortReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AbortReply.ProtoReflect.Descriptor instead.
 func (*AbortReply) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{34}
+	return file_hsm_proto_rawDescGZIP(), []int{38}
 }
 
 type ResolveReply struct {
@@ -2128,7 +2367,7 @@ type ResolveReply struct {
 
 func (x *ResolveReply) Reset() {
 	*x = ResolveReply{}
-	mi := &file_hsm_proto_msgTypes[35]
+	mi := &file_hsm_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2140,7 +2379,7 @@ func (x *ResolveReply) String() string {
 func (*ResolveReply) ProtoMessage() {}
 
 func (x *ResolveReply) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[35]
+	mi := &file_hsm_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2153,7 +2392,7 @@ func (x *ResolveReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResolveReply.ProtoReflect.Descriptor instead.
 func (*ResolveReply) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{35}
+	return file_hsm_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *ResolveReply) GetState() uint32 {
@@ -2179,7 +2418,7 @@ type Params struct {
 
 func (x *Params) Reset() {
 	*x = Params{}
-	mi := &file_hsm_proto_msgTypes[36]
+	mi := &file_hsm_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2191,7 +2430,7 @@ func (x *Params) String() string {
 func (*Params) ProtoMessage() {}
 
 func (x *Params) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[36]
+	mi := &file_hsm_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2204,7 +2443,7 @@ func (x *Params) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Params.ProtoReflect.Descriptor instead.
 func (*Params) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{36}
+	return file_hsm_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *Params) GetMechanism() string {
@@ -2286,7 +2525,7 @@ type CreateRequest struct {
 
 func (x *CreateRequest) Reset() {
 	*x = CreateRequest{}
-	mi := &file_hsm_proto_msgTypes[37]
+	mi := &file_hsm_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2298,7 +2537,7 @@ func (x *CreateRequest) String() string {
 func (*CreateRequest) ProtoMessage() {}
 
 func (x *CreateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[37]
+	mi := &file_hsm_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2311,7 +2550,7 @@ func (x *CreateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateRequest.ProtoReflect.Descriptor instead.
 func (*CreateRequest) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{37}
+	return file_hsm_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *CreateRequest) GetOp() []byte {
@@ -2429,7 +2668,7 @@ type CreateReply struct {
 
 func (x *CreateReply) Reset() {
 	*x = CreateReply{}
-	mi := &file_hsm_proto_msgTypes[38]
+	mi := &file_hsm_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2441,7 +2680,7 @@ func (x *CreateReply) String() string {
 func (*CreateReply) ProtoMessage() {}
 
 func (x *CreateReply) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[38]
+	mi := &file_hsm_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2454,7 +2693,7 @@ func (x *CreateReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateReply.ProtoReflect.Descriptor instead.
 func (*CreateReply) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{38}
+	return file_hsm_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *CreateReply) GetKeys() []*KeyInfo {
@@ -2492,7 +2731,7 @@ type ChangeRequest struct {
 
 func (x *ChangeRequest) Reset() {
 	*x = ChangeRequest{}
-	mi := &file_hsm_proto_msgTypes[39]
+	mi := &file_hsm_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2504,7 +2743,7 @@ func (x *ChangeRequest) String() string {
 func (*ChangeRequest) ProtoMessage() {}
 
 func (x *ChangeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[39]
+	mi := &file_hsm_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2517,7 +2756,7 @@ func (x *ChangeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangeRequest.ProtoReflect.Descriptor instead.
 func (*ChangeRequest) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{39}
+	return file_hsm_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *ChangeRequest) GetKind() string {
@@ -2626,7 +2865,7 @@ type UseRequest struct {
 
 func (x *UseRequest) Reset() {
 	*x = UseRequest{}
-	mi := &file_hsm_proto_msgTypes[40]
+	mi := &file_hsm_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2638,7 +2877,7 @@ func (x *UseRequest) String() string {
 func (*UseRequest) ProtoMessage() {}
 
 func (x *UseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[40]
+	mi := &file_hsm_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2651,7 +2890,7 @@ func (x *UseRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UseRequest.ProtoReflect.Descriptor instead.
 func (*UseRequest) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{40}
+	return file_hsm_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *UseRequest) GetKind() string {
@@ -2712,7 +2951,7 @@ type UseReply struct {
 
 func (x *UseReply) Reset() {
 	*x = UseReply{}
-	mi := &file_hsm_proto_msgTypes[41]
+	mi := &file_hsm_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2724,7 +2963,7 @@ func (x *UseReply) String() string {
 func (*UseReply) ProtoMessage() {}
 
 func (x *UseReply) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[41]
+	mi := &file_hsm_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2737,7 +2976,7 @@ func (x *UseReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UseReply.ProtoReflect.Descriptor instead.
 func (*UseReply) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{41}
+	return file_hsm_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *UseReply) GetData() []byte {
@@ -2758,7 +2997,7 @@ type KeysRequest struct {
 
 func (x *KeysRequest) Reset() {
 	*x = KeysRequest{}
-	mi := &file_hsm_proto_msgTypes[42]
+	mi := &file_hsm_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2770,7 +3009,7 @@ func (x *KeysRequest) String() string {
 func (*KeysRequest) ProtoMessage() {}
 
 func (x *KeysRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[42]
+	mi := &file_hsm_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2783,7 +3022,7 @@ func (x *KeysRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeysRequest.ProtoReflect.Descriptor instead.
 func (*KeysRequest) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{42}
+	return file_hsm_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *KeysRequest) GetRefs() []uint64 {
@@ -2816,7 +3055,7 @@ type KeyBatch struct {
 
 func (x *KeyBatch) Reset() {
 	*x = KeyBatch{}
-	mi := &file_hsm_proto_msgTypes[43]
+	mi := &file_hsm_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2828,7 +3067,7 @@ func (x *KeyBatch) String() string {
 func (*KeyBatch) ProtoMessage() {}
 
 func (x *KeyBatch) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[43]
+	mi := &file_hsm_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2841,7 +3080,7 @@ func (x *KeyBatch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeyBatch.ProtoReflect.Descriptor instead.
 func (*KeyBatch) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{43}
+	return file_hsm_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *KeyBatch) GetKeys() []*KeyInfo {
@@ -2860,7 +3099,7 @@ type KeyRequest struct {
 
 func (x *KeyRequest) Reset() {
 	*x = KeyRequest{}
-	mi := &file_hsm_proto_msgTypes[44]
+	mi := &file_hsm_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2872,7 +3111,7 @@ func (x *KeyRequest) String() string {
 func (*KeyRequest) ProtoMessage() {}
 
 func (x *KeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[44]
+	mi := &file_hsm_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2885,7 +3124,7 @@ func (x *KeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeyRequest.ProtoReflect.Descriptor instead.
 func (*KeyRequest) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{44}
+	return file_hsm_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *KeyRequest) GetRef() uint64 {
@@ -2919,7 +3158,7 @@ type KeyInfo struct {
 
 func (x *KeyInfo) Reset() {
 	*x = KeyInfo{}
-	mi := &file_hsm_proto_msgTypes[45]
+	mi := &file_hsm_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2931,7 +3170,7 @@ func (x *KeyInfo) String() string {
 func (*KeyInfo) ProtoMessage() {}
 
 func (x *KeyInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[45]
+	mi := &file_hsm_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2944,7 +3183,7 @@ func (x *KeyInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeyInfo.ProtoReflect.Descriptor instead.
 func (*KeyInfo) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{45}
+	return file_hsm_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *KeyInfo) GetRef() uint64 {
@@ -3067,7 +3306,7 @@ type UsersRequest struct {
 
 func (x *UsersRequest) Reset() {
 	*x = UsersRequest{}
-	mi := &file_hsm_proto_msgTypes[46]
+	mi := &file_hsm_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3079,7 +3318,7 @@ func (x *UsersRequest) String() string {
 func (*UsersRequest) ProtoMessage() {}
 
 func (x *UsersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[46]
+	mi := &file_hsm_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3092,7 +3331,7 @@ func (x *UsersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UsersRequest.ProtoReflect.Descriptor instead.
 func (*UsersRequest) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{46}
+	return file_hsm_proto_rawDescGZIP(), []int{50}
 }
 
 type UserBatch struct {
@@ -3104,7 +3343,7 @@ type UserBatch struct {
 
 func (x *UserBatch) Reset() {
 	*x = UserBatch{}
-	mi := &file_hsm_proto_msgTypes[47]
+	mi := &file_hsm_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3116,7 +3355,7 @@ func (x *UserBatch) String() string {
 func (*UserBatch) ProtoMessage() {}
 
 func (x *UserBatch) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[47]
+	mi := &file_hsm_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3129,7 +3368,7 @@ func (x *UserBatch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UserBatch.ProtoReflect.Descriptor instead.
 func (*UserBatch) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{47}
+	return file_hsm_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *UserBatch) GetUsers() []*UserInfo {
@@ -3152,7 +3391,7 @@ type UserInfo struct {
 
 func (x *UserInfo) Reset() {
 	*x = UserInfo{}
-	mi := &file_hsm_proto_msgTypes[48]
+	mi := &file_hsm_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3164,7 +3403,7 @@ func (x *UserInfo) String() string {
 func (*UserInfo) ProtoMessage() {}
 
 func (x *UserInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[48]
+	mi := &file_hsm_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3177,7 +3416,7 @@ func (x *UserInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UserInfo.ProtoReflect.Descriptor instead.
 func (*UserInfo) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{48}
+	return file_hsm_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *UserInfo) GetName() string {
@@ -3225,7 +3464,7 @@ type EnvelopeRequest struct {
 
 func (x *EnvelopeRequest) Reset() {
 	*x = EnvelopeRequest{}
-	mi := &file_hsm_proto_msgTypes[49]
+	mi := &file_hsm_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3237,7 +3476,7 @@ func (x *EnvelopeRequest) String() string {
 func (*EnvelopeRequest) ProtoMessage() {}
 
 func (x *EnvelopeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[49]
+	mi := &file_hsm_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3250,7 +3489,7 @@ func (x *EnvelopeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EnvelopeRequest.ProtoReflect.Descriptor instead.
 func (*EnvelopeRequest) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{49}
+	return file_hsm_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *EnvelopeRequest) GetCustodians() []string {
@@ -3276,7 +3515,7 @@ type EnvelopeReply struct {
 
 func (x *EnvelopeReply) Reset() {
 	*x = EnvelopeReply{}
-	mi := &file_hsm_proto_msgTypes[50]
+	mi := &file_hsm_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3288,7 +3527,7 @@ func (x *EnvelopeReply) String() string {
 func (*EnvelopeReply) ProtoMessage() {}
 
 func (x *EnvelopeReply) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[50]
+	mi := &file_hsm_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3301,7 +3540,7 @@ func (x *EnvelopeReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EnvelopeReply.ProtoReflect.Descriptor instead.
 func (*EnvelopeReply) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{50}
+	return file_hsm_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *EnvelopeReply) GetEnvelope() []byte {
@@ -3321,7 +3560,7 @@ type SignRequest struct {
 
 func (x *SignRequest) Reset() {
 	*x = SignRequest{}
-	mi := &file_hsm_proto_msgTypes[51]
+	mi := &file_hsm_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3333,7 +3572,7 @@ func (x *SignRequest) String() string {
 func (*SignRequest) ProtoMessage() {}
 
 func (x *SignRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[51]
+	mi := &file_hsm_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3346,7 +3585,7 @@ func (x *SignRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignRequest.ProtoReflect.Descriptor instead.
 func (*SignRequest) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{51}
+	return file_hsm_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *SignRequest) GetPurpose() string {
@@ -3373,7 +3612,7 @@ type SignReply struct {
 
 func (x *SignReply) Reset() {
 	*x = SignReply{}
-	mi := &file_hsm_proto_msgTypes[52]
+	mi := &file_hsm_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3385,7 +3624,7 @@ func (x *SignReply) String() string {
 func (*SignReply) ProtoMessage() {}
 
 func (x *SignReply) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[52]
+	mi := &file_hsm_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3398,7 +3637,7 @@ func (x *SignReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignReply.ProtoReflect.Descriptor instead.
 func (*SignReply) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{52}
+	return file_hsm_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *SignReply) GetPublic() []byte {
@@ -3430,7 +3669,7 @@ type GreetRequest struct {
 
 func (x *GreetRequest) Reset() {
 	*x = GreetRequest{}
-	mi := &file_hsm_proto_msgTypes[53]
+	mi := &file_hsm_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3442,7 +3681,7 @@ func (x *GreetRequest) String() string {
 func (*GreetRequest) ProtoMessage() {}
 
 func (x *GreetRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[53]
+	mi := &file_hsm_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3455,7 +3694,7 @@ func (x *GreetRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GreetRequest.ProtoReflect.Descriptor instead.
 func (*GreetRequest) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{53}
+	return file_hsm_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *GreetRequest) GetBoot() []byte {
@@ -3503,7 +3742,7 @@ type Boot struct {
 
 func (x *Boot) Reset() {
 	*x = Boot{}
-	mi := &file_hsm_proto_msgTypes[54]
+	mi := &file_hsm_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3515,7 +3754,7 @@ func (x *Boot) String() string {
 func (*Boot) ProtoMessage() {}
 
 func (x *Boot) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[54]
+	mi := &file_hsm_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3528,7 +3767,7 @@ func (x *Boot) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Boot.ProtoReflect.Descriptor instead.
 func (*Boot) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{54}
+	return file_hsm_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *Boot) GetId() []byte {
@@ -3558,7 +3797,7 @@ type GreetReply struct {
 
 func (x *GreetReply) Reset() {
 	*x = GreetReply{}
-	mi := &file_hsm_proto_msgTypes[55]
+	mi := &file_hsm_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3570,7 +3809,7 @@ func (x *GreetReply) String() string {
 func (*GreetReply) ProtoMessage() {}
 
 func (x *GreetReply) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[55]
+	mi := &file_hsm_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3583,7 +3822,7 @@ func (x *GreetReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GreetReply.ProtoReflect.Descriptor instead.
 func (*GreetReply) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{55}
+	return file_hsm_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *GreetReply) GetInfo() *InfoReply {
@@ -3633,7 +3872,7 @@ type IssueRequest struct {
 
 func (x *IssueRequest) Reset() {
 	*x = IssueRequest{}
-	mi := &file_hsm_proto_msgTypes[56]
+	mi := &file_hsm_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3645,7 +3884,7 @@ func (x *IssueRequest) String() string {
 func (*IssueRequest) ProtoMessage() {}
 
 func (x *IssueRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[56]
+	mi := &file_hsm_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3658,7 +3897,7 @@ func (x *IssueRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueRequest.ProtoReflect.Descriptor instead.
 func (*IssueRequest) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{56}
+	return file_hsm_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *IssueRequest) GetKind() string {
@@ -3698,7 +3937,7 @@ type IssueReply struct {
 
 func (x *IssueReply) Reset() {
 	*x = IssueReply{}
-	mi := &file_hsm_proto_msgTypes[57]
+	mi := &file_hsm_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3710,7 +3949,7 @@ func (x *IssueReply) String() string {
 func (*IssueReply) ProtoMessage() {}
 
 func (x *IssueReply) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[57]
+	mi := &file_hsm_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3723,7 +3962,7 @@ func (x *IssueReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueReply.ProtoReflect.Descriptor instead.
 func (*IssueReply) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{57}
+	return file_hsm_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *IssueReply) GetCertificate() []byte {
@@ -3747,7 +3986,7 @@ type JoinRequest struct {
 
 func (x *JoinRequest) Reset() {
 	*x = JoinRequest{}
-	mi := &file_hsm_proto_msgTypes[58]
+	mi := &file_hsm_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3759,7 +3998,7 @@ func (x *JoinRequest) String() string {
 func (*JoinRequest) ProtoMessage() {}
 
 func (x *JoinRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[58]
+	mi := &file_hsm_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3772,7 +4011,7 @@ func (x *JoinRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinRequest.ProtoReflect.Descriptor instead.
 func (*JoinRequest) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{58}
+	return file_hsm_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *JoinRequest) GetJoiner() uint64 {
@@ -3833,7 +4072,7 @@ type JoinReply struct {
 
 func (x *JoinReply) Reset() {
 	*x = JoinReply{}
-	mi := &file_hsm_proto_msgTypes[59]
+	mi := &file_hsm_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3845,7 +4084,7 @@ func (x *JoinReply) String() string {
 func (*JoinReply) ProtoMessage() {}
 
 func (x *JoinReply) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[59]
+	mi := &file_hsm_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3858,7 +4097,7 @@ func (x *JoinReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinReply.ProtoReflect.Descriptor instead.
 func (*JoinReply) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{59}
+	return file_hsm_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *JoinReply) GetCertificate() []byte {
@@ -4061,7 +4300,20 @@ const file_hsm_proto_rawDesc = "" +
 	"\fPrepareReply\"\x1b\n" +
 	"\tOpRequest\x12\x0e\n" +
 	"\x02op\x18\x01 \x01(\fR\x02op\"\r\n" +
-	"\vCommitReply\"\f\n" +
+	"\vCommitReply\"8\n" +
+	"\fStepsRequest\x12(\n" +
+	"\x05steps\x18\x01 \x03(\v2\x12.hsmbackup.v1.StepR\x05steps\"\xb2\x01\n" +
+	"\x04Step\x125\n" +
+	"\x06create\x18\x01 \x01(\v2\x1b.hsmbackup.v1.CreateRequestH\x00R\x06create\x128\n" +
+	"\aprepare\x18\x02 \x01(\v2\x1c.hsmbackup.v1.PrepareRequestH\x00R\aprepare\x121\n" +
+	"\x06commit\x18\x03 \x01(\v2\x17.hsmbackup.v1.OpRequestH\x00R\x06commitB\x06\n" +
+	"\x04what\"?\n" +
+	"\n" +
+	"StepsReply\x121\n" +
+	"\boutcomes\x18\x01 \x03(\v2\x15.hsmbackup.v1.OutcomeR\boutcomes\"m\n" +
+	"\aOutcome\x12/\n" +
+	"\afailure\x18\x01 \x01(\v2\x15.hsmbackup.v1.FailureR\afailure\x121\n" +
+	"\x06create\x18\x02 \x01(\v2\x19.hsmbackup.v1.CreateReplyR\x06create\"\f\n" +
 	"\n" +
 	"AbortReply\"$\n" +
 	"\fResolveReply\x12\x14\n" +
@@ -4229,7 +4481,7 @@ const file_hsm_proto_rawDesc = "" +
 	"\fcluster_name\x18\x05 \x01(\tR\vclusterName\x12\x16\n" +
 	"\x06region\x18\x06 \x01(\tR\x06region\x12\x18\n" +
 	"\alineage\x18\a \x01(\fR\alineage\x12.\n" +
-	"\amembers\x18\b \x03(\v2\x14.hsmbackup.v1.MemberR\amembers2\xe2\f\n" +
+	"\amembers\x18\b \x03(\v2\x14.hsmbackup.v1.MemberR\amembers2\xa1\r\n" +
 	"\x03HSM\x12:\n" +
 	"\x04Ping\x12\x19.hsmbackup.v1.PingRequest\x1a\x17.hsmbackup.v1.PingReply\x12D\n" +
 	"\x06Attach\x12\x1b.hsmbackup.v1.AttachRequest\x1a\x19.hsmbackup.v1.AttachReply(\x010\x01\x12:\n" +
@@ -4244,7 +4496,8 @@ const file_hsm_proto_rawDesc = "" +
 	"\aPrepare\x12\x1c.hsmbackup.v1.PrepareRequest\x1a\x1a.hsmbackup.v1.PrepareReply\x12<\n" +
 	"\x06Commit\x12\x17.hsmbackup.v1.OpRequest\x1a\x19.hsmbackup.v1.CommitReply\x12:\n" +
 	"\x05Abort\x12\x17.hsmbackup.v1.OpRequest\x1a\x18.hsmbackup.v1.AbortReply\x12>\n" +
-	"\aResolve\x12\x17.hsmbackup.v1.OpRequest\x1a\x1a.hsmbackup.v1.ResolveReply\x12@\n" +
+	"\aResolve\x12\x17.hsmbackup.v1.OpRequest\x1a\x1a.hsmbackup.v1.ResolveReply\x12=\n" +
+	"\x05Steps\x12\x1a.hsmbackup.v1.StepsRequest\x1a\x18.hsmbackup.v1.StepsReply\x12@\n" +
 	"\x06Create\x12\x1b.hsmbackup.v1.CreateRequest\x1a\x19.hsmbackup.v1.CreateReply\x12;\n" +
 	"\x06Change\x12\x1b.hsmbackup.v1.ChangeRequest\x1a\x14.hsmbackup.v1.Masked\x127\n" +
 	"\x03Use\x12\x18.hsmbackup.v1.UseRequest\x1a\x16.hsmbackup.v1.UseReply\x12;\n" +
@@ -4269,7 +4522,7 @@ func file_hsm_proto_rawDescGZIP() []byte {
 	return file_hsm_proto_rawDescData
 }
 
-var file_hsm_proto_msgTypes = make([]protoimpl.MessageInfo, 64)
+var file_hsm_proto_msgTypes = make([]protoimpl.MessageInfo, 68)
 var file_hsm_proto_goTypes = []any{
 	(*Failure)(nil),                // 0: hsmbackup.v1.Failure
 	(*PingRequest)(nil),            // 1: hsmbackup.v1.PingRequest
@@ -4305,36 +4558,40 @@ var file_hsm_proto_goTypes = []any{
 	(*PrepareReply)(nil),           // 31: hsmbackup.v1.PrepareReply
 	(*OpRequest)(nil),              // 32: hsmbackup.v1.OpRequest
 	(*CommitReply)(nil),            // 33: hsmbackup.v1.CommitReply
-	(*AbortReply)(nil),             // 34: hsmbackup.v1.AbortReply
-	(*ResolveReply)(nil),           // 35: hsmbackup.v1.ResolveReply
-	(*Params)(nil),                 // 36: hsmbackup.v1.Params
-	(*CreateRequest)(nil),          // 37: hsmbackup.v1.CreateRequest
-	(*CreateReply)(nil),            // 38: hsmbackup.v1.CreateReply
-	(*ChangeRequest)(nil),          // 39: hsmbackup.v1.ChangeRequest
-	(*UseRequest)(nil),             // 40: hsmbackup.v1.UseRequest
-	(*UseReply)(nil),               // 41: hsmbackup.v1.UseReply
-	(*KeysRequest)(nil),            // 42: hsmbackup.v1.KeysRequest
-	(*KeyBatch)(nil),               // 43: hsmbackup.v1.KeyBatch
-	(*KeyRequest)(nil),             // 44: hsmbackup.v1.KeyRequest
-	(*KeyInfo)(nil),                // 45: hsmbackup.v1.KeyInfo
-	(*UsersRequest)(nil),           // 46: hsmbackup.v1.UsersRequest
-	(*UserBatch)(nil),              // 47: hsmbackup.v1.UserBatch
-	(*UserInfo)(nil),               // 48: hsmbackup.v1.UserInfo
-	(*EnvelopeRequest)(nil),        // 49: hsmbackup.v1.EnvelopeRequest
-	(*EnvelopeReply)(nil),          // 50: hsmbackup.v1.EnvelopeReply
-	(*SignRequest)(nil),            // 51: hsmbackup.v1.SignRequest
-	(*SignReply)(nil),              // 52: hsmbackup.v1.SignReply
-	(*GreetRequest)(nil),           // 53: hsmbackup.v1.GreetRequest
-	(*Boot)(nil),                   // 54: hsmbackup.v1.Boot
-	(*GreetReply)(nil),             // 55: hsmbackup.v1.GreetReply
-	(*IssueRequest)(nil),           // 56: hsmbackup.v1.IssueRequest
-	(*IssueReply)(nil),             // 57: hsmbackup.v1.IssueReply
-	(*JoinRequest)(nil),            // 58: hsmbackup.v1.JoinRequest
-	(*JoinReply)(nil),              // 59: hsmbackup.v1.JoinReply
-	nil,                            // 60: hsmbackup.v1.CreateRequest.AttributesEntry
-	nil,                            // 61: hsmbackup.v1.CreateRequest.PublicEntry
-	nil,                            // 62: hsmbackup.v1.KeysRequest.AttrsEntry
-	nil,                            // 63: hsmbackup.v1.KeyInfo.AttributesEntry
+	(*StepsRequest)(nil),           // 34: hsmbackup.v1.StepsRequest
+	(*Step)(nil),                   // 35: hsmbackup.v1.Step
+	(*StepsReply)(nil),             // 36: hsmbackup.v1.StepsReply
+	(*Outcome)(nil),                // 37: hsmbackup.v1.Outcome
+	(*AbortReply)(nil),             // 38: hsmbackup.v1.AbortReply
+	(*ResolveReply)(nil),           // 39: hsmbackup.v1.ResolveReply
+	(*Params)(nil),                 // 40: hsmbackup.v1.Params
+	(*CreateRequest)(nil),          // 41: hsmbackup.v1.CreateRequest
+	(*CreateReply)(nil),            // 42: hsmbackup.v1.CreateReply
+	(*ChangeRequest)(nil),          // 43: hsmbackup.v1.ChangeRequest
+	(*UseRequest)(nil),             // 44: hsmbackup.v1.UseRequest
+	(*UseReply)(nil),               // 45: hsmbackup.v1.UseReply
+	(*KeysRequest)(nil),            // 46: hsmbackup.v1.KeysRequest
+	(*KeyBatch)(nil),               // 47: hsmbackup.v1.KeyBatch
+	(*KeyRequest)(nil),             // 48: hsmbackup.v1.KeyRequest
+	(*KeyInfo)(nil),                // 49: hsmbackup.v1.KeyInfo
+	(*UsersRequest)(nil),           // 50: hsmbackup.v1.UsersRequest
+	(*UserBatch)(nil),              // 51: hsmbackup.v1.UserBatch
+	(*UserInfo)(nil),               // 52: hsmbackup.v1.UserInfo
+	(*EnvelopeRequest)(nil),        // 53: hsmbackup.v1.EnvelopeRequest
+	(*EnvelopeReply)(nil),          // 54: hsmbackup.v1.EnvelopeReply
+	(*SignRequest)(nil),            // 55: hsmbackup.v1.SignRequest
+	(*SignReply)(nil),              // 56: hsmbackup.v1.SignReply
+	(*GreetRequest)(nil),           // 57: hsmbackup.v1.GreetRequest
+	(*Boot)(nil),                   // 58: hsmbackup.v1.Boot
+	(*GreetReply)(nil),             // 59: hsmbackup.v1.GreetReply
+	(*IssueRequest)(nil),           // 60: hsmbackup.v1.IssueRequest
+	(*IssueReply)(nil),             // 61: hsmbackup.v1.IssueReply
+	(*JoinRequest)(nil),            // 62: hsmbackup.v1.JoinRequest
+	(*JoinReply)(nil),              // 63: hsmbackup.v1.JoinReply
+	nil,                            // 64: hsmbackup.v1.CreateRequest.AttributesEntry
+	nil,                            // 65: hsmbackup.v1.CreateRequest.PublicEntry
+	nil,                            // 66: hsmbackup.v1.KeysRequest.AttrsEntry
+	nil,                            // 67: hsmbackup.v1.KeyInfo.AttributesEntry
 }
 var file_hsm_proto_depIdxs = []int32{
 	4,  // 0: hsmbackup.v1.AttachRequest.login:type_name -> hsmbackup.v1.Login
@@ -4348,81 +4605,90 @@ var file_hsm_proto_depIdxs = []int32{
 	21, // 8: hsmbackup.v1.InsertRequest.objects:type_name -> hsmbackup.v1.Masked
 	0,  // 9: hsmbackup.v1.InsertReply.failure:type_name -> hsmbackup.v1.Failure
 	21, // 10: hsmbackup.v1.PrepareRequest.objects:type_name -> hsmbackup.v1.Masked
-	60, // 11: hsmbackup.v1.CreateRequest.attributes:type_name -> hsmbackup.v1.CreateRequest.AttributesEntry
-	61, // 12: hsmbackup.v1.CreateRequest.public:type_name -> hsmbackup.v1.CreateRequest.PublicEntry
-	36, // 13: hsmbackup.v1.CreateRequest.params:type_name -> hsmbackup.v1.Params
-	21, // 14: hsmbackup.v1.CreateRequest.masked:type_name -> hsmbackup.v1.Masked
-	45, // 15: hsmbackup.v1.CreateReply.keys:type_name -> hsmbackup.v1.KeyInfo
-	21, // 16: hsmbackup.v1.CreateReply.objects:type_name -> hsmbackup.v1.Masked
-	10, // 17: hsmbackup.v1.ChangeRequest.settings:type_name -> hsmbackup.v1.Settings
-	13, // 18: hsmbackup.v1.ChangeRequest.member:type_name -> hsmbackup.v1.Member
-	21, // 19: hsmbackup.v1.ChangeRequest.masked:type_name -> hsmbackup.v1.Masked
-	14, // 20: hsmbackup.v1.ChangeRequest.invite:type_name -> hsmbackup.v1.Invite
-	15, // 21: hsmbackup.v1.ChangeRequest.claim:type_name -> hsmbackup.v1.Claim
-	16, // 22: hsmbackup.v1.ChangeRequest.revoked:type_name -> hsmbackup.v1.Revocation
-	36, // 23: hsmbackup.v1.UseRequest.params:type_name -> hsmbackup.v1.Params
-	62, // 24: hsmbackup.v1.KeysRequest.attrs:type_name -> hsmbackup.v1.KeysRequest.AttrsEntry
-	45, // 25: hsmbackup.v1.KeyBatch.keys:type_name -> hsmbackup.v1.KeyInfo
-	63, // 26: hsmbackup.v1.KeyInfo.attributes:type_name -> hsmbackup.v1.KeyInfo.AttributesEntry
-	48, // 27: hsmbackup.v1.UserBatch.users:type_name -> hsmbackup.v1.UserInfo
-	54, // 28: hsmbackup.v1.GreetRequest.before:type_name -> hsmbackup.v1.Boot
-	8,  // 29: hsmbackup.v1.GreetReply.info:type_name -> hsmbackup.v1.InfoReply
-	13, // 30: hsmbackup.v1.JoinReply.members:type_name -> hsmbackup.v1.Member
-	1,  // 31: hsmbackup.v1.HSM.Ping:input_type -> hsmbackup.v1.PingRequest
-	3,  // 32: hsmbackup.v1.HSM.Attach:input_type -> hsmbackup.v1.AttachRequest
-	7,  // 33: hsmbackup.v1.HSM.Info:input_type -> hsmbackup.v1.InfoRequest
-	11, // 34: hsmbackup.v1.HSM.Members:input_type -> hsmbackup.v1.MembersRequest
-	17, // 35: hsmbackup.v1.HSM.Objects:input_type -> hsmbackup.v1.ObjectsRequest
-	19, // 36: hsmbackup.v1.HSM.Extract:input_type -> hsmbackup.v1.ExtractRequest
-	22, // 37: hsmbackup.v1.HSM.Insert:input_type -> hsmbackup.v1.InsertRequest
-	24, // 38: hsmbackup.v1.HSM.Root:input_type -> hsmbackup.v1.RootRequest
-	26, // 39: hsmbackup.v1.HSM.FingerprintKeys:input_type -> hsmbackup.v1.FingerprintKeysRequest
-	28, // 40: hsmbackup.v1.HSM.Cells:input_type -> hsmbackup.v1.CellsRequest
-	30, // 41: hsmbackup.v1.HSM.Prepare:input_type -> hsmbackup.v1.PrepareRequest
-	32, // 42: hsmbackup.v1.HSM.Commit:input_type -> hsmbackup.v1.OpRequest
-	32, // 43: hsmbackup.v1.HSM.Abort:input_type -> hsmbackup.v1.OpRequest
-	32, // 44: hsmbackup.v1.HSM.Resolve:input_type -> hsmbackup.v1.OpRequest
-	37, // 45: hsmbackup.v1.HSM.Create:input_type -> hsmbackup.v1.CreateRequest
-	39, // 46: hsmbackup.v1.HSM.Change:input_type -> hsmbackup.v1.ChangeRequest
-	40, // 47: hsmbackup.v1.HSM.Use:input_type -> hsmbackup.v1.UseRequest
-	42, // 48: hsmbackup.v1.HSM.Keys:input_type -> hsmbackup.v1.KeysRequest
-	44, // 49: hsmbackup.v1.HSM.Key:input_type -> hsmbackup.v1.KeyRequest
-	46, // 50: hsmbackup.v1.HSM.Users:input_type -> hsmbackup.v1.UsersRequest
-	49, // 51: hsmbackup.v1.HSM.Envelope:input_type -> hsmbackup.v1.EnvelopeRequest
-	51, // 52: hsmbackup.v1.HSM.Sign:input_type -> hsmbackup.v1.SignRequest
-	53, // 53: hsmbackup.v1.HSM.Greet:input_type -> hsmbackup.v1.GreetRequest
-	56, // 54: hsmbackup.v1.HSM.Issue:input_type -> hsmbackup.v1.IssueRequest
-	58, // 55: hsmbackup.v1.HSM.Join:input_type -> hsmbackup.v1.JoinRequest
-	2,  // 56: hsmbackup.v1.HSM.Ping:output_type -> hsmbackup.v1.PingReply
-	6,  // 57: hsmbackup.v1.HSM.Attach:output_type -> hsmbackup.v1.AttachReply
-	8,  // 58: hsmbackup.v1.HSM.Info:output_type -> hsmbackup.v1.InfoReply
-	12, // 59: hsmbackup.v1.HSM.Members:output_type -> hsmbackup.v1.MembersReply
-	18, // 60: hsmbackup.v1.HSM.Objects:output_type -> hsmbackup.v1.ObjectBatch
-	20, // 61: hsmbackup.v1.HSM.Extract:output_type -> hsmbackup.v1.ExtractReply
-	23, // 62: hsmbackup.v1.HSM.Insert:output_type -> hsmbackup.v1.InsertReply
-	25, // 63: hsmbackup.v1.HSM.Root:output_type -> hsmbackup.v1.RootReply
-	27, // 64: hsmbackup.v1.HSM.FingerprintKeys:output_type -> hsmbackup.v1.FingerprintKeysReply
-	29, // 65: hsmbackup.v1.HSM.Cells:output_type -> hsmbackup.v1.CellBatch
-	31, // 66: hsmbackup.v1.HSM.Prepare:output_type -> hsmbackup.v1.PrepareReply
-	33, // 67: hsmbackup.v1.HSM.Commit:output_type -> hsmbackup.v1.CommitReply
-	34, // 68: hsmbackup.v1.HSM.Abort:output_type -> hsmbackup.v1.AbortReply
-	35, // 69: hsmbackup.v1.HSM.Resolve:output_type -> hsmbackup.v1.ResolveReply
-	38, // 70: hsmbackup.v1.HSM.Create:output_type -> hsmbackup.v1.CreateReply
-	21, // 71: hsmbackup.v1.HSM.Change:output_type -> hsmbackup.v1.Masked
-	41, // 72: hsmbackup.v1.HSM.Use:output_type -> hsmbackup.v1.UseReply
-	43, // 73: hsmbackup.v1.HSM.Keys:output_type -> hsmbackup.v1.KeyBatch
-	45, // 74: hsmbackup.v1.HSM.Key:output_type -> hsmbackup.v1.KeyInfo
-	47, // 75: hsmbackup.v1.HSM.Users:output_type -> hsmbackup.v1.UserBatch
-	50, // 76: hsmbackup.v1.HSM.Envelope:output_type -> hsmbackup.v1.EnvelopeReply
-	52, // 77: hsmbackup.v1.HSM.Sign:output_type -> hsmbackup.v1.SignReply
-	55, // 78: hsmbackup.v1.HSM.Greet:output_type -> hsmbackup.v1.GreetReply
-	57, // 79: hsmbackup.v1.HSM.Issue:output_type -> hsmbackup.v1.IssueReply
-	59, // 80: hsmbackup.v1.HSM.Join:output_type -> hsmbackup.v1.JoinReply
-	56, // [56:81] is the sub-list for method output_type
-	31, // [31:56] is the sub-list for method input_type
-	31, // [31:31] is the sub-list for extension type_name
-	31, // [31:31] is the sub-list for extension extendee
-	0,  // [0:31] is the sub-list for field type_name
+	35, // 11: hsmbackup.v1.StepsRequest.steps:type_name -> hsmbackup.v1.Step
+	41, // 12: hsmbackup.v1.Step.create:type_name -> hsmbackup.v1.CreateRequest
+	30, // 13: hsmbackup.v1.Step.prepare:type_name -> hsmbackup.v1.PrepareRequest
+	32, // 14: hsmbackup.v1.Step.commit:type_name -> hsmbackup.v1.OpRequest
+	37, // 15: hsmbackup.v1.StepsReply.outcomes:type_name -> hsmbackup.v1.Outcome
+	0,  // 16: hsmbackup.v1.Outcome.failure:type_name -> hsmbackup.v1.Failure
+	42, // 17: hsmbackup.v1.Outcome.create:type_name -> hsmbackup.v1.CreateReply
+	64, // 18: hsmbackup.v1.CreateRequest.attributes:type_name -> hsmbackup.v1.CreateRequest.AttributesEntry
+	65, // 19: hsmbackup.v1.CreateRequest.public:type_name -> hsmbackup.v1.CreateRequest.PublicEntry
+	40, // 20: hsmbackup.v1.CreateRequest.params:type_name -> hsmbackup.v1.Params
+	21, // 21: hsmbackup.v1.CreateRequest.masked:type_name -> hsmbackup.v1.Masked
+	49, // 22: hsmbackup.v1.CreateReply.keys:type_name -> hsmbackup.v1.KeyInfo
+	21, // 23: hsmbackup.v1.CreateReply.objects:type_name -> hsmbackup.v1.Masked
+	10, // 24: hsmbackup.v1.ChangeRequest.settings:type_name -> hsmbackup.v1.Settings
+	13, // 25: hsmbackup.v1.ChangeRequest.member:type_name -> hsmbackup.v1.Member
+	21, // 26: hsmbackup.v1.ChangeRequest.masked:type_name -> hsmbackup.v1.Masked
+	14, // 27: hsmbackup.v1.ChangeRequest.invite:type_name -> hsmbackup.v1.Invite
+	15, // 28: hsmbackup.v1.ChangeRequest.claim:type_name -> hsmbackup.v1.Claim
+	16, // 29: hsmbackup.v1.ChangeRequest.revoked:type_name -> hsmbackup.v1.Revocation
+	40, // 30: hsmbackup.v1.UseRequest.params:type_name -> hsmbackup.v1.Params
+	66, // 31: hsmbackup.v1.KeysRequest.attrs:type_name -> hsmbackup.v1.KeysRequest.AttrsEntry
+	49, // 32: hsmbackup.v1.KeyBatch.keys:type_name -> hsmbackup.v1.KeyInfo
+	67, // 33: hsmbackup.v1.KeyInfo.attributes:type_name -> hsmbackup.v1.KeyInfo.AttributesEntry
+	52, // 34: hsmbackup.v1.UserBatch.users:type_name -> hsmbackup.v1.UserInfo
+	58, // 35: hsmbackup.v1.GreetRequest.before:type_name -> hsmbackup.v1.Boot
+	8,  // 36: hsmbackup.v1.GreetReply.info:type_name -> hsmbackup.v1.InfoReply
+	13, // 37: hsmbackup.v1.JoinReply.members:type_name -> hsmbackup.v1.Member
+	1,  // 38: hsmbackup.v1.HSM.Ping:input_type -> hsmbackup.v1.PingRequest
+	3,  // 39: hsmbackup.v1.HSM.Attach:input_type -> hsmbackup.v1.AttachRequest
+	7,  // 40: hsmbackup.v1.HSM.Info:input_type -> hsmbackup.v1.InfoRequest
+	11, // 41: hsmbackup.v1.HSM.Members:input_type -> hsmbackup.v1.MembersRequest
+	17, // 42: hsmbackup.v1.HSM.Objects:input_type -> hsmbackup.v1.ObjectsRequest
+	19, // 43: hsmbackup.v1.HSM.Extract:input_type -> hsmbackup.v1.ExtractRequest
+	22, // 44: hsmbackup.v1.HSM.Insert:input_type -> hsmbackup.v1.InsertRequest
+	24, // 45: hsmbackup.v1.HSM.Root:input_type -> hsmbackup.v1.RootRequest
+	26, // 46: hsmbackup.v1.HSM.FingerprintKeys:input_type -> hsmbackup.v1.FingerprintKeysRequest
+	28, // 47: hsmbackup.v1.HSM.Cells:input_type -> hsmbackup.v1.CellsRequest
+	30, // 48: hsmbackup.v1.HSM.Prepare:input_type -> hsmbackup.v1.PrepareRequest
+	32, // 49: hsmbackup.v1.HSM.Commit:input_type -> hsmbackup.v1.OpRequest
+	32, // 50: hsmbackup.v1.HSM.Abort:input_type -> hsmbackup.v1.OpRequest
+	32, // 51: hsmbackup.v1.HSM.Resolve:input_type -> hsmbackup.v1.OpRequest
+	34, // 52: hsmbackup.v1.HSM.Steps:input_type -> hsmbackup.v1.StepsRequest
+	41, // 53: hsmbackup.v1.HSM.Create:input_type -> hsmbackup.v1.CreateRequest
+	43, // 54: hsmbackup.v1.HSM.Change:input_type -> hsmbackup.v1.ChangeRequest
+	44, // 55: hsmbackup.v1.HSM.Use:input_type -> hsmbackup.v1.UseRequest
+	46, // 56: hsmbackup.v1.HSM.Keys:input_type -> hsmbackup.v1.KeysRequest
+	48, // 57: hsmbackup.v1.HSM.Key:input_type -> hsmbackup.v1.KeyRequest
+	50, // 58: hsmbackup.v1.HSM.Users:input_type -> hsmbackup.v1.UsersRequest
+	53, // 59: hsmbackup.v1.HSM.Envelope:input_type -> hsmbackup.v1.EnvelopeRequest
+	55, // 60: hsmbackup.v1.HSM.Sign:input_type -> hsmbackup.v1.SignRequest
+	57, // 61: hsmbackup.v1.HSM.Greet:input_type -> hsmbackup.v1.GreetRequest
+	60, // 62: hsmbackup.v1.HSM.Issue:input_type -> hsmbackup.v1.IssueRequest
+	62, // 63: hsmbackup.v1.HSM.Join:input_type -> hsmbackup.v1.JoinRequest
+	2,  // 64: hsmbackup.v1.HSM.Ping:output_type -> hsmbackup.v1.PingReply
+	6,  // 65: hsmbackup.v1.HSM.Attach:output_type -> hsmbackup.v1.AttachReply
+	8,  // 66: hsmbackup.v1.HSM.Info:output_type -> hsmbackup.v1.InfoReply
+	12, // 67: hsmbackup.v1.HSM.Members:output_type -> hsmbackup.v1.MembersReply
+	18, // 68: hsmbackup.v1.HSM.Objects:output_type -> hsmbackup.v1.ObjectBatch
+	20, // 69: hsmbackup.v1.HSM.Extract:output_type -> hsmbackup.v1.ExtractReply
+	23, // 70: hsmbackup.v1.HSM.Insert:output_type -> hsmbackup.v1.InsertReply
+	25, // 71: hsmbackup.v1.HSM.Root:output_type -> hsmbackup.v1.RootReply
+	27, // 72: hsmbackup.v1.HSM.FingerprintKeys:output_type -> hsmbackup.v1.FingerprintKeysReply
+	29, // 73: hsmbackup.v1.HSM.Cells:output_type -> hsmbackup.v1.CellBatch
+	31, // 74: hsmbackup.v1.HSM.Prepare:output_type -> hsmbackup.v1.PrepareReply
+	33, // 75: hsmbackup.v1.HSM.Commit:output_type -> hsmbackup.v1.CommitReply
+	38, // 76: hsmbackup.v1.HSM.Abort:output_type -> hsmbackup.v1.AbortReply
+	39, // 77: hsmbackup.v1.HSM.Resolve:output_type -> hsmbackup.v1.ResolveReply
+	36, // 78: hsmbackup.v1.HSM.Steps:output_type -> hsmbackup.v1.StepsReply
+	42, // 79: hsmbackup.v1.HSM.Create:output_type -> hsmbackup.v1.CreateReply
+	21, // 80: hsmbackup.v1.HSM.Change:output_type -> hsmbackup.v1.Masked
+	45, // 81: hsmbackup.v1.HSM.Use:output_type -> hsmbackup.v1.UseReply
+	47, // 82: hsmbackup.v1.HSM.Keys:output_type -> hsmbackup.v1.KeyBatch
+	49, // 83: hsmbackup.v1.HSM.Key:output_type -> hsmbackup.v1.KeyInfo
+	51, // 84: hsmbackup.v1.HSM.Users:output_type -> hsmbackup.v1.UserBatch
+	54, // 85: hsmbackup.v1.HSM.Envelope:output_type -> hsmbackup.v1.EnvelopeReply
+	56, // 86: hsmbackup.v1.HSM.Sign:output_type -> hsmbackup.v1.SignReply
+	59, // 87: hsmbackup.v1.HSM.Greet:output_type -> hsmbackup.v1.GreetReply
+	61, // 88: hsmbackup.v1.HSM.Issue:output_type -> hsmbackup.v1.IssueReply
+	63, // 89: hsmbackup.v1.HSM.Join:output_type -> hsmbackup.v1.JoinReply
+	64, // [64:90] is the sub-list for method output_type
+	38, // [38:64] is the sub-list for method input_type
+	38, // [38:38] is the sub-list for extension type_name
+	38, // [38:38] is the sub-list for extension extendee
+	0,  // [0:38] is the sub-list for field type_name
 }
 
 func init() { file_hsm_proto_init() }
@@ -4435,13 +4701,18 @@ func file_hsm_proto_init() {
 		(*AttachRequest_Ticket)(nil),
 		(*AttachRequest_Open)(nil),
 	}
+	file_hsm_proto_msgTypes[35].OneofWrappers = []any{
+		(*Step_Create)(nil),
+		(*Step_Prepare)(nil),
+		(*Step_Commit)(nil),
+	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_hsm_proto_rawDesc), len(file_hsm_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   64,
+			NumMessages:   68,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
