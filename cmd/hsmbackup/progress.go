@@ -10,8 +10,8 @@ import (
 )
 
 // progress reports work that takes longer than a second on stderr: a line that
-// is redrawn on a terminal, a line now and then otherwise, nothing with
-// --quiet. It is safe for concurrent use.
+// is redrawn on a terminal, a line now and then otherwise, a JSON object a second
+// with --json, nothing with --quiet. It is safe for concurrent use.
 type progress struct {
 	p        *program
 	what     string
@@ -40,10 +40,19 @@ func (g *progress) update(done, total, bytes int64) {
 	}
 	g.shown = true
 	elapsed := now.Sub(g.started).Seconds()
-	line := fmt.Sprintf("%s: %d objects, %s, %s/s", g.what, done, size(bytes), size(int64(float64(bytes)/elapsed)))
+	rate, left := float64(bytes)/elapsed, -1.0
 	if total > 0 && done > 0 {
-		left := time.Duration(elapsed * float64(total-done) / float64(done) * float64(time.Second))
-		line = fmt.Sprintf("%s: %3d%%, %d of %d objects, %s/s, %s left", g.what, 100*done/total, done, total, size(int64(float64(bytes)/elapsed)), left.Round(time.Second))
+		left = max(0, elapsed*float64(total-done)/float64(done))
+	}
+	if g.p.json {
+		g.next = now.Add(time.Second)
+		g.report(done, total, bytes, rate, left)
+		return
+	}
+	line := fmt.Sprintf("%s: %d objects, %s, %s/s", g.what, done, size(bytes), size(int64(rate)))
+	if left >= 0 {
+		line = fmt.Sprintf("%s: %3d%%, %d of %d objects, %s, %s/s, %s left", g.what, min(100, 100*done/total), done, total, size(bytes), size(int64(rate)),
+			time.Duration(left*float64(time.Second)).Round(time.Second))
 	}
 	if g.terminal {
 		g.next = now.Add(200 * time.Millisecond)
@@ -54,11 +63,24 @@ func (g *progress) update(done, total, bytes int64) {
 	fmt.Fprintln(g.p.err, line)
 }
 
+// report is update with --json: one object a second on standard error. What is
+// not known is left out.
+func (g *progress) report(done, total, bytes int64, rate, left float64) {
+	facts := []any{"what", g.what, "objects", done, "bytes", bytes, "bytes_per_second", int64(rate)}
+	if total > 0 {
+		facts = append(facts, "total_objects", total)
+	}
+	if left >= 0 {
+		facts = append(facts, "seconds_left", int64(left+0.5))
+	}
+	g.p.event("progress", facts...)
+}
+
 // done ends the line on a terminal.
 func (g *progress) done() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if g.shown && g.terminal {
+	if g.shown && g.terminal && !g.p.json {
 		fmt.Fprint(g.p.err, "\r\033[K")
 	}
 }

@@ -21,8 +21,8 @@ import (
 func (p *program) snapshotCommand() *cli.Command {
 	return &cli.Command{
 		Name: "snapshot", Usage: "back a cluster up: what is new since the last snapshot", Action: p.snapshot,
-		Description: "LOCATION is a folder or file:///…, s3://BUCKET/PREFIX?region=…&endpoint=…, or minio://HOST:PORT/BUCKET/PREFIX?tls=false.\nThe host that takes snapshots can decrypt nothing: it needs the appliance certificate, and the HSMs say to whom to encrypt.\n\nExample: hsmbackup snapshot --cluster ./east --to s3://backups/payments?region=eu-west-1 --recipient age1…",
-		Flags: append(clusterFlags(),
+		Description: "LOCATION is a folder or file:///…, s3://BUCKET/PREFIX?region=…&endpoint=…, or minio://HOST:PORT/BUCKET/PREFIX?tls=false.\nThe host that takes snapshots can decrypt nothing: it needs the appliance certificate, and the HSMs say to whom to encrypt.\n\nExample: hsmbackup snapshot --cluster ./east --to s3://backups/payments?region=eu-west-1 --recipient age1…\n\nWith --every it goes on: one line on standard error for each thing that happens, with --json a JSON object. It waits for a cluster or store that is away, a second instance beside it does no harm, and SIGTERM ends it after the snapshot under way.",
+		Flags: append(append(clusterFlags(), everyFlags()...),
 			&cli.StringFlag{Name: "to", Required: true, Usage: "store `LOCATION`"},
 			&cli.StringSliceFlag{Name: "recipient", Usage: "age `RECIPIENT` who can decrypt the packs beside the cluster's custodians"},
 			&cli.BoolFlag{Name: "full", Usage: "write everything again"},
@@ -46,6 +46,9 @@ type snapshotView struct {
 }
 
 func (p *program) snapshot(cc *cli.Context) error {
+	if err := checkEveryFlags(cc); err != nil {
+		return err
+	}
 	tags, err := tagsOf(cc.StringSlice("tag"))
 	if err != nil {
 		return err
@@ -54,16 +57,18 @@ func (p *program) snapshot(cc *cli.Context) error {
 	if err != nil {
 		return err
 	}
+	o := backup.TakeOptions{Full: cc.Bool("full"), RequireAll: cc.Bool("require-all"), Tags: tags}
+	if cc.IsSet("every") {
+		return p.every(cc, store, o)
+	}
 	return p.withNamed(cc, cc.String("cluster"), statusLogin(cc), func(ctx context.Context, c *cluster.Cluster) error {
-		recipients, err := p.recipients(cc, c)
-		if err != nil {
+		if o.Recipients, err = p.recipients(cc, c); err != nil {
 			return err
 		}
 		bar := p.progress("snapshot")
 		defer bar.done()
-		r, err := backup.Take(ctx, clone.Origin(c), store, backup.TakeOptions{
-			Recipients: recipients, Full: cc.Bool("full"), RequireAll: cc.Bool("require-all"), Tags: tags, Progress: bar.backup,
-		})
+		o.Progress = bar.backup
+		r, err := backup.Take(ctx, clone.Origin(c), store, o)
 		if err != nil {
 			return err
 		}
