@@ -138,7 +138,7 @@ func (p *program) serveSeries(cc *cli.Context, s *backup.Series) error {
 	if err != nil {
 		return err
 	}
-	p.event("metrics", "address", server.Address())
+	p.event("metrics", "url", "http://"+server.Address()+"/metrics")
 	go func() {
 		if err := server.Serve(cc.Context); err != nil {
 			p.event("metrics", "error", err.Error())
