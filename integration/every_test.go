@@ -5,18 +5,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 )
-
-// eventually waits until a condition holds.
-func eventually(t *testing.T, what string, holds func() bool) {
-	t.Helper()
-	for end := time.Now().Add(deadline); !holds(); time.Sleep(50 * time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatalf("never: %s", what)
-		}
-	}
-}
 
 // says waits until a process has said something so many times.
 func (p *process) says(t *testing.T, what string, times int) {
