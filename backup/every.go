@@ -69,7 +69,7 @@ func (s *Series) Every(ctx context.Context, o EveryOptions) error {
 	if o.Grace == 0 {
 		o.Grace = defaultGrace
 	}
-	e := &every{series: s, options: o}
+	e := &routine{series: s, options: o}
 	for first := true; ctx.Err() == nil; first = false {
 		begun := time.Now()
 		report, err := e.take(ctx)
@@ -107,8 +107,8 @@ func sleep(ctx context.Context, d time.Duration) {
 	}
 }
 
-// every is one call of Every.
-type every struct {
+// routine is one call of Every.
+type routine struct {
 	series  *Series
 	options EveryOptions
 
@@ -122,7 +122,7 @@ type every struct {
 
 // take takes one snapshot. Once ctx is over it may go on for a while: what it has
 // stored is worth more with its manifest.
-func (e *every) take(ctx context.Context) (*Report, error) {
+func (e *routine) take(ctx context.Context) (*Report, error) {
 	inner, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
 	defer cancel(nil)
 	defer context.AfterFunc(ctx, func() {
@@ -132,7 +132,7 @@ func (e *every) take(ctx context.Context) (*Report, error) {
 }
 
 // wait is the time from the last take's beginning to the next one's.
-func (e *every) wait() time.Duration {
+func (e *routine) wait() time.Duration {
 	d := e.options.Interval
 	for range min(e.failures-1, 16) {
 		d = max(min(2*d, maxWait), e.options.Interval)
@@ -141,7 +141,7 @@ func (e *every) wait() time.Duration {
 }
 
 // tell tells what is new.
-func (e *every) tell(r *Report, err error) {
+func (e *routine) tell(r *Report, err error) {
 	if err != nil {
 		e.tellFailure(err)
 		return
@@ -166,7 +166,7 @@ func (e *every) tell(r *Report, err error) {
 	}
 }
 
-func (e *every) tellFailure(err error) {
+func (e *routine) tellFailure(err error) {
 	now := time.Now()
 	if e.failures++; e.failures == 1 {
 		e.since = now
@@ -193,7 +193,7 @@ func causeOf(err error) string {
 	return "another"
 }
 
-func (e *every) event(v Event) {
+func (e *routine) event(v Event) {
 	if e.options.Event != nil {
 		e.options.Event(v)
 	}
