@@ -218,3 +218,32 @@ func TestOptionsAreChecked(t *testing.T) {
 }
 
 const x25519Recipient = "age1ql3z7hjy54pw3hyww5ayyfg7zqgvc7w3j2elw8zmrj2kg5sfn9aqmcac8p"
+
+// TestTakeOnAFullStore lets a store fill up at every so many bytes of a take:
+// there is no snapshot, the error says why, and with more room the same take
+// succeeds.
+func TestTakeOnAFullStore(t *testing.T) {
+	c := newTestCluster(t, 1)
+	c.cheap(t)
+	keys(c.hsm(0), 20)
+	for room := int64(0); ; room += 700 {
+		store := newStore(t)
+		f := storagetest.NewFaulty(store)
+		f.FullAfter(room)
+		if _, err := Take(t.Context(), c, f, c.options()); err == nil {
+			if room < 4*700 {
+				t.Errorf("all of a snapshot in %d bytes", room)
+			}
+			return
+		} else if !errors.Is(err, storage.ErrFull) {
+			t.Fatalf("room for %d bytes: %v", room, err)
+		} else {
+			wantErr(t, err, storage.ErrFull)
+		}
+		if n := count(t, store, "manifests/"); n != 0 {
+			t.Fatalf("room for %d bytes: %d snapshots", room, n)
+		}
+		f.FullAfter(-1)
+		mustVerify(t, c, store, mustTake(t, c, f, c.options()).ID)
+	}
+}

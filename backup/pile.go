@@ -55,7 +55,8 @@ func pile(packs []format.PackEntry) map[int]bool {
 
 // merge replaces the small packs that have piled up by new ones, if there is
 // something to write anyhow. The lead holds all that they hold, in the same or a
-// later state, and is asked for it again, since nobody here can open a pack.
+// later state, unsettled objects aside, and is asked for it again, since nobody
+// here can open a pack.
 func (t *take) merge(ctx context.Context, lead NamedSource) error {
 	c := t.contents
 	if t.parent == nil || !c.anything {
@@ -68,6 +69,9 @@ func (t *take) merge(ctx context.Context, lead NamedSource) error {
 	layers, err := c.layers(ctx)
 	if err != nil {
 		return err
+	}
+	if t.spareUnsettled(old, layers); len(old) < 2 {
+		return nil
 	}
 	current := map[hsm.KeyRef]hsm.Digest{}
 	for i := range old {
@@ -87,6 +91,19 @@ func (t *take) merge(ctx context.Context, lead NamedSource) error {
 	c.merged, c.repeated = old, uint64(len(current))
 	c.covers = map[hsm.HSMID]bool{lead.ID: true} // it may have moved on meanwhile
 	return nil
+}
+
+// spareUnsettled leaves the packs alone that hold a state of an unsettled object:
+// such a state may be known to an HSM that is away, or to one that the lead has
+// yet to learn from, and the lead's own would take its place.
+func (t *take) spareUnsettled(old map[int]bool, layers []layer) {
+	for _, v := range t.contents.open {
+		for i := range old {
+			if _, holds := layers[i].find(v.Ref); holds {
+				delete(old, i)
+			}
+		}
+	}
 }
 
 // unpiled returns the parent's packs without those that were merged, and without

@@ -88,3 +88,32 @@ func firstRef(c *testCluster, i int) hsm.KeyRef {
 	ref, _ := c.hsm(0).At(i % 5)
 	return ref
 }
+
+// TestMergingKeepsUnsettledStates: what one HSM alone shows of an object, here
+// that it was destroyed, is not replaced by what the lead shows of it.
+func TestMergingKeepsUnsettledStates(t *testing.T) {
+	defer func(n int) { mergeCount = n }(mergeCount)
+	mergeCount = 2
+	c, store := newTestCluster(t, 2), newStore(t)
+	c.cheap(t)
+	refs := keys(c.hsm(0), 3)
+	c.sync(t)
+	mustTake(t, c, store, c.options())
+	c.hsm(0).Destroy(refs[0])
+	later := c.hsm(1).NewKey("later")
+	if r := mustTake(t, c, store, c.options()); r.Unsettled == 0 {
+		t.Fatalf("the second snapshot is settled: %+v", r)
+	}
+	c.hsm(1).Destroy(later) // the other HSM leads now, and there is something to write
+	r := mustTake(t, c, store, c.options())
+	restored := restore(t, c.open(t, store, r.ID))
+	for i := range c.ids {
+		if done := insertAll(t, c.hsm(i), restored); done.Added+done.Changed != 0 {
+			t.Errorf("the snapshot lacks what HSM %d held: %+v", i, done)
+		}
+	}
+	if o, ok := restored.Get(refs[0]); !ok || !o.Tombstone {
+		t.Errorf("the destroyed key is back")
+	}
+	mustVerify(t, c, store, r.ID)
+}
