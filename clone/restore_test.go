@@ -88,6 +88,33 @@ func mustBeEmpty(t *testing.T, spec server.Spec) {
 	}
 }
 
+// TestASmallCloneCanMakeKeys: a policy that asks for more HSMs or zones than the
+// clone has is lowered in the clone's profile, and in no place that the lineage
+// shares.
+func TestASmallCloneCanMakeKeys(t *testing.T) {
+	t.Parallel()
+	v := newVault(t)
+	east := v.newCluster(t, "east", 1)
+	wanted := hsm.Settings{MinCopies: 3, MinZones: 3, CheckOnUse: true}
+	settings := wanted
+	settings.Custodians, settings.Threshold = []string{v.identity.Recipient().String()}, 1
+	east.change("root", hsm.Change{Kind: hsm.ChangeSettings, Settings: &settings})
+	spec := v.spec(t, "west", 2)
+	spec.Zones = []string{"one"}
+	r, err := Restore(t.Context(), east.snapshot(v), spec, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if p := r.Profile; p.MinCopies != 2 || p.MinZones != 1 || !p.CheckOnUse {
+		t.Errorf("profile: %d copies in %d zones, checked %t; want 2 in 1, checked", p.MinCopies, p.MinZones, p.CheckOnUse)
+	}
+	west := start(t, r.Profile)
+	west.key("alice", "made-in-west")
+	if s, err := west.auto.Settings(t.Context()); err != nil || s.MinCopies != wanted.MinCopies || s.MinZones != wanted.MinZones {
+		t.Errorf("settings of the clone: %+v, %v; want the source's", s, err)
+	}
+}
+
 func TestRestoreRefusesAndLeavesNothing(t *testing.T) {
 	t.Parallel()
 	v := newVault(t)

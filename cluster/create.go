@@ -40,6 +40,9 @@ type Created struct {
 // minutes ahead of theirs, it is made anew on another. Create fails with
 // ErrMinCopies and hsm.ErrFuture when no HSM's key is accepted by enough others.
 //
+// A session key whose promotion (hsm.MethodPromote) fails stays as it was, unless an
+// HSM had committed it: then it is destroyed with what became of it.
+//
 // A session key lives on one HSM and ends with the session; no policy applies.
 func (c *Cluster) Create(ctx context.Context, r hsm.CreateRequest, policy Policy) (*Created, error) {
 	done, err := c.begin()

@@ -137,7 +137,11 @@ func (w *world) drive(c *Cluster, path string, p createPath, o outcome) {
 		f := o.faults()
 		w.setFaults(f)
 	}
-	made, err := c.Create(context.Background(), r, Policy{Timeout: 400 * time.Millisecond})
+	limit := Policy{}
+	if o.want != nil {
+		limit.Timeout = 400 * time.Millisecond
+	}
+	made, err := c.Create(context.Background(), r, limit)
 	if !errors.Is(err, o.want) || o.want == nil && err != nil {
 		w.t.Fatalf("%s: %v; want %v", path, err, o.want)
 	}

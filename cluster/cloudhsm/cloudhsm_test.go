@@ -321,8 +321,64 @@ func TestPathsAndNames(t *testing.T) {
 			t.Errorf("Called(%q) = %q, %t; want %q", name, got, ok, want)
 		}
 	}
+	for name, want := range map[string]bool{"configure": true, "/opt/cloudhsm/bin/configure": true, `C:\x\configure.exe`: true, "configure-cli": false, "hsmbackup": false} {
+		if got := CalledSDK3(name); got != want {
+			t.Errorf("CalledSDK3(%q) = %t", name, got)
+		}
+	}
 	if got := ComponentsOn("windows"); !cmp.Equal(got, []Component{PKCS11, JCE, CLI, KSP}) {
 		t.Errorf("on Windows: %v", got)
+	}
+}
+
+// TestSDK3FileIsEdited: the number and the address change, and nothing else.
+func TestSDK3FileIsEdited(t *testing.T) {
+	path := filepath.Join(t.TempDir(), SDK3FileName)
+	if err := os.WriteFile(path, testdata(t, SDK3FileName), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	edit := func(address string, n int) bool {
+		t.Helper()
+		f, err := LoadSDK3(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := f.ApplySDK3(address, n); err != nil {
+			t.Fatal(err)
+		}
+		changed, err := f.Save(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return changed
+	}
+	if edit("10.0.2.9", 2) || edit("", 0) {
+		t.Error("what holds already changed the file")
+	}
+	if !edit("10.0.2.10", 3) || edit("10.0.2.10", 3) {
+		t.Error("want one change")
+	}
+	want := strings.NewReplacer(`"create_object_minimum_nodes":2`, `"create_object_minimum_nodes":3`, "10.0.2.9", "10.0.2.10").Replace(compact(t, testdata(t, SDK3FileName)))
+	got, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(want, compact(t, got)); diff != "" {
+		t.Errorf("(-want +got)\n%s", diff)
+	}
+	for _, n := range []int{-1, 29} {
+		if err := New().ApplySDK3("", n); !errors.Is(err, ErrFile) {
+			t.Errorf("%d: %v", n, err)
+		}
+	}
+	bad := filepath.Join(t.TempDir(), SDK3FileName)
+	for _, text := range []string{`{"client": 1}`, `{"server": []}`, `{"server": {"hostname": 1}}`, `[]`, ``} {
+		if err := os.WriteFile(bad, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := LoadSDK3(bad); !errors.Is(err, ErrFile) || !strings.Contains(err.Error(), bad) {
+			t.Errorf("%s: %v", text, err)
+		}
 	}
 }
 

@@ -89,16 +89,24 @@ const Here = runtime.GOOS
 // Called tells for which component a program is called that stands under name:
 // configure-pkcs11, configure-dyn.exe, with or without a folder before it.
 func Called(name string) (Component, bool) {
+	s, ok := strings.CutPrefix(programName(name), "configure-")
+	if !ok {
+		return "", false
+	}
+	c, err := ParseComponent(s)
+	return c, err == nil
+}
+
+// CalledSDK3 tells whether a program is called as Client SDK 3's configure.
+func CalledSDK3(name string) bool { return programName(name) == "configure" }
+
+// programName is the last element of a path, without .exe.
+func programName(name string) string {
 	if i := strings.LastIndexAny(name, `/\`); i >= 0 {
 		name = name[i+1:]
 	}
 	if n := len(name) - len(".exe"); n > 0 && strings.EqualFold(name[n:], ".exe") {
 		name = name[:n]
 	}
-	s, ok := strings.CutPrefix(name, "configure-")
-	if !ok {
-		return "", false
-	}
-	c, err := ParseComponent(s)
-	return c, err == nil
+	return name
 }

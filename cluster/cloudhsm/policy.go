@@ -77,26 +77,3 @@ func PolicyOf(b []byte, name, clusterID string) (cluster.Policy, error) {
 	}
 	return f.Policy(clusterID)
 }
-
-// sdk3Policy is Client SDK 3's: the number of copies that creation takes, 1 if the
-// file does not say; use is never checked.
-func sdk3Policy(doc *value) (cluster.Policy, error) {
-	p := cluster.Policy{MinCopies: 1, Setting: settingMinimumNodes}
-	if doc.kind != '{' {
-		return p, badFile("it holds %s; want an object", doc.kindName())
-	}
-	client := field{of: doc}.get("client")
-	if err := client.object(); err != nil {
-		return p, err
-	}
-	nodes := client.get(settingMinimumNodes)
-	if nodes.of == nil {
-		return p, nil
-	}
-	n, ok := nodes.of.integer()
-	if !ok || n < 1 || n > MaxHSMs {
-		return p, nodes.wrong(fmt.Sprintf("a whole number from 1 to %d, the HSMs that must hold a new key", MaxHSMs))
-	}
-	p.MinCopies = n
-	return p, nil
-}

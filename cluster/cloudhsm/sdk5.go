@@ -10,7 +10,8 @@ import (
 // defaultPort is that of CloudHSM's HSMs.
 const defaultPort = 2223
 
-// File is the configuration file of one component of Client SDK 5.
+// File is the configuration file of one component of Client SDK 5, or that of
+// Client SDK 3 (LoadSDK3, ApplySDK3).
 type File struct {
 	doc  *value
 	was  []byte // as read
@@ -20,16 +21,20 @@ type File struct {
 // Parse reads a file's contents. ErrFile, naming the setting, if one has a type or
 // value that makes no sense; what is not known is kept as it is.
 func Parse(b []byte) (*File, error) {
+	f, err := parseFile(b)
+	if err != nil {
+		return nil, err
+	}
+	return f, f.check()
+}
+
+func parseFile(b []byte) (*File, error) {
 	doc, err := parse(b)
 	if err != nil {
 		return nil, err
 	}
 	same, err := parse(b)
-	if err != nil {
-		return nil, err
-	}
-	f := &File{doc: doc, was: b, same: same}
-	return f, f.check()
+	return &File{doc: doc, was: b, same: same}, err
 }
 
 // New is the file of a component that has none yet.

@@ -55,6 +55,13 @@ func TestConfigureUnderOtherNames(t *testing.T) {
 			t.Errorf("%s: exit %d, %s; policy %+v, %v", name, code, errOut.String(), p, err)
 		}
 	}
+	file := filepath.Join(t.TempDir(), cloudhsm.SDK3FileName)
+	if code, _, errOut := invokeAs(t, "/opt/cloudhsm/bin/configure", "-a", "10.0.2.9", "--create-object-minimum-nodes", "2", "--file", file); code != exitDone {
+		t.Errorf("configure: %s", errOut)
+	}
+	if p, err := cloudhsm.LoadPolicy(file, ""); err != nil || p.MinCopies != 2 || p.CheckOnUse || !strings.Contains(read(t, file), "10.0.2.9") {
+		t.Errorf("configure: policy %+v, %v", p, err)
+	}
 	code, out, _ := invokeAs(t, "configure-dyn", "--help")
 	if code != exitDone || !strings.Contains(out, "--disable-key-availability-check") || !strings.Contains(out, "cloudhsm-dyn.cfg") {
 		t.Errorf("configure-dyn --help: exit %d\n%s", code, out)
@@ -101,6 +108,8 @@ func TestConfigureRefuses(t *testing.T) {
 	for line, want := range map[string]int{
 		"configure nonsense": exitUsage,
 		"configure pkcs11 --enable-key-availability-check --disable-key-availability-check --file " + file: exitUsage,
+		"configure client --create-object-minimum-nodes 0 --file " + file:                                  exitUsage,
+		"configure client --create-object-minimum-nodes 29 --file " + file:                                 exitFailed,
 		"configure pkcs11 --region here --file " + file:                                                    exitUsage,
 		"configure pkcs11 --cluster-id nowhere --file " + file:                                             exitFailed,
 		"configure pkcs11 --log-level loud --file " + file:                                                 exitFailed,

@@ -29,7 +29,41 @@ func (p *program) configureCommand() *cli.Command {
 	for _, c := range cloudhsm.Components() {
 		cmd.Subcommands = append(cmd.Subcommands, p.componentCommand(c))
 	}
+	cmd.Subcommands = append(cmd.Subcommands, p.clientFileCommand())
 	return cmd
+}
+
+// clientFileCommand is Client SDK 3's configure.
+func (p *program) clientFileCommand() *cli.Command {
+	return &cli.Command{
+		Name: "client", Usage: "edit " + cloudhsm.SDK3FileName + " (Client SDK 3)", Description: "Example: hsmbackup configure client -a 10.0.2.9 --create-object-minimum-nodes 2",
+		Flags: []cli.Flag{
+			&cli.StringFlag{Name: "a", Usage: "`ADDRESS` of an HSM"},
+			&cli.IntFlag{Name: "create-object-minimum-nodes", Aliases: []string{"min-copies"}, Usage: "HSMs that must hold a new key"},
+			&cli.StringFlag{Name: "file", Value: cloudhsm.SDK3Path(cloudhsm.Here), Usage: "the configuration `FILE`"},
+		},
+		Action: p.configureClient,
+	}
+}
+
+func (p *program) configureClient(cc *cli.Context) error {
+	n := cc.Int("create-object-minimum-nodes")
+	if cc.IsSet("create-object-minimum-nodes") && n < 1 {
+		return usagef("--create-object-minimum-nodes %d: want 1 to %d", n, cloudhsm.MaxHSMs)
+	}
+	path := cc.String("file")
+	f, err := cloudhsm.LoadSDK3(path)
+	if err == nil {
+		err = f.ApplySDK3(cc.String("a"), n)
+	}
+	if err != nil {
+		return fmt.Errorf("configure client: %w", err)
+	}
+	one := &configured{Component: "client", File: path, file: f}
+	if err := one.save(); err != nil {
+		return err
+	}
+	return p.result(one, one.print)
 }
 
 func (p *program) componentCommand(c cloudhsm.Component) *cli.Command {
@@ -247,14 +281,20 @@ func (c *configured) print(w io.Writer) {
 }
 
 // calledAs turns the command line of a program called configure-pkcs11, … into
-// that of hsmbackup configure pkcs11.
+// that of hsmbackup configure pkcs11, and of one called configure, Client SDK 3's,
+// into that of hsmbackup configure client.
 func calledAs(args []string) []string {
 	if len(args) == 0 {
 		return args
 	}
-	c, ok := cloudhsm.Called(args[0])
-	if !ok {
+	name := ""
+	if c, ok := cloudhsm.Called(args[0]); ok {
+		name = string(c)
+	} else if cloudhsm.CalledSDK3(args[0]) {
+		name = "client"
+	}
+	if name == "" {
 		return args
 	}
-	return append([]string{"hsmbackup", "configure", string(c)}, args[1:]...)
+	return append([]string{"hsmbackup", "configure", name}, args[1:]...)
 }
