@@ -7,7 +7,7 @@ GO          ?= go
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 FUZZTIME    ?= 30s
 
-.PHONY: test check servers build drill bench fuzz chaos
+.PHONY: test check servers build drill bench bench-create bench-insync bench-converge fuzz chaos
 
 test: check servers
 	CGO_ENABLED=1 $(GO) test -race -timeout 30m -p 2 ./...
@@ -30,6 +30,19 @@ drill:
 
 bench:
 	$(GO) test -run '^$$' -bench . -benchmem -p 1 -timeout 2h ./...
+
+# Single figures, each with its limit beside it: keys made per second beside etcd;
+# an idle cluster's bytes and CPU time, with no keys and a million; the time to
+# equal roots after an HSM stood still.
+bench-create bench-insync bench-converge:
+	$(GO) test -run '^$$' -bench '$(FIGURE_$@)' -benchtime $(or $(BENCHTIME),$(TIME_$@)) -timeout 1h ./integration/figures
+
+FIGURE_bench-create   := CreateAES
+FIGURE_bench-insync   := InSync
+FIGURE_bench-converge := Converge
+TIME_bench-create     := 5s
+TIME_bench-insync     := 1x
+TIME_bench-converge   := 3x
 
 # Every fuzz test in turn, for FUZZTIME each.
 fuzz:

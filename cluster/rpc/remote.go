@@ -427,6 +427,11 @@ func (s *session) Info(ctx context.Context) (hsm.Info, error) {
 	return ask(ctx, &s.replica, s.replica.api.Info, &pb.InfoRequest{}, fromInfo)
 }
 
+// Brief is Info with nothing but id, lineage, state and roots, for who asks often.
+func (s *session) Brief(ctx context.Context) (hsm.Info, error) {
+	return ask(ctx, &s.replica, s.replica.api.Info, &pb.InfoRequest{Brief: true}, fromInfo)
+}
+
 func (s *session) Members(ctx context.Context) ([]hsm.Member, error) {
 	return ask(ctx, &s.replica, s.replica.api.Members, &pb.MembersRequest{}, fromMembers)
 }

@@ -150,10 +150,14 @@ func redeem(ctx context.Context, m hsm.Module, ticket []byte) (hsm.Session, erro
 	return m.Redeem(ctx, secret)
 }
 
-func (*service) Info(ctx context.Context, _ *pb.InfoRequest) (*pb.InfoReply, error) {
+func (*service) Info(ctx context.Context, p *pb.InfoRequest) (*pb.InfoReply, error) {
 	return unary(ctx, 0, nil, func(s hsm.Session, _ int) (*pb.InfoReply, error) {
 		i, err := s.Info(ctx)
-		return toInfo(i), err
+		reply := toInfo(i)
+		if p.GetBrief() {
+			reply = &pb.InfoReply{Id: reply.Id, Lineage: reply.Lineage, State: reply.State, Root: reply.Root, ClusterRoot: reply.ClusterRoot}
+		}
+		return reply, err
 	})
 }
 

@@ -40,7 +40,12 @@ type peer struct {
 func (s *syncer) keepUp(ctx context.Context, p *peer) {
 	defer p.disconnect()
 	for {
+		stale := p.current() != nil
 		err := s.exchange(ctx, p)
+		if err != nil && stale && ctx.Err() == nil {
+			p.disconnect() // the connection may be what failed: the peer was started again, or this HSM stood still
+			err = s.exchange(ctx, p)
+		}
 		if ctx.Err() != nil {
 			return
 		}
@@ -115,11 +120,21 @@ func (s *syncer) ask(ctx context.Context, p *peer) (hsm.Session, hsm.Info, error
 			return nil, hsm.Info{}, err
 		}
 	}
-	info, err := session.Info(ctx)
+	info, err := brief(ctx, session)
 	if err == nil && info.ID != p.member.ID {
 		err = fmt.Errorf("%w: %s answers at %s, where %s was expected", hsm.ErrUnavailable, info.ID, p.member.Address, p.member.ID)
 	}
 	return session, info, err
+}
+
+// brief asks for the roots, and for no more where that can be asked for.
+func brief(ctx context.Context, s hsm.Session) (hsm.Info, error) {
+	if b, ok := s.(interface {
+		Brief(context.Context) (hsm.Info, error)
+	}); ok {
+		return b.Brief(ctx)
+	}
+	return s.Info(ctx)
 }
 
 // connect starts a session and makes sure that the peer knows this HSM as it is

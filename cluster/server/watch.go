@@ -79,6 +79,7 @@ func (s *Server) checks() []metrics.Check {
 	return []metrics.Check{
 		{Name: "store", Run: s.storeServes},
 		{Name: "member", Run: s.isJoined},
+		{Name: "state", Run: func(context.Context) error { return s.serves() }},
 		{Name: "audit", Run: func(context.Context) error { return s.device.audit.Ready() }},
 		{Name: "sync", Run: s.inSync},
 	}

@@ -426,7 +426,10 @@ func (x *AttachReply) GetTicket() []byte {
 }
 
 type InfoRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Brief asks for id, lineage, state and roots only: what members ask each other
+	// every second. An older HSM answers with everything.
+	Brief         bool `protobuf:"varint,1,opt,name=brief,proto3" json:"brief,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -459,6 +462,13 @@ func (x *InfoRequest) ProtoReflect() protoreflect.Message {
 // Deprecated: Use InfoRequest.ProtoReflect.Descriptor instead.
 func (*InfoRequest) Descriptor() ([]byte, []int) {
 	return file_hsm_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *InfoRequest) GetBrief() bool {
+	if x != nil {
+		return x.Brief
+	}
+	return false
 }
 
 type InfoReply struct {
@@ -4181,8 +4191,9 @@ const file_hsm_proto_rawDesc = "" +
 	"\x04role\x18\x02 \x01(\tR\x04role\x12\x12\n" +
 	"\x04name\x18\x03 \x01(\tR\x04name\x12\x18\n" +
 	"\alineage\x18\x04 \x01(\fR\alineage\x12\x16\n" +
-	"\x06ticket\x18\x05 \x01(\fR\x06ticket\"\r\n" +
-	"\vInfoRequest\"\xc6\x04\n" +
+	"\x06ticket\x18\x05 \x01(\fR\x06ticket\"#\n" +
+	"\vInfoRequest\x12\x14\n" +
+	"\x05brief\x18\x01 \x01(\bR\x05brief\"\xc6\x04\n" +
 	"\tInfoReply\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x06R\x02id\x12\x18\n" +
 	"\acluster\x18\x02 \x01(\x06R\acluster\x12!\n" +
