@@ -112,14 +112,30 @@ func alice(tb testing.TB, p *profile.Profile) *cluster.Cluster {
 	return login(tb, p, hsm.RoleCryptoUser, "alice", "wonderland")
 }
 
-// command runs the real binary and returns the most memory it held, in bytes.
-// (The rusage of a child counts what its parent held when it forked, so the
-// high-water mark is read while the child runs.)
-func command(tb testing.TB, args ...string) (peak int64) {
+// usage is what runs of the command took.
+type usage struct {
+	stdout []byte // of the last one
+	peak   int64  // bytes of memory, the most of any
+	cpu    time.Duration
+	runs   int
+}
+
+func (u *usage) add(v usage) {
+	u.peak, u.cpu, u.runs = max(u.peak, v.peak), u.cpu+v.cpu, u.runs+1
+}
+
+func (u *usage) report(b *testing.B) {
+	b.ReportMetric(float64(u.peak)/(1<<20), "peak-MiB")
+	b.ReportMetric(u.cpu.Seconds()/float64(max(u.runs, 1)), "cpu-s")
+}
+
+// measure runs the real binary. (The rusage of a child counts memory that its
+// parent held when it forked, so the high-water mark is read while the child runs.)
+func measure(tb testing.TB, args ...string) usage {
 	tb.Helper()
 	cmd := exec.Command(mustBinary(tb), args...)
-	var out bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &out, &out
+	var out, errOut bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &errOut
 	if err := cmd.Start(); err != nil {
 		tb.Fatal(err)
 	}
@@ -127,11 +143,11 @@ func command(tb testing.TB, args ...string) (peak int64) {
 	go func() { done <- watchMemory(cmd.Process.Pid, stop) }()
 	err := cmd.Wait()
 	close(stop)
-	peak = <-done
+	u := usage{stdout: out.Bytes(), peak: <-done, cpu: cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime()}
 	if err != nil {
-		tb.Fatalf("hsmbackup %v: %v\n%s", args, err, out.String())
+		tb.Fatalf("hsmbackup %v: %v\n%s%s", args, err, out.String(), errOut.String())
 	}
-	return peak
+	return u
 }
 
 // watchMemory reads a process's high-water mark until stop.

@@ -1,164 +1,327 @@
 package figures
 
 import (
-	"bytes"
 	"context"
 	"crypto/rand"
+	be "encoding/binary"
+	"encoding/json"
 	"fmt"
 	"io"
 	"iter"
 	"os"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"testing"
 	"time"
 
 	"filippo.io/age"
+	"github.com/cockroachdb/pebble/v2"
 	"github.com/klauspost/compress/zstd"
 
 	"github.com/hsmbackup/hsmbackup/backup"
+	"github.com/hsmbackup/hsmbackup/clone"
+	"github.com/hsmbackup/hsmbackup/cluster"
 	"github.com/hsmbackup/hsmbackup/cluster/hsm"
+	"github.com/hsmbackup/hsmbackup/cluster/hsm/hsmtest"
+	"github.com/hsmbackup/hsmbackup/cluster/profile"
 	"github.com/hsmbackup/hsmbackup/cluster/rpc/pki"
+	"github.com/hsmbackup/hsmbackup/integration/miniotest"
+	"github.com/hsmbackup/hsmbackup/storage/open"
 )
 
-// snapshotKeys is how many keys the snapshot is of.
-const snapshotKeys = 100_000
+// vault is a running cluster with many keys, and where its snapshots go.
+type vault struct {
+	dir      string
+	keyring  *hsm.Keyring
+	objects  []hsm.MaskedObject
+	size     int64 // of objects
+	profile  *profile.Profile
+	identity string // file
+	minio    *miniotest.Server
+	stores   int
+}
 
-// keys makes n keys of about 1 KiB masked: a private key's size of secret, and
-// the attributes of a real one.
-func keys(k *hsm.Keyring, n int) iter.Seq2[hsm.MaskedObject, error] {
-	clock := hsm.NewClock(hsm.NewHSMID(), time.Now)
+// keyCount is how many keys are backed up: HSMBACKUP_FIGURES_KEYS.
+func keyCount(b *testing.B) int {
+	s := os.Getenv("HSMBACKUP_FIGURES_KEYS")
+	if s == "" {
+		return 100_000
+	}
+	n, err := strconv.Atoi(s)
+	if err != nil {
+		b.Fatal(err)
+	}
+	return n
+}
+
+func newVault(b *testing.B) *vault {
+	v := &vault{dir: b.TempDir(), keyring: hsm.NewKeyring()}
+	v.objects = hsmtest.Multiply(v.keyring, "root", keyCount(b))
+	for _, m := range v.objects {
+		v.size += int64(len(m.Bytes))
+	}
+	ca, err := pki.NewAuthority(v.keyring.Lineage())
+	if err != nil {
+		b.Fatal(err)
+	}
+	text, recipient, err := backup.NewIdentity(time.Now())
+	if err != nil {
+		b.Fatal(err)
+	}
+	v.identity = filepath.Join(v.dir, "identity.txt")
+	if err := os.WriteFile(v.identity, text.Reveal(), 0o600); err != nil {
+		b.Fatal(err)
+	}
+	s := spec(filepath.Join(v.dir, "cluster"))
+	s.Keyring, s.CA = v.keyring, ca.PEM()
+	s.Fill = func(ctx context.Context, into hsm.Session) error {
+		if _, err := into.(hsm.Loader).Load(ctx, partsOf(v.objects)); err != nil {
+			return err
+		}
+		policy := hsm.Settings{MinCopies: 2, Custodians: []string{recipient}, Threshold: 1}
+		_, err := into.Change(ctx, hsm.Change{Kind: hsm.ChangeSettings, Settings: &policy})
+		return err
+	}
+	v.profile = start(b, s)
+	if os.Getenv("HSMBACKUP_FIGURES_STORE") == "minio" {
+		v.minio = miniotest.Start(b)
+		b.Setenv("MINIO_ACCESS_KEY", v.minio.AccessKey)
+		b.Setenv("MINIO_SECRET_KEY", v.minio.SecretKey)
+	}
+	return v
+}
+
+func partsOf(objects []hsm.MaskedObject) (parts []iter.Seq2[hsm.MaskedObject, error]) {
+	for part := range slices.Chunk(objects, 1<<14) {
+		parts = append(parts, sequence(part))
+	}
+	return parts
+}
+
+func sequence(objects []hsm.MaskedObject) iter.Seq2[hsm.MaskedObject, error] {
 	return func(yield func(hsm.MaskedObject, error) bool) {
-		for i := range n {
-			m, err := key(k, clock, i)
-			if !yield(m, err) || err != nil {
+		for _, m := range objects {
+			if !yield(m, nil) {
 				return
 			}
 		}
 	}
 }
 
-func key(k *hsm.Keyring, clock *hsm.Clock, i int) (hsm.MaskedObject, error) {
-	material := make([]byte, 256)
-	rand.Read(material)
-	r := &hsm.Record{
-		Kind: hsm.KindKey, Ref: hsm.NewKeyRef(), Registers: map[string]hsm.Register{}, Hidden: map[string]hsm.Register{}, Material: hsm.NewSecret(material),
-		Core: hsm.Core{Class: hsm.ClassSecret, Type: "generic-secret", Size: len(material), Origin: hsm.MethodGenerate, Created: clock.Next(), Owner: "root", SensitiveAtBirth: true, ExtractableAtBirth: true},
+// store returns the location of an empty store: a folder, or with
+// HSMBACKUP_FIGURES_STORE=minio a bucket of a MinIO on this machine.
+func (v *vault) store(b *testing.B) string {
+	v.stores++
+	if v.minio == nil {
+		return filepath.Join(v.dir, rand.Text())
 	}
-	at := clock.Next()
-	for name, value := range hsm.DefaultAttributes(r.Core.Class, r.Core.Type) {
-		a, err := hsm.LookupAttribute(name)
-		if err != nil {
-			return hsm.MaskedObject{}, err
-		}
-		encoded, err := hsm.ParseAttribute(a, value)
-		if err != nil {
-			return hsm.MaskedObject{}, err
-		}
-		r.Set(hsm.AttributeRegister(name), encoded, at)
-	}
-	r.Set(hsm.AttributeRegister("label"), fmt.Appendf(nil, "figures/customer-%06d/signing", i), at)
-	var err error
-	if r.Birth, err = k.Birth(r); err != nil {
-		return hsm.MaskedObject{}, err
-	}
-	return k.Mask(r)
+	bucket := fmt.Sprintf("store-%d", v.stores)
+	v.minio.CreateBucket(bucket)
+	return v.minio.MinioLocation(bucket)
 }
 
-// BenchmarkSnapshot100k takes a full snapshot of 100,000 keys with the real
-// command into a folder, restores it, and does the same work on the same bytes
-// in memory with zstd and age as one stream, the limit.
-func BenchmarkSnapshot100k(b *testing.B) {
-	dir := b.TempDir()
-	keyring := hsm.NewKeyring()
-	ca, err := pki.NewAuthority(keyring.Lineage())
+func (v *vault) snapshot(b *testing.B, store string) (used usage, stored uint64) {
+	used = measure(b, "snapshot", "--cluster", v.profile.Folder(), "--to", store, "--json", "--quiet")
+	var s struct {
+		Bytes uint64 `json:"bytes_stored"`
+	}
+	if err := json.Unmarshal(used.stdout, &s); err != nil {
+		b.Fatal(err)
+	}
+	return used, s.Bytes
+}
+
+// change relabels a share of the keys on all HSMs, and returns their bytes.
+func (v *vault) change(b *testing.B, share int) (changed int64) {
+	c, err := cluster.Open(b.Context(), v.profile, cluster.Credential{Identity: v.profile.AppliancePath()})
 	if err != nil {
 		b.Fatal(err)
 	}
-	s := spec(filepath.Join(dir, "cluster"))
-	s.Keyring, s.CA = keyring, ca.PEM()
-	var size int64
-	var all bytes.Buffer
-	text, recipient, err := backup.NewIdentity(time.Now())
-	if err != nil {
-		b.Fatal(err)
-	}
-	s.Fill = func(ctx context.Context, into hsm.Session) error {
-		policy := hsm.Settings{MinCopies: 2, Custodians: []string{recipient}, Threshold: 1}
-		if _, err := into.Change(ctx, hsm.Change{Kind: hsm.ChangeSettings, Settings: &policy}); err != nil {
-			return err
+	defer c.Close()
+	clock := hsm.NewClock(hsm.NewHSMID(), time.Now)
+	var list []hsm.MaskedObject
+	for i := v.stores % share; i < len(v.objects); i += share {
+		r, err := v.keyring.Unmask(v.objects[i])
+		if err != nil {
+			b.Fatal(err)
 		}
-		_, err := into.Insert(ctx, func(yield func(hsm.MaskedObject, error) bool) {
-			for m, err := range keys(keyring, snapshotKeys) {
-				size += int64(len(m.Bytes))
-				all.Write(m.Bytes)
-				if !yield(m, err) {
-					return
-				}
-			}
-		})
-		return err
-	}
-	p := start(b, s)
-	identity := filepath.Join(dir, "identity.txt")
-	if err := os.WriteFile(identity, text.Reveal(), 0o600); err != nil {
-		b.Fatal(err)
-	}
-	b.Run("limit=zstd|age", func(b *testing.B) {
-		b.SetBytes(size)
-		for b.Loop() {
-			compressAndEncrypt(b, all.Bytes())
+		r.Set(hsm.AttributeRegister("label"), fmt.Appendf(nil, "changed %d", i), clock.Next())
+		if v.objects[i], err = v.keyring.Mask(r); err != nil {
+			b.Fatal(err)
 		}
-	})
-	all = bytes.Buffer{}
+		list = append(list, v.objects[i])
+		changed += int64(len(v.objects[i].Bytes))
+	}
+	n, err := c.Insert(b.Context(), sequence(list))
+	if err != nil || n.Changed != len(list) {
+		b.Fatal(n, err)
+	}
+	return changed
+}
+
+// BenchmarkBackup takes snapshots of a running cluster of three HSMs with the real
+// command, verifies and restores them. Beside them stand the limits, on the same
+// bytes in the same run: zstd and age as one stream in memory, and loading the
+// object store.
+//
+//	HSMBACKUP_FIGURES_KEYS=1000000 HSMBACKUP_FIGURES_STORE=minio go test -run '^$' -bench Backup -benchtime 3x -timeout 1h ./integration/figures
+func BenchmarkBackup(b *testing.B) {
+	v := newVault(b)
+	b.Run("limit=zstd|age", v.limitStream)
 	store := ""
 	b.Run("take", func(b *testing.B) {
-		b.SetBytes(size)
-		var peak int64
+		b.SetBytes(v.size)
+		u := usage{}
 		for range b.N {
-			// A store that holds the snapshot already would be told that nothing
-			// has changed, and measure that.
-			store = filepath.Join(dir, rand.Text())
-			peak = max(peak, command(b, "snapshot", "--cluster", p.Folder(), "--to", store, "--recipient", recipient, "--quiet"))
-		}
-		b.ReportMetric(float64(peak)/(1<<20), "peak-MiB")
-	})
-	b.Run("restore", func(b *testing.B) {
-		b.SetBytes(size)
-		var peak int64
-		for range b.N {
-			clone := filepath.Join(dir, rand.Text())
-			peak = max(peak, command(b, "restore", "--from", store, "--identity", identity, "--name", "clone", "--region", "there", "--dir", clone, "--hsms", "3", "--quiet"))
 			b.StopTimer()
-			if err := os.RemoveAll(clone); err != nil {
+			store = v.store(b)
+			b.StartTimer()
+			used, _ := v.snapshot(b, store)
+			u.add(used)
+		}
+		u.report(b)
+	})
+	b.Run("increment-1%", func(b *testing.B) { v.increment(b, store) })
+	b.Run("idle", func(b *testing.B) { v.idle(b, store) })
+	b.Run("verify-root", func(b *testing.B) {
+		b.SetBytes(v.size)
+		u := usage{}
+		for range b.N {
+			u.add(measure(b, "snapshots", "verify", store, "--level", "root", "--identity", v.identity, "--quiet", "--no-record"))
+		}
+		u.report(b)
+	})
+	b.Run("limit=load", v.limitLoad)
+	b.Run("restore", func(b *testing.B) {
+		b.SetBytes(v.size)
+		u := usage{}
+		for range b.N {
+			folder := filepath.Join(v.dir, rand.Text())
+			u.add(measure(b, "restore", "--from", store, "--identity", v.identity, "--name", "clone", "--region", "there", "--dir", folder, "--hsms", "3", "--quiet"))
+			b.StopTimer()
+			if err := os.RemoveAll(folder); err != nil {
 				b.Fatal(err)
 			}
 			b.StartTimer()
 		}
-		b.ReportMetric(float64(peak)/(1<<20), "peak-MiB")
+		u.report(b)
 	})
 }
 
-func compressAndEncrypt(b *testing.B, all []byte) {
-	b.Helper()
+func (v *vault) increment(b *testing.B, store string) {
+	u, share := usage{}, 0.0
+	for range b.N {
+		b.StopTimer()
+		v.stores++
+		changed := v.change(b, 100)
+		b.StartTimer()
+		used, stored := v.snapshot(b, store)
+		u.add(used)
+		share += float64(stored) / float64(changed)
+	}
+	u.report(b)
+	b.ReportMetric(share/float64(b.N), "stored/changed")
+}
+
+// idle takes snapshots of an unchanged cluster as the daemon does, in this
+// process, which does nothing else.
+func (v *vault) idle(b *testing.B, location string) {
+	store, err := open.Open(b.Context(), location)
+	if err != nil {
+		b.Fatal(err)
+	}
+	c, err := cluster.Open(b.Context(), v.profile, cluster.Credential{Identity: v.profile.AppliancePath()})
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer c.Close()
+	s := backup.NewSeries(clone.Origin(c), store, backup.TakeOptions{})
+	for range 2 {
+		if _, err := s.Take(b.Context()); err != nil {
+			b.Fatal(err)
+		}
+	}
+	const rounds = 100
+	before := cpuTime(b, os.Getpid())
+	b.ResetTimer()
+	for range b.N * rounds {
+		if r, err := s.Take(b.Context()); err != nil || !r.Unchanged {
+			b.Fatal(r, err)
+		}
+	}
+	b.ReportMetric(float64((cpuTime(b, os.Getpid())-before).Microseconds())/1000/float64(b.N*rounds), "cpu-ms/take")
+	b.ReportMetric(float64(b.Elapsed().Microseconds())/1000/float64(b.N*rounds), "ms/take")
+}
+
+// limitStream compresses and encrypts the objects as one stream.
+func (v *vault) limitStream(b *testing.B) {
 	id, err := age.GenerateHybridIdentity()
 	if err != nil {
 		b.Fatal(err)
 	}
-	sealed, err := age.Encrypt(io.Discard, id.Recipient())
-	if err != nil {
-		b.Fatal(err)
-	}
-	z, err := zstd.NewWriter(sealed, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderConcurrency(1))
-	if err != nil {
-		b.Fatal(err)
-	}
-	if _, err := z.Write(all); err != nil {
-		b.Fatal(err)
-	}
-	if err := z.Close(); err != nil {
-		b.Fatal(err)
-	}
-	if err := sealed.Close(); err != nil {
-		b.Fatal(err)
+	b.SetBytes(v.size)
+	for b.Loop() {
+		sealed, err := age.Encrypt(io.Discard, id.Recipient())
+		if err != nil {
+			b.Fatal(err)
+		}
+		z, err := zstd.NewWriter(sealed, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderConcurrency(1))
+		if err != nil {
+			b.Fatal(err)
+		}
+		for _, m := range v.objects {
+			if _, err := z.Write(m.Bytes); err != nil {
+				b.Fatal(err)
+			}
+		}
+		if err := z.Close(); err != nil {
+			b.Fatal(err)
+		}
+		if err := sealed.Close(); err != nil {
+			b.Fatal(err)
+		}
 	}
 }
+
+// limitLoad writes the objects, in order, into an object store as raw as it comes:
+// one store, nothing opened or authenticated, no index, a durable step for every
+// 512.
+func (v *vault) limitLoad(b *testing.B) {
+	b.SetBytes(v.size)
+	for range b.N {
+		b.StopTimer()
+		folder := filepath.Join(v.dir, rand.Text())
+		b.StartTimer()
+		db, err := pebble.Open(folder, &pebble.Options{MemTableSize: 16 << 20, Logger: silent{}})
+		if err != nil {
+			b.Fatal(err)
+		}
+		for chunk := range slices.Chunk(v.objects, 512) {
+			batch := db.NewBatch()
+			for _, m := range chunk {
+				if err := batch.Set(be.BigEndian.AppendUint64([]byte{'o'}, uint64(m.Ref)), m.Bytes, nil); err != nil {
+					b.Fatal(err)
+				}
+			}
+			if err := batch.Commit(pebble.Sync); err != nil {
+				b.Fatal(err)
+			}
+		}
+		if err := db.Close(); err != nil {
+			b.Fatal(err)
+		}
+		b.StopTimer()
+		if err := os.RemoveAll(folder); err != nil {
+			b.Fatal(err)
+		}
+		b.StartTimer()
+	}
+}
+
+// silent drops what the object store has to say.
+type silent struct{}
+
+func (silent) Infof(string, ...any)         {}
+func (silent) Errorf(string, ...any)        {}
+func (silent) Fatalf(f string, args ...any) { panic(fmt.Sprintf(f, args...)) }
