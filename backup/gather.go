@@ -39,7 +39,7 @@ func at(h NamedSource, err error) error {
 	if err == nil || errors.Is(err, ErrCorrupt) {
 		return err
 	}
-	if errors.Is(err, hsm.ErrUnavailable) {
+	if errors.Is(err, hsm.ErrUnavailable) || errors.Is(err, hsm.ErrSession) { // it is away, or was and has begun anew
 		return &goneError{h.ID, err}
 	}
 	return fmt.Errorf("%s: %w", h.ID, err)

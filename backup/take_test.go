@@ -145,13 +145,14 @@ func TestMissingHSMs(t *testing.T) {
 type faulty struct {
 	hsm.Sketcher
 	after int
+	err   error
 }
 
 func (f *faulty) Extract(ctx context.Context, refs iter.Seq[hsm.KeyRef]) iter.Seq2[hsm.MaskedObject, error] {
 	return func(yield func(hsm.MaskedObject, error) bool) {
 		for m, err := range f.Sketcher.Extract(ctx, refs) {
 			if f.after--; f.after < 0 {
-				yield(hsm.MaskedObject{}, hsm.ErrUnavailable)
+				yield(hsm.MaskedObject{}, f.err)
 				return
 			}
 			if !yield(m, err) {
@@ -161,14 +162,22 @@ func (f *faulty) Extract(ctx context.Context, refs iter.Seq[hsm.KeyRef]) iter.Se
 	}
 }
 
+// TestHSMGoesAwayWhileRead: it dies, or it was started again, which ends its
+// sessions.
 func TestHSMGoesAwayWhileRead(t *testing.T) {
+	for _, err := range []error{hsm.ErrUnavailable, hsm.ErrSession} {
+		t.Run(err.Error(), func(t *testing.T) { goesAwayWhileRead(t, err) })
+	}
+}
+
+func goesAwayWhileRead(t *testing.T, gone error) {
 	c, store := newTestCluster(t, 3), newStore(t)
 	keys(c.hsm(0), 30)
 	c.sync(t)
 	lame := c.ids[0]
 	c.wrap = func(s NamedSource) NamedSource {
 		if s.ID == lame {
-			s.Sketcher = &faulty{Sketcher: s.Sketcher, after: 10}
+			s.Sketcher = &faulty{Sketcher: s.Sketcher, after: 10, err: gone}
 		}
 		return s
 	}

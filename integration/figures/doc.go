@@ -3,4 +3,12 @@
 // the same run. It has benchmarks only:
 //
 //	go test -run '^$' -bench . ./integration/figures
+//
+// Those of backup and restore, for a million keys and a MinIO beside the HSMs:
+//
+//	HSMBACKUP_FIGURES_KEYS=1000000 HSMBACKUP_FIGURES_STORE=minio go test -run '^$' -bench Backup -benchtime 3x -timeout 2h ./integration/figures
+//
+// Those of package backup alone, without HSMs, wire and store:
+//
+//	HSMBACKUP_BENCH_KEYS=1000000 go test -run '^$' -bench 'Take|Limit|Verify|Extract|Memory' -timeout 1h ./backup
 package figures
