@@ -133,7 +133,11 @@ func (u *usage) report(b *testing.B) {
 // parent held when it forked, so the high-water mark is read while the child runs.)
 func measure(tb testing.TB, args ...string) usage {
 	tb.Helper()
-	cmd := exec.Command(mustBinary(tb), args...)
+	return measureCommand(tb, exec.Command(mustBinary(tb), args...))
+}
+
+func measureCommand(tb testing.TB, cmd *exec.Cmd) usage {
+	tb.Helper()
 	var out, errOut bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errOut
 	if err := cmd.Start(); err != nil {
@@ -145,7 +149,7 @@ func measure(tb testing.TB, args ...string) usage {
 	close(stop)
 	u := usage{stdout: out.Bytes(), peak: <-done, cpu: cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime()}
 	if err != nil {
-		tb.Fatalf("hsmbackup %v: %v\n%s%s", args, err, out.String(), errOut.String())
+		tb.Fatalf("%v: %v\n%s%s", cmd.Args, err, out.String(), errOut.String())
 	}
 	return u
 }

@@ -9,6 +9,7 @@ import (
 	"io"
 	"iter"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -207,6 +208,9 @@ func BenchmarkBackup(b *testing.B) {
 		}
 		u.report(b)
 	})
+	if _, err := exec.LookPath("restic"); err == nil { // Debian's package
+		b.Run("peer=restic", v.restic)
+	}
 }
 
 func (v *vault) increment(b *testing.B, store string) {
