@@ -72,6 +72,11 @@ func (t *take) survived(ctx context.Context, m *format.Manifest) error {
 	return err
 }
 
+// extendLocks extends the locks of a snapshot that is there.
+func (t *take) extendLocks(ctx context.Context, m *format.Manifest) error {
+	return extendLocks(ctx, t.store, append(neededBy(m), format.ManifestPath(m.Sequence)))
+}
+
 // exists tells whether the store has an object.
 func exists(ctx context.Context, store storage.Store, path string) (bool, error) {
 	r, err := store.Get(ctx, path, 0, 1)

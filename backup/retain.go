@@ -95,7 +95,3 @@ func newestFirst(of []int, at func(int) time.Time) {
 		return b - a
 	})
 }
-
-// lockedUntil tells until when a lock keeps an object, as far as the store can
-// tell; zero if it does not.
-func lockedUntil(context.Context, storage.Store, string) (time.Time, error) { return time.Time{}, nil }

@@ -317,6 +317,9 @@ func (t *take) attempt(ctx context.Context) (*Report, error) {
 				return nil, err
 			}
 		}
+		if err := t.extendLocks(ctx, t.parent); err != nil {
+			return nil, err
+		}
 		t.learn(t.parent)
 		return t.report(t.parent, nil), nil
 	}
@@ -328,10 +331,16 @@ func (t *take) attempt(ctx context.Context) (*Report, error) {
 	if err != nil {
 		return nil, t.recover(err)
 	}
+	if err := extendLocks(ctx, t.store, neededBy(m)); err != nil {
+		return nil, err
+	}
 	if err := t.parentStands(ctx); err != nil {
 		return nil, err
 	}
 	if err := t.commit(ctx, m); err != nil {
+		return nil, err
+	}
+	if err := t.extendLocks(ctx, m); err != nil { // its own, if an answer was lost on its way
 		return nil, err
 	}
 	if err := t.survived(ctx, m); err != nil {

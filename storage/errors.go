@@ -37,6 +37,7 @@ var hints = []struct {
 	{ErrDenied, "grant the credentials the right to do this on the bucket, or correct the permissions of the folder"},
 	{ErrFull, "free space in the store or enlarge it, then run the same command again"},
 	{ErrUnreachable, "check that the server runs and that its address, port and tls setting are right, then run the same command again"},
+	{ErrNoLock, "make the bucket with object lock (most stores cannot switch it on later), or leave the lock out"},
 	{ErrLocked, "wait until the retention of the object has ended; locked objects cannot be deleted before"},
 	{ErrRegion, "name the bucket's own region in the location: ?region=…"},
 	{ErrClock, "set the clock of this machine (NTP), then run the same command again"},

@@ -15,7 +15,7 @@ import (
 
 var sentinels = []error{
 	storage.ErrExist, storage.ErrNotExist, storage.ErrNoBucket, storage.ErrDenied, storage.ErrCredentials, storage.ErrFull, storage.ErrUnreachable,
-	storage.ErrLocked, storage.ErrRegion, storage.ErrClock, storage.ErrTLS, storage.ErrName, storage.ErrSize, storage.ErrDamaged, storage.ErrTooLarge, storage.ErrLocation,
+	storage.ErrLocked, storage.ErrNoLock, storage.ErrRegion, storage.ErrClock, storage.ErrTLS, storage.ErrName, storage.ErrSize, storage.ErrDamaged, storage.ErrTooLarge, storage.ErrLocation,
 }
 
 func TestEverySentinelHasItsOwnHint(t *testing.T) {

@@ -61,6 +61,22 @@ func IsEnvelopePath(path string) bool {
 	return ok && isName(s)
 }
 
+// ParseObjectPath reads the hash out of a path that a manifest names; kind is 0
+// for a pack, 1 for an index, 2 for an envelope.
+func ParseObjectPath(path string) (hash Name, kind int) {
+	switch {
+	case IsIndexPath(path):
+		kind = 1
+	case IsEnvelopePath(path):
+		kind = 2
+	}
+	b, err := hex.DecodeString(path[max(0, len(path)-2*len(hash)):])
+	if err == nil && len(b) == len(hash) {
+		hash = Name(b)
+	}
+	return hash, kind
+}
+
 func isName(s string) bool {
 	b, err := hex.DecodeString(s)
 	return err == nil && len(b) == len(Name{}) && hex.EncodeToString(b) == s

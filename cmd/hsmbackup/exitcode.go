@@ -92,6 +92,7 @@ var verdicts = []verdict{
 	{hsm.ErrCrypto, "crypto", exitFailed, "the data, the key or the mechanism is another one"},
 	{hsm.ErrFull, "full", exitFailed, "free space on the HSM's disk"},
 	{backup.ErrCoverage, "coverage", exitRefused, "start the missing HSMs (cluster info shows them), or take the snapshot without --require-all"},
+	{backup.ErrOccupied, "occupied", exitRefused, backup.Hint(backup.ErrOccupied)},
 	{backup.ErrRetention, "retention", exitRefused, backup.Hint(backup.ErrRetention)},
 	{cluster.ErrNoHSM, "unreachable", exitFailed, "start the cluster with cluster start DIR or hsm serve DIR, and check the addresses in cluster.yaml"},
 	{storage.ErrUnreachable, "storage", exitFailed, storage.Hint(storage.ErrUnreachable)},

@@ -27,6 +27,8 @@ func (p *program) snapshotCommand() *cli.Command {
 			&cli.StringSliceFlag{Name: "recipient", Usage: "age `RECIPIENT` who can decrypt the packs beside the cluster's custodians"},
 			&cli.BoolFlag{Name: "full", Usage: "write everything again"},
 			&cli.BoolFlag{Name: "require-all", Usage: "refuse if an HSM does not answer"},
+			&cli.DurationFlag{Name: "lock-for", Usage: "keep the snapshot, and all that it needs, from being deleted for this long (object lock)"},
+			&cli.StringFlag{Name: "lock-mode", Value: "governance", Usage: "governance or compliance"},
 			&cli.StringSliceFlag{Name: "tag", Usage: "`KEY=VALUE`, kept in clear"}),
 	}
 }
@@ -55,6 +57,9 @@ func (p *program) snapshot(cc *cli.Context) error {
 	}
 	store, err := open.Open(cc.Context, cc.String("to"))
 	if err != nil {
+		return err
+	}
+	if store, err = withLock(cc, store); err != nil {
 		return err
 	}
 	o := backup.TakeOptions{Full: cc.Bool("full"), RequireAll: cc.Bool("require-all"), Tags: tags}

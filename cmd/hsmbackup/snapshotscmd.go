@@ -34,6 +34,8 @@ func (p *program) snapshotsVerbs() []snapshotsVerb {
 		{"keep", []string{"no-keep"}, true, p.keepSnapshot},
 		{"delete", nil, true, p.deleteSnapshot},
 		{"undelete", nil, true, p.undeleteSnapshot},
+		{"lock", []string{"until", "for", "lock-mode"}, true, p.lockSnapshot},
+		{"copy", []string{"from", "to", "all", "tag", "lock-for", "lock-mode", "lineage"}, false, p.copySnapshots},
 		{"prune", append([]string{"dry-run", "now", "grace"}, policyFlagNames()...), false, p.pruneSnapshots},
 	}
 }
@@ -49,21 +51,31 @@ func (p *program) snapshotsCommand() *cli.Command {
   keep      let one never expire; --no-keep lets it expire again
   delete    make one pending deletion; it is gone after seven days
   undelete  have one back that is pending deletion
+  lock      keep one from being deleted --for a time or --until one (object lock); never shortens
+  copy      bring one, the newest or --all --from a LOCATION --to another: what is missing there, read back
   prune     make pending what no rule keeps, and remove what has been pending for seven days and what nothing needs
 
 Examples:
   hsmbackup snapshots ./store
   hsmbackup snapshots ./store verify --level root --identity custodian.txt --sample 5%
   hsmbackup snapshots ./store delete 0000000001
+  hsmbackup snapshots copy --from s3://payments-eu/hsm --to s3://payments-us/hsm
   hsmbackup snapshots ./store prune --keep-within 7d --keep-daily 30 --keep-monthly 12 --dry-run`,
 		Flags: slices.Concat(identityFlags(), []cli.Flag{
 			&cli.BoolFlag{Name: "deleted", Usage: "list: those that are gone, too"},
 			&cli.StringFlag{Name: "level", Value: "hashes", Usage: "verify: hashes, root or use"},
 			&cli.StringFlag{Name: "sample", Usage: "verify: read a `SHARE` of the packs, such as 5%; another one each day, all in turn"},
 			&cli.Uint64Flag{Name: "turn", Usage: "verify: the `NUMBER` of the sample's turn (default: the day's)"},
-			&cli.BoolFlag{Name: "all", Usage: "verify: all snapshots"},
+			&cli.BoolFlag{Name: "all", Usage: "verify, copy: all snapshots"},
 			&cli.BoolFlag{Name: "no-record", Usage: "verify: leave no record in the store"},
 			&cli.BoolFlag{Name: "no-keep", Usage: "keep: let it expire again"},
+			&cli.DurationFlag{Name: "for", Usage: "lock: for this long from now"},
+			&cli.TimestampFlag{Name: "until", Layout: time.RFC3339, Usage: "lock: until this `TIME`"},
+			&cli.StringFlag{Name: "from", Usage: "copy: the `LOCATION` to read; HSMBACKUP_SRC_ACCESS_KEY and HSMBACKUP_SRC_SECRET_KEY (and _SESSION_TOKEN) if it has keys of its own"},
+			&cli.StringFlag{Name: "to", Usage: "copy: the `LOCATION` to write; HSMBACKUP_DST_ACCESS_KEY and so on"},
+			&cli.StringSliceFlag{Name: "tag", Usage: "copy: `KEY=VALUE` instead of the snapshot's tags"},
+			&cli.DurationFlag{Name: "lock-for", Usage: "copy: keep the copy from being deleted for this long (object lock)"},
+			&cli.StringFlag{Name: "lock-mode", Value: "governance", Usage: "lock, copy: governance or compliance"},
 			&cli.BoolFlag{Name: "dry-run", Usage: "prune: show the plan, do nothing"},
 			&cli.BoolFlag{Name: "now", Usage: "prune: remove at once, without the seven days in which undelete helps"},
 			&cli.DurationFlag{Name: "grace", Value: backup.DefaultGrace, Usage: "prune: leave objects alone that are younger, or whose snapshot went more recently; must be longer than any snapshot or copy takes"},
@@ -102,13 +114,20 @@ func (p *program) snapshots(cc *cli.Context) error {
 	for _, v := range verbs {
 		names = append(names, v.name)
 	}
-	location, verb, id, err := snapshotsWords(cc.Args().Slice(), names)
+	words := cc.Args().Slice()
+	if len(words) > 0 && words[0] == "copy" { // it names its locations by flags
+		words = slices.Insert(slices.Clone(words), 1, cc.String("to"))
+	}
+	location, verb, id, err := snapshotsWords(words, names)
 	if err != nil {
 		return err
 	}
 	v := verbs[slices.Index(names, verb)]
 	if err := v.check(cc, id); err != nil {
 		return err
+	}
+	if verb == "copy" {
+		return v.run(cc, nil, id)
 	}
 	store, err := open.Open(cc.Context, location)
 	if err != nil {
@@ -127,7 +146,7 @@ func (v snapshotsVerb) check(cc *cli.Context, id string) error {
 	switch {
 	case v.needs && id == "":
 		return usagef("snapshots %s needs the ID of a snapshot", v.name)
-	case id != "" && !v.needs && v.name != "show" && v.name != "verify":
+	case id != "" && !v.needs && !slices.Contains([]string{"show", "verify", "copy"}, v.name):
 		return usagef("snapshots %s takes no ID", v.name)
 	}
 	return nil

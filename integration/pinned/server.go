@@ -150,6 +150,27 @@ func (s *Server) CreateLockedBucket(name string) {
 	}
 }
 
+// CreateLockableBucket makes a bucket with object lock that locks nothing by
+// itself.
+func (s *Server) CreateLockableBucket(name string) {
+	s.t.Helper()
+	s.makeBucket(name, client.MakeBucketOptions{ObjectLocking: true})
+}
+
+// Restricted returns keys that may do no more than a policy allows:
+// temporary ones, which the server's own STS hands out (MinIO).
+func (s *Server) Restricted(policy string) (access, secret, session string) {
+	s.t.Helper()
+	sts := &credentials.STSAssumeRole{Client: &http.Client{Transport: s.transport()}, STSEndpoint: s.Endpoint(), Options: credentials.STSAssumeRoleOptions{
+		AccessKey: s.AccessKey, SecretKey: s.SecretKey, Policy: policy, DurationSeconds: 3600, Location: "us-east-1",
+	}}
+	v, err := sts.RetrieveWithCredContext(nil)
+	if err != nil {
+		s.t.Fatalf("assume a role: %v", err)
+	}
+	return v.AccessKeyID, v.SecretAccessKey, v.SessionToken
+}
+
 // CreateVersionedBucket makes a bucket that keeps versions.
 func (s *Server) CreateVersionedBucket(name string) {
 	s.t.Helper()

@@ -31,6 +31,12 @@ import (
 // What is wrong with the location itself is ErrLocation; what is wrong with the
 // place shows at the first call of the store. The error never repeats a password.
 func Open(ctx context.Context, location string) (storage.Store, error) {
+	return OpenWith(ctx, location, storage.Keys{})
+}
+
+// OpenWith is Open with these keys instead of those of the environment, unless
+// they are zero. A folder needs none.
+func OpenWith(ctx context.Context, location string, keys storage.Keys) (storage.Store, error) {
 	scheme, _, found := strings.Cut(location, "://")
 	if !found {
 		return openFolder(location)
@@ -53,9 +59,9 @@ func Open(ctx context.Context, location string) (storage.Store, error) {
 	case "file":
 		return openFile(u, query)
 	case "s3":
-		return openS3(ctx, u, query)
+		return openS3(ctx, u, query, keys)
 	case "minio":
-		return openMinio(u, query)
+		return openMinio(u, query, keys)
 	}
 	return nil, wrong(withoutQuery(u), "%q is none of file, s3, minio", u.Scheme)
 }
@@ -87,7 +93,7 @@ func openFile(u *url.URL, query url.Values) (storage.Store, error) {
 	return file.Open(u.Path)
 }
 
-func openS3(ctx context.Context, u *url.URL, query url.Values) (storage.Store, error) {
+func openS3(ctx context.Context, u *url.URL, query url.Values, keys storage.Keys) (storage.Store, error) {
 	if err := only(u, query, "region", "endpoint", "ca"); err != nil {
 		return nil, err
 	}
@@ -100,10 +106,11 @@ func openS3(ctx context.Context, u *url.URL, query url.Values) (storage.Store, e
 		Region:   query.Get("region"),
 		Endpoint: query.Get("endpoint"),
 		CA:       query.Get("ca"),
+		Keys:     keys,
 	})
 }
 
-func openMinio(u *url.URL, query url.Values) (storage.Store, error) {
+func openMinio(u *url.URL, query url.Values, keys storage.Keys) (storage.Store, error) {
 	if err := only(u, query, "tls", "region", "ca"); err != nil {
 		return nil, err
 	}
@@ -128,6 +135,7 @@ func openMinio(u *url.URL, query url.Values) (storage.Store, error) {
 		Region: query.Get("region"),
 		CA:     query.Get("ca"),
 		NoTLS:  !tls,
+		Keys:   keys,
 	})
 }
 

@@ -83,7 +83,7 @@ func (s *Store) cause(err error) cause {
 	case errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded):
 		return cause{err: err}
 	}
-	for _, own := range []error{storage.ErrExist, storage.ErrNotExist, storage.ErrName, storage.ErrSize, storage.ErrCredentials} {
+	for _, own := range []error{storage.ErrExist, storage.ErrNotExist, storage.ErrName, storage.ErrSize, storage.ErrCredentials, storage.ErrNoLock} {
 		if err == own {
 			return cause{kind: own}
 		}

@@ -73,6 +73,8 @@ func (s *suite) run(t *testing.T) {
 		"ClockSkewed":                            s.skewed,
 		"RegionWrong":                            s.regionWrong,
 		"LockedObjectsStay":                      s.locked,
+		"LocksAreExtendedAndHold":                s.locks,
+		"ABucketWithoutLocksSaysSo":              s.noLocks,
 		"DeleteRemovesAllVersions":               s.versions,
 		"CancellingEndsTheWaiting":               s.cancelWhileWaiting,
 		"LargeBodiesGoInParts":                   s.parts,

@@ -1,0 +1,225 @@
+package backup
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/hsmbackup/hsmbackup/backup/format"
+	"github.com/hsmbackup/hsmbackup/cluster/hsm"
+	"github.com/hsmbackup/hsmbackup/storage"
+	"github.com/hsmbackup/hsmbackup/storage/storagetest"
+)
+
+func mustCopy(t testing.TB, from, to storage.Store, id string) *CopyReport {
+	t.Helper()
+	r, err := Copy(t.Context(), from, to, id, CopyOptions{Source: "there"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+func TestCopyBringsWhatIsMissing(t *testing.T) {
+	p := newPruned(t, 3)
+	to := newClockStore(t)
+	r := mustCopy(t, p.store, to, fmtID(2))
+	if r.ID != fmtID(2) || r.Copied != 5 || r.Present != 0 || r.Already || r.State != StateReady {
+		t.Fatalf("%+v", r)
+	}
+	mustVerify(t, p.testCluster, to, "")
+	bytes := r.Bytes
+	if r = mustCopy(t, p.store, to, ""); r.ID != fmtID(3) || r.Copied != 2 || r.Present != 5 || r.Bytes >= bytes {
+		t.Fatalf("%+v", r)
+	}
+	if r = mustCopy(t, p.store, to, ""); !r.Already || r.Copied != 0 || r.Bytes != 0 {
+		t.Fatalf("%+v", r)
+	}
+	mustVerify(t, p.testCluster, to, "")
+	if rootOf(t, restore(t, p.open(t, to, ""))) != rootOf(t, p.hsm(0)) {
+		t.Fatal("the copy restores to another root")
+	}
+	inv, err := TakeInventory(t.Context(), to)
+	if err != nil || len(inv.Snapshots) != 2 || inv.Snapshots[1].Copy == nil || inv.Snapshots[1].Copy.Source != "there" || inv.Snapshots[1].Copy.Begun.IsZero() {
+		t.Fatalf("%+v, %v", inv, err)
+	}
+	if !inv.Snapshots[1].Started.Equal(p.open(t, p.store, "3").Summary().Started) {
+		t.Fatal("the copy has another time than its source")
+	}
+}
+
+func TestCopyTags(t *testing.T) {
+	p := newPruned(t, 1)
+	o := p.options()
+	o.Tags, o.Full = map[string]string{"why": "release"}, true
+	mustTake(t, p, p.store, o)
+	for want, tags := range map[string]map[string]string{"release": nil, "region": {"why": "region"}} {
+		to := newStore(t)
+		if _, err := Copy(t.Context(), p.store, to, "", CopyOptions{Tags: tags}); err != nil {
+			t.Fatal(err)
+		}
+		inv, err := TakeInventory(t.Context(), to)
+		if err != nil || inv.Snapshots[0].Tags["why"] != want {
+			t.Errorf("%+v, %v", inv.Snapshots, err)
+		}
+	}
+}
+
+func TestCopyRefusals(t *testing.T) {
+	p, other := newPruned(t, 3), newPruned(t, 1)
+	try := func(to storage.Store, o CopyOptions, targets ...error) {
+		t.Helper()
+		before := names(t, to)
+		_, err := Copy(t.Context(), p.store, to, "1", o)
+		wantErr(t, err, targets...)
+		if d := cmp.Diff(before, names(t, to)); d != "" {
+			t.Error(d)
+		}
+	}
+	try(other.store, CopyOptions{}, hsm.ErrLineage)
+	l := other.keyring.Lineage()
+	try(newStore(t), CopyOptions{Trust: &l}, hsm.ErrLineage)
+
+	// The same lineage, and another snapshot of that number.
+	same := &pruned{testCluster: newTestCluster(t, 1), store: newClockStore(t)}
+	same.cheap(t)
+	same.keyring = p.keyring
+	same.hsms[same.ids[0]] = p.hsm(0)
+	same.snapshot(t)
+	try(same.store, CopyOptions{}, ErrOccupied)
+
+	// One that was deleted at the destination is not brought back.
+	to := newClockStore(t)
+	mustCopy(t, p.store, to, "1")
+	mustCopy(t, p.store, to, "2")
+	q := &pruned{testCluster: p.testCluster, store: to}
+	to.now = p.store.now
+	if _, r := q.prune(t, PruneOptions{Policy: Policy{Last: 1}, Now: true}); !slices.Equal(r.Removed, []string{fmtID(1)}) {
+		t.Fatalf("%+v", r)
+	}
+	try(to, CopyOptions{}, ErrOccupied)
+	_, err := Copy(t.Context(), p.store, to, "77", CopyOptions{})
+	wantErr(t, err, ErrNoSnapshot)
+}
+
+// TestCopyFindsDamage: of the source before anything depends on it, and of what
+// lies at the destination already.
+func TestCopyFindsDamage(t *testing.T) {
+	for _, prefix := range []string{"packs/", "index/", "envelopes/"} {
+		p := newPruned(t, 1)
+		damage(t, p.store, prefix)
+		to := newStore(t)
+		_, err := Copy(t.Context(), p.store, to, "", CopyOptions{})
+		wantErr(t, err, ErrCorrupt)
+		if !strings.Contains(err.Error(), "source") || !strings.Contains(err.Error(), prefix) || count(t, to, "manifests/") != 0 {
+			t.Errorf("%s: %v", prefix, err)
+		}
+
+		p = newPruned(t, 1)
+		to = newStore(t)
+		for _, name := range names(t, p.store) {
+			if strings.HasPrefix(name, prefix) {
+				put(t.Context(), to, name, []byte("what a broken store kept of it"))
+			}
+		}
+		_, err = Copy(t.Context(), p.store, to, "", CopyOptions{})
+		wantErr(t, err, ErrCorrupt)
+		if !strings.Contains(err.Error(), "destination") || !strings.Contains(err.Error(), prefix) || count(t, to, "manifests/") != 0 {
+			t.Errorf("%s: %v", prefix, err)
+		}
+	}
+}
+
+// damage changes the first object below a prefix.
+func damage(t testing.TB, store *clockStore, prefix string) {
+	t.Helper()
+	all := names(t, store)
+	name := all[slices.IndexFunc(all, func(s string) bool { return strings.HasPrefix(s, prefix) })]
+	stored, err := storage.ReadAll(t.Context(), store, name, 1<<26)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := store.Store.Delete(t.Context(), name); err != nil {
+		t.Fatal(err)
+	}
+	put(t.Context(), store, name, flip(stored, len(stored)/2))
+}
+
+// TestCopyInProgressHoldsPruneBack: its packs have no manifest yet.
+func TestCopyInProgressHoldsPruneBack(t *testing.T) {
+	p := newPruned(t, 2)
+	to := newClockStore(t)
+	mustCopy(t, p.store, to, "1")
+	f := storagetest.NewFaulty(to)
+	f.Set(storagetest.Fault{N: 1, Dead: true, Only: func(op storagetest.Op, name string) bool {
+		return op == storagetest.Put && strings.HasPrefix(name, format.ManifestPrefix)
+	}})
+	if _, err := Copy(t.Context(), p.store, f, "2", CopyOptions{}); !errors.Is(err, storagetest.ErrInjected) {
+		t.Fatal(err)
+	}
+	q := &pruned{testCluster: p.testCluster, store: to}
+	if d := cmp.Diff(map[string]State{fmtID(1): StateReady, fmtID(2): StateInProgress}, q.states(t)); d != "" {
+		t.Fatal(d)
+	}
+	to.tick(UndeleteWindow - 1)
+	o := PruneOptions{Policy: Policy{Last: 1}, Grace: 0}
+	if plan, r := q.prune(t, o); r.Objects != 0 || !strings.Contains(plan.Held, fmtID(2)) {
+		t.Fatalf("%+v", plan)
+	}
+	mustCopy(t, p.store, to, "2")
+	mustVerify(t, p.testCluster, to, "2")
+	if d := cmp.Diff(map[string]State{fmtID(1): StateReady, fmtID(2): StateReady}, q.states(t)); d != "" {
+		t.Fatal(d)
+	}
+	if rootOf(t, restore(t, p.open(t, to, ""))) != rootOf(t, p.hsm(0)) {
+		t.Fatal("another root")
+	}
+}
+
+// TestCopyUnderFaults fails every storage call of the source and of the
+// destination in turn; what the destination lists verifies then, and the same
+// command again completes the copy.
+func TestCopyUnderFaults(t *testing.T) {
+	p := newPruned(t, 2)
+	for _, side := range []string{"source", "destination"} {
+		for _, fault := range []storagetest.Fault{{Mode: storagetest.NotApplied}, {Mode: storagetest.Applied, Dead: true}} {
+			t.Run(fmt.Sprintf("%s, %s", side, fault.Mode), func(t *testing.T) {
+				for fault.N = 1; copyUnderFault(t, p, side == "source", fault); fault.N++ {
+				}
+				if fault.N < 5 {
+					t.Fatalf("a copy of %d calls", fault.N)
+				}
+			})
+		}
+	}
+}
+
+func copyUnderFault(t *testing.T, p *pruned, source bool, fault storagetest.Fault) bool {
+	to := newStore(t)
+	mustCopy(t, p.store, to, "1")
+	from, dest := storagetest.NewFaulty(p.store), storagetest.NewFaulty(to)
+	f := dest
+	if source {
+		f = from
+	}
+	f.Set(fault)
+	if _, err := Copy(t.Context(), from, dest, "2", CopyOptions{}); err != nil && !errors.Is(err, storagetest.ErrInjected) {
+		t.Fatalf("call %d: %v", fault.N, err)
+	}
+	all, err := List(t.Context(), to)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range all {
+		if r, err := Verify(t.Context(), to, s.ID, LevelHashes, OpenOptions{}); err != nil || !r.OK() {
+			t.Fatalf("call %d: snapshot %s: %v, %v", fault.N, s.ID, r, err)
+		}
+	}
+	mustCopy(t, p.store, to, "2")
+	mustVerify(t, p.testCluster, to, "2")
+	return f.Calls() >= fault.N
+}

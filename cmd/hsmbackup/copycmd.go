@@ -1,0 +1,167 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"time"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/hsmbackup/hsmbackup/backup"
+	"github.com/hsmbackup/hsmbackup/cluster/hsm"
+	"github.com/hsmbackup/hsmbackup/storage"
+	"github.com/hsmbackup/hsmbackup/storage/open"
+)
+
+// storeKeys are the keys of one of two stores, from the environment; zero: both
+// have the usual ones.
+func storeKeys(s side) storage.Keys {
+	name := "HSMBACKUP_" + string(s)
+	access, secret := os.Getenv(name+"ACCESS_KEY"), os.Getenv(name+"SECRET_KEY")
+	if access == "" || secret == "" {
+		return storage.Keys{}
+	}
+	return storage.NewKeys(access, secret, os.Getenv(name+"SESSION_TOKEN"))
+}
+
+// withLock has the store lock what is put, if --lock-for says so.
+func withLock(cc *cli.Context, store storage.Store) (storage.Store, error) {
+	mode, err := lockMode(cc)
+	if err != nil || !cc.IsSet("lock-for") {
+		return store, err
+	}
+	d := cc.Duration("lock-for")
+	if d <= 0 {
+		return nil, usagef("--lock-for %s: want a time to come", d)
+	}
+	return backup.WithLock(store, mode, d)
+}
+
+func lockMode(cc *cli.Context) (storage.LockMode, error) {
+	mode, err := storage.ParseLockMode(cc.String("lock-mode"))
+	if err != nil {
+		return "", usagef("--lock-mode %s: want governance or compliance", cc.String("lock-mode"))
+	}
+	return mode, nil
+}
+
+// lockView is a lock as --json prints it.
+type lockView struct {
+	ID      string           `json:"id"`
+	Mode    storage.LockMode `json:"mode"`
+	Until   time.Time        `json:"until"`
+	Objects int              `json:"objects"`
+}
+
+func (p *program) lockSnapshot(cc *cli.Context, store storage.Store, id string) error {
+	mode, err := lockMode(cc)
+	if err != nil {
+		return err
+	}
+	until := time.Now().Add(cc.Duration("for"))
+	if at := cc.Timestamp("until"); at != nil {
+		until = *at
+	}
+	if cc.IsSet("for") == cc.IsSet("until") || !until.After(time.Now()) {
+		return usagef("snapshots lock: say --for a time or --until one to come")
+	}
+	s, n, err := backup.Lock(cc.Context, store, id, storage.Retention{Mode: mode, Until: until}, backup.OpenOptions{})
+	if err != nil {
+		return err
+	}
+	v := lockView{ID: s.ID(), Mode: mode, Until: until.UTC(), Objects: n}
+	return p.result(v, func(w io.Writer) {
+		fmt.Fprintf(w, "snapshot %s: %d objects are locked (%s) at least until %s\n", v.ID, v.Objects, v.Mode, v.Until.Format(time.RFC3339))
+	})
+}
+
+// copyView is what copy --all --json prints.
+type copyView struct {
+	Copies  []*backup.CopyReport `json:"copies"`
+	Skipped []string             `json:"skipped"` // and why
+}
+
+func (p *program) copySnapshots(cc *cli.Context, _ storage.Store, id string) error {
+	if cc.String("from") == "" || cc.String("to") == "" || cc.Bool("all") && id != "" {
+		return usagef("snapshots copy needs --from LOCATION and --to LOCATION, and an ID or --all")
+	}
+	tags, err := tagsOf(cc.StringSlice("tag"))
+	if err != nil {
+		return err
+	}
+	from, err := open.OpenWith(cc.Context, cc.String("from"), storeKeys(srcSide))
+	if err != nil {
+		return err
+	}
+	to, err := open.OpenWith(cc.Context, cc.String("to"), storeKeys(dstSide))
+	if err != nil {
+		return err
+	}
+	if to, err = withLock(cc, to); err != nil {
+		return err
+	}
+	bar := p.progress("copy")
+	defer bar.done()
+	o := backup.CopyOptions{Source: fmt.Sprint(from), Tags: tags, Software: version(), Progress: bar.backup}
+	if s := cc.String("lineage"); s != "" {
+		l, err := hsm.ParseLineage(s)
+		if err != nil {
+			return err
+		}
+		o.Trust = &l
+	}
+	if cc.Bool("all") {
+		return p.copyAll(cc, from, to, o, bar)
+	}
+	r, err := backup.Copy(cc.Context, from, to, id, o)
+	if err != nil {
+		return opened(err, exitFailed)
+	}
+	bar.done()
+	return p.result(r, func(w io.Writer) { printCopy(w, r) })
+}
+
+// copyAll copies what is READY at the source, the oldest first, and passes over
+// what was deleted at the destination.
+func (p *program) copyAll(cc *cli.Context, from, to storage.Store, o backup.CopyOptions, bar *progress) error {
+	inv, err := backup.TakeInventory(cc.Context, from)
+	if err != nil {
+		return err
+	}
+	v := copyView{Copies: []*backup.CopyReport{}, Skipped: []string{}}
+	for _, e := range inv.Snapshots {
+		if e.State != backup.StateReady {
+			continue
+		}
+		if e.Err != nil {
+			return opened(e.Err, exitFailed)
+		}
+		r, err := backup.Copy(cc.Context, from, to, e.ID, o)
+		if backup.WasDeleted(err) {
+			v.Skipped = append(v.Skipped, err.Error())
+			continue
+		}
+		if err != nil {
+			return opened(err, exitFailed)
+		}
+		v.Copies = append(v.Copies, r)
+	}
+	bar.done()
+	return p.result(v, func(w io.Writer) {
+		for _, r := range v.Copies {
+			printCopy(w, r)
+		}
+		for _, s := range v.Skipped {
+			fmt.Fprintln(w, "passed over:", s)
+		}
+	})
+}
+
+func printCopy(w io.Writer, r *backup.CopyReport) {
+	what := fmt.Sprintf("copied: %d objects, %s; %d were there", r.Copied, size(r.Bytes), r.Present)
+	if r.Already && r.Copied == 0 {
+		what = "was there already, whole"
+	}
+	fmt.Fprintf(w, "snapshot %s %s\n", r.ID, what)
+}
