@@ -386,6 +386,9 @@ type originKey struct {
 
 func (s *Entry) origin() originKey { return originKey{s.Lineage, s.Cluster} }
 
+// protectedLast is why the newest snapshot of a cluster is not removed.
+const protectedLast = "it is the last of its cluster"
+
 // protected returns for each snapshot why nothing may remove it, or "".
 func (inv *Inventory) protected() []string {
 	out := make([]string, len(inv.Snapshots))
@@ -413,7 +416,7 @@ func (inv *Inventory) protected() []string {
 		signed := slices.ContainsFunc(s.Verified, func(v Verified) bool { return v.whole() && v.Signed })
 		switch {
 		case !g.newest:
-			out[i] = "it is the last of its cluster"
+			out[i] = protectedLast
 		case s.Keep:
 			out[i] = "it is marked keep"
 		case signed && !g.signed:

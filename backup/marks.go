@@ -191,3 +191,32 @@ func createOnce(ctx context.Context, store storage.Store, path string, stored []
 	}
 	return bytes.Equal(there, stored), nil
 }
+
+// spent returns the numbers of marks that decide nothing any more, and have not
+// for a day: a listing is not of one moment, and a reader must not miss a mark
+// that is gone and the newer one, too, that made it needless.
+func (l *markLog) spent() (out []uint64) {
+	var clock time.Time // not later than the store's
+	for _, m := range l.marks {
+		clock = later(clock, m.at)
+	}
+	limit := clock.Add(-DefaultGrace)
+	now := l.standings()
+	for _, m := range l.marks {
+		decides := m.Action == format.ActionRemove || m.Number+1 == l.next || m.at.After(limit) || slices.ContainsFunc(m.Snapshots, func(id format.Marked) bool {
+			return now[id].removed.IsZero() || now[id].removed.After(limit)
+		})
+		if !decides {
+			out = append(out, m.Number)
+		}
+	}
+	return out
+}
+
+// later returns the later of two times.
+func later(a, b time.Time) time.Time {
+	if b.After(a) {
+		return b
+	}
+	return a
+}

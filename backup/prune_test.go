@@ -596,7 +596,7 @@ func TestMarksStayFew(t *testing.T) {
 		p.full(t)
 		p.prune(t, PruneOptions{Policy: Policy{Last: 1}, Now: true})
 	}
-	if n := count(t, p.store, "marks/"); n > 10+1 { // one for each removal, and the last
+	if n := count(t, p.store, "marks/"); n > 10+4 { // one for each removal, and those of the last day
 		t.Fatalf("%d marks: %v", n, names(t, p.store))
 	}
 	if n := len(p.states(t)); n != 11 {

@@ -281,12 +281,8 @@ func (x *pruning) tidy(ctx context.Context) error {
 			there[s.id.Sequence] = s
 		}
 	}
-	removed := inv.log.standings()
-	for _, m := range inv.log.marks {
-		decides := m.Action == format.ActionRemove || m.Number+1 == inv.log.next || slices.ContainsFunc(m.Snapshots, func(id format.Marked) bool { return removed[id].removed.IsZero() })
-		if !decides {
-			going = append(going, format.MarkPath(m.Number))
-		}
+	for _, n := range inv.log.spent() {
+		going = append(going, format.MarkPath(n))
 	}
 	for info, err := range x.store.List(ctx, format.VerifiedPrefix) {
 		if err != nil {

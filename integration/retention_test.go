@@ -86,6 +86,13 @@ func TestRetentionFromTheCommandLine(t *testing.T) {
 		}
 		Done struct{ Marked, Removed, Skipped, Locked []string }
 	}
+	var forecast struct {
+		Snapshots []struct{ ID, State, Gone string }
+	}
+	m.json(t, &forecast, "snapshots", "forecast", store, "--keep-last", "1", "--every", "1h")
+	if len(forecast.Snapshots) != 2 || forecast.Snapshots[0].Gone == "" || forecast.Snapshots[1].Gone == "" {
+		t.Fatalf("%+v", forecast)
+	}
 	before := names(t, store)
 	m.json(t, &done, "snapshots", "prune", store, "--keep-last", "1", "--dry-run")
 	if !done.DryRun || len(done.Plan.Snapshots) != 2 || done.Plan.Snapshots[0].Action != "delete" || done.Plan.Snapshots[1].Action != "keep" {

@@ -36,6 +36,7 @@ func (p *program) snapshotsVerbs() []snapshotsVerb {
 		{"undelete", nil, true, p.undeleteSnapshot},
 		{"lock", []string{"until", "for", "lock-mode"}, true, p.lockSnapshot},
 		{"copy", []string{"from", "to", "all", "tag", "lock-for", "lock-mode", "lineage"}, false, p.copySnapshots},
+		{"forecast", append([]string{"every", "key", "grace"}, policyFlagNames()...), false, p.forecastSnapshots},
 		{"prune", append([]string{"dry-run", "now", "grace"}, policyFlagNames()...), false, p.pruneSnapshots},
 	}
 }
@@ -53,6 +54,7 @@ func (p *program) snapshotsCommand() *cli.Command {
   undelete  have one back that is pending deletion
   lock      keep one from being deleted --for a time or --until one (object lock); never shortens
   copy      bring one, the newest or --all --from a LOCATION --to another: what is missing there, read back
+  forecast  what the rules will remove and when, and until when a --key is in some snapshot
   prune     make pending what no rule keeps, and remove what has been pending for seven days and what nothing needs
 
 Examples:
@@ -76,6 +78,8 @@ Examples:
 			&cli.StringSliceFlag{Name: "tag", Usage: "copy: `KEY=VALUE` instead of the snapshot's tags"},
 			&cli.DurationFlag{Name: "lock-for", Usage: "copy: keep the copy from being deleted for this long (object lock)"},
 			&cli.StringFlag{Name: "lock-mode", Value: "governance", Usage: "lock, copy: governance or compliance"},
+			&cli.StringFlag{Name: "key", Usage: "forecast: until when the key of this `REFERENCE` can be restored, and when it is erased"},
+			&cli.DurationFlag{Name: "every", Usage: "forecast: a snapshot is taken so often (default: as lately)"},
 			&cli.BoolFlag{Name: "dry-run", Usage: "prune: show the plan, do nothing"},
 			&cli.BoolFlag{Name: "now", Usage: "prune: remove at once, without the seven days in which undelete helps"},
 			&cli.DurationFlag{Name: "grace", Value: backup.DefaultGrace, Usage: "prune: leave objects alone that are younger, or whose snapshot went more recently; must be longer than any snapshot or copy takes"},
