@@ -83,7 +83,9 @@ type HSMInfo struct {
 	// -1 if it never was, or is unreachable.
 	LagSeconds float64 `json:"lag_seconds"`
 	InDoubt    uint64  `json:"in_doubt"`
-	Error      string  `json:"error,omitempty"`
+	// ClockSeconds is how far its clock is ahead of the others'.
+	ClockSeconds float64 `json:"clock_seconds"`
+	Error        string  `json:"error,omitempty"`
 
 	listed bool // known from the member list alone
 }
@@ -151,6 +153,7 @@ func (c *Cluster) Info(ctx context.Context) (*Info, error) {
 		out.InDoubt += state.InDoubt
 		out.Residue = append(out.Residue, residueOf(state)...)
 	}
+	noteClocks(out, states, time.Now())
 	c.addOthers(ctx, out)
 	out.InSync = len(states) == len(c.all()) && sameRoots(states)
 	under, err := c.underReplicated(ctx, states, p.MinCopies)

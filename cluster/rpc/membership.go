@@ -180,7 +180,7 @@ func (*service) Greet(ctx context.Context, p *pb.GreetRequest) (*pb.GreetReply, 
 			return nil, fmt.Errorf("%w: this HSM greets nobody", hsm.ErrDenied)
 		}
 		r, err := greeter.Greet(ctx, g)
-		return &pb.GreetReply{Info: toInfo(r.Info), Nonce: r.Nonce[:], Duplicate: r.Duplicate, Behind: r.Behind, Lost: r.Lost}, err
+		return &pb.GreetReply{Info: briefly(toInfo(r.Info)), Nonce: r.Nonce[:], Duplicate: r.Duplicate, Behind: r.Behind, Lost: r.Lost}, err
 	})
 }
 

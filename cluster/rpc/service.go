@@ -155,10 +155,15 @@ func (*service) Info(ctx context.Context, p *pb.InfoRequest) (*pb.InfoReply, err
 		i, err := s.Info(ctx)
 		reply := toInfo(i)
 		if p.GetBrief() {
-			reply = &pb.InfoReply{Id: reply.Id, Lineage: reply.Lineage, State: reply.State, Root: reply.Root, ClusterRoot: reply.ClusterRoot}
+			reply = briefly(reply)
 		}
 		return reply, err
 	})
+}
+
+// briefly leaves out what is not asked for every second.
+func briefly(r *pb.InfoReply) *pb.InfoReply {
+	return &pb.InfoReply{Id: r.Id, Lineage: r.Lineage, State: r.State, Root: r.Root, ClusterRoot: r.ClusterRoot}
 }
 
 func (*service) Members(ctx context.Context, _ *pb.MembersRequest) (*pb.MembersReply, error) {

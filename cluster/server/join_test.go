@@ -93,6 +93,7 @@ func TestAnHSMJoins(t *testing.T) {
 		t.Errorf("before it has run: %+v, want a member that is joining", m)
 	}
 	b.start()
+	w.eventually("it does not join", func() bool { return b.info().State != hsm.StateJoining })
 	if info := b.info(); info.State != hsm.StateActive || info.Keys != 20 {
 		t.Errorf("it serves with %+v", info)
 	}

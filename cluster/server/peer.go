@@ -10,6 +10,7 @@ import (
 
 	"github.com/hsmbackup/hsmbackup/cluster/hsm"
 	"github.com/hsmbackup/hsmbackup/cluster/reconcile"
+	"github.com/hsmbackup/hsmbackup/cluster/rpc"
 )
 
 // peerTimeout bounds an exchange in which nothing has to be moved.
@@ -34,6 +35,10 @@ type peer struct {
 	session hsm.Session // nil: not connected
 	synced  time.Time   // beginning of the last exchange that ended well
 	tried   bool        // an exchange has ended, well or not
+	behind  bool        // it remembers more of this HSM than this HSM does
+	pulled  bool        // since it said so, all it has was pulled
+	nonce   [16]byte    // of its last answer
+	greeted hsm.Session // in which it has answered
 }
 
 // keepUp syncs with one peer until the context ends.
@@ -58,6 +63,9 @@ func (s *syncer) keepUp(ctx context.Context, p *peer) {
 			s.after(ctx) // no need to wait for the next round
 		}
 		s.note(p, err)
+		if err == nil && p.isBehind() {
+			continue // to say that all was pulled
+		}
 		select {
 		case <-ctx.Done():
 			return
@@ -105,7 +113,7 @@ func (s *syncer) exchange(ctx context.Context, p *peer) error {
 	p.progress.looked(ours.Root == theirs.Root, ours.Root.Count)
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.synced = began
+	p.synced, p.pulled = began, p.behind
 	return nil
 }
 
@@ -120,7 +128,7 @@ func (s *syncer) ask(ctx context.Context, p *peer) (hsm.Session, hsm.Info, error
 			return nil, hsm.Info{}, err
 		}
 	}
-	info, err := brief(ctx, session)
+	info, err := s.greet(ctx, p, session)
 	if err == nil && info.ID != p.member.ID {
 		err = fmt.Errorf("%w: %s answers at %s, where %s was expected", hsm.ErrUnavailable, info.ID, p.member.Address, p.member.ID)
 	}
@@ -135,6 +143,43 @@ func brief(ctx context.Context, s hsm.Session) (hsm.Info, error) {
 		return b.Brief(ctx)
 	}
 	return s.Info(ctx)
+}
+
+// greet asks a peer how it is, and tells it how this HSM is.
+func (s *syncer) greet(ctx context.Context, p *peer, session hsm.Session) (hsm.Info, error) {
+	greeter, ok := session.(rpc.Greeter)
+	if !ok || s.greeting == nil {
+		return brief(ctx, session)
+	}
+	g := s.greeting()
+	p.mu.Lock()
+	if g.Echo, g.CaughtUp = p.nonce, p.pulled; p.greeted == session && !p.behind {
+		g.Before = nil // it knows of this start, and a round stays one small message
+	}
+	p.mu.Unlock()
+	r, err := greeter.Greet(ctx, g)
+	if err != nil {
+		return hsm.Info{}, err
+	}
+	p.mu.Lock()
+	was := p.behind
+	p.nonce, p.behind, p.pulled, p.greeted = r.Nonce, r.Behind, false, session
+	p.mu.Unlock()
+	if r.Behind && !was {
+		s.caught.Store(false)
+		s.setBack(ctx, p.member.ID, r.Lost)
+	}
+	if r.Duplicate {
+		s.copied.Store(time.Now().Add(max(10*s.interval, 2*time.Second)).UnixNano())
+		s.after(ctx)
+	}
+	return r.Info, nil
+}
+
+func (p *peer) isBehind() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.behind
 }
 
 // connect starts a session and makes sure that the peer knows this HSM as it is

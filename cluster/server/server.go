@@ -65,21 +65,22 @@ func (o *Options) complete(folder string) {
 
 // Server is one HSM serving its folder.
 type Server struct {
-	config  *Config
-	options Options
-	folder  string
-	lock    *os.File
-	secrets *secrets
-	device  *device
-	lis     net.Listener
-	rpc     *rpc.Server
-	sync    *syncer
-	traffic traffic
-	metrics *metrics.Server // nil: none
-	fresh   time.Duration   // see freshness
-	tls     *pki.Serving
-	place   *place
-	ready   sync.Once
+	config    *Config
+	options   Options
+	folder    string
+	lock      *os.File
+	secrets   *secrets
+	device    *device
+	lis       net.Listener
+	rpc       *rpc.Server
+	sync      *syncer
+	traffic   traffic
+	metrics   *metrics.Server // nil: none
+	fresh     time.Duration   // see freshness
+	tls       *pki.Serving
+	place     *place
+	sightings sightings
+	ready     sync.Once
 }
 
 // Open opens the HSM in folder: seal, audit log, object store, listener; and
@@ -161,7 +162,7 @@ func (s *Server) listen(folder string) error {
 		return rpc.Dial(ctx, m.Address, clientTLS, rpc.WithDialer(s.traffic.dial))
 	}
 	s.sync = newSyncer(s.config.ID, s.device.self, softLocal{s.device.soft}, dial, s.options.SyncInterval, s.options.Log)
-	s.sync.after = s.settleIn
+	s.sync.after, s.sync.greeting, s.sync.setBack = s.settleIn, s.greeting, s.setBackBy
 	options := []rpc.ServerOption{rpc.WithLogger(s.options.Log), rpc.WithJoin(s.admit)}
 	if address := cmp.Or(s.options.Metrics, s.config.Metrics); address != "" {
 		observe, err := s.watch(address)

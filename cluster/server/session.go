@@ -154,7 +154,7 @@ func (s servedSession) Abort(ctx context.Context, op hsm.OpID) error {
 }
 
 func (s servedSession) Resolve(ctx context.Context, op hsm.OpID) (hsm.OpState, error) {
-	if err := s.server.serves(); err != nil {
+	if err := s.server.resolves(); err != nil {
 		return hsm.OpUnknown, err
 	}
 	return s.Session.Resolve(ctx, op)

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -33,6 +35,9 @@ type place struct {
 
 	mu   sync.Mutex
 	said hsm.State // the state that the log was told last
+	// setBack says that, how far, and as whom peers remember; empty if it was not.
+	setBack  string
+	resolves time.Time // before that it says nothing of operations
 }
 
 func newPlace() *place { return &place{changed: make(chan struct{}, 1)} }
@@ -136,13 +141,24 @@ func (s *Server) state() (state hsm.State, notice string) {
 	case state == hsm.StateActive && s.recordable() != nil:
 		state = hsm.StateDegraded
 	}
-	return state, s.certificateNotice()
+	return state, s.notice()
+}
+
+// notice is what an operator should know, whatever the state.
+func (s *Server) notice() string {
+	s.place.mu.Lock()
+	notices := []string{s.place.setBack}
+	s.place.mu.Unlock()
+	notices = append(notices, s.certificateNotice())
+	return strings.Join(slices.DeleteFunc(notices, func(n string) bool { return n == "" }), "; ")
 }
 
 // phase is the state apart from what fails. It is asked for on every call.
 func (s *Server) phase() hsm.State {
 	self := s.place.now.Load().self
 	switch {
+	case s.sync.isDuplicate():
+		return hsm.StateDuplicate
 	case self.Joining:
 		return hsm.StateJoining
 	case !s.sync.caughtUp():

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/hsmbackup/hsmbackup/cluster/hsm"
+	"github.com/hsmbackup/hsmbackup/cluster/rpc"
 )
 
 // SyncInterval is the default time between two rounds of server-side sync. Each
@@ -37,8 +38,11 @@ type syncer struct {
 	expelled chan struct{}             // holds one token once a peer knows that we were removed
 	after    func(ctx context.Context) // called after each round
 	caught   atomic.Bool
-	gone     int       // members removed, as far as is known
-	left     time.Time // when the last of them was seen to be
+	greeting func() rpc.Greeting // nil: peers are not greeted
+	setBack  func(ctx context.Context, peer hsm.HSMID, lost uint64)
+	copied   atomic.Int64 // until when another HSM runs under the same identity, Unix nanoseconds
+	gone     int          // members removed, as far as is known
+	left     time.Time    // when the last of them was seen to be
 
 	mu      sync.Mutex
 	members []hsm.Member // nil until they were read once
@@ -174,11 +178,18 @@ func (s *syncer) catchUp() {
 		return
 	}
 	for _, p := range s.peers {
-		if !p.isTried() {
+		if !p.isTried() || p.isBehind() {
 			return
 		}
 	}
 	s.caught.Store(true)
+}
+
+// isDuplicate tells whether a peer has said lately that another HSM runs under the
+// same identity.
+func (s *syncer) isDuplicate() bool {
+	until := s.copied.Load()
+	return until != 0 && time.Now().UnixNano() < until
 }
 
 // synced is caughtUp with at least one peer that has answered: what an HSM needs

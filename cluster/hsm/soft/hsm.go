@@ -35,7 +35,10 @@ type HSM struct {
 	sessions sessionTable
 	attempts attempts
 	floor    floor
-	lastSync atomic.Int64 // Unix milliseconds
+	boot     BootID
+	before   []Boot
+	writes   atomic.Uint64 // sequence number after the last durable change
+	lastSync atomic.Int64  // Unix milliseconds
 }
 
 var scopes = []hsm.Scope{hsm.ScopeLineage, hsm.ScopeCluster}
@@ -78,7 +81,10 @@ func (h *HSM) load() error {
 	if err := h.loadOps(); err != nil {
 		return h.store.wrap("open", err)
 	}
-	return h.checkFloor()
+	if err := h.checkFloor(); err != nil {
+		return err
+	}
+	return h.beginBoot()
 }
 
 func (h *HSM) loadScope(scope hsm.Scope) error {

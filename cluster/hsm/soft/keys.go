@@ -28,6 +28,8 @@ const (
 	prefixMark        = 'a'
 	prefixMarkTime    = 't'
 	prefixFormat      = 'f'
+	prefixBoots       = 'b' // this start and those before it
+	prefixSeen        = 's' // of other HSMs
 )
 
 const storeFormat = 1

@@ -108,6 +108,7 @@ func (h *HSM) commit(t *tx) error {
 	if err := h.store.commit(t.batch); err != nil {
 		return err
 	}
+	h.wrote(t.batch)
 	for i := range t.changes {
 		h.applied(&t.changes[i])
 	}
