@@ -242,6 +242,34 @@ func TestUseCostsOneRoundTrip(t *testing.T) {
 	}
 }
 
+// TestNotFoundIsNotSureWhileAnHSMIsAway: the one HSM that holds a key is away, and
+// is not asked by a client that knows it to be.
+func TestNotFoundIsNotSureWhileAnHSMIsAway(t *testing.T) {
+	w := newWorld(t, 3, 1, false)
+	for _, b := range w.boxes[1:] {
+		b.away.Store(true)
+	}
+	ref := mustCreate(t, w.open(asUser), aes())
+	w.boxes[0].away.Store(true)
+	for _, b := range w.boxes[1:] {
+		b.away.Store(false)
+	}
+	c := w.open(asUser)
+	for what, ask := range map[string]func() error{
+		"use": func() error { _, err := c.Use(t.Context(), mac(ref)); return err },
+		"key": func() error { _, err := c.Key(t.Context(), ref); return err },
+	} {
+		if err := ask(); !errors.Is(err, hsm.ErrUnavailable) {
+			t.Errorf("%s: %v, want it to say that an HSM is away", what, err)
+		}
+	}
+	w.boxes[0].away.Store(false)
+	w.awaitUp(c)
+	if _, err := c.Use(t.Context(), mac(hsm.NewKeyRef())); !errors.Is(err, hsm.ErrNotFound) || errors.Is(err, hsm.ErrUnavailable) {
+		t.Errorf("no such key, and all HSMs answer: %v", err)
+	}
+}
+
 // TestUseLearnsOfMoreHolders: a key that reached a third HSM later is used there.
 func TestUseLearnsOfMoreHolders(t *testing.T) {
 	w := newWorld(t, 3, 2, true)

@@ -131,8 +131,9 @@ func (cc *coverageCache) touch(ref hsm.KeyRef, members int, after time.Duration)
 }
 
 // locate returns where a key is, from memory if it is known on at least need
-// members, otherwise by asking. hsm.ErrNotFound if no HSM in use has it,
-// hsm.ErrDestroyed if any knows it destroyed.
+// members, otherwise by asking. hsm.ErrNotFound if no HSM in use has it, together
+// with hsm.ErrUnavailable if others are away, which may; hsm.ErrDestroyed if any
+// knows it destroyed.
 func (c *Cluster) locate(ctx context.Context, ref hsm.KeyRef, need int) (covered, error) {
 	k, ok := c.coverage.get(ref)
 	if ok && (k.session || c.countMembers(k.holders) >= max(need, 1)) {
@@ -214,6 +215,9 @@ func (c *Cluster) combine(ref hsm.KeyRef, answers []answer[hsm.KeyInfo]) (Key, e
 		case !errors.Is(a.err, hsm.ErrNotFound) || refused == nil:
 			refused = a.err
 		}
+	}
+	if n := len(c.all()) - len(answers); n > 0 && unreachable == nil {
+		unreachable = fmt.Errorf("%w: %d HSMs are away", hsm.ErrUnavailable, n) // and may hold the key
 	}
 	switch {
 	case len(key.Coverage) > 0:

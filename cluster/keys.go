@@ -25,8 +25,9 @@ type User struct {
 	Consistent bool
 }
 
-// Key returns one key and asks every HSM for it. hsm.ErrNotFound, or
-// hsm.ErrDestroyed if any HSM knows it destroyed.
+// Key returns one key and asks every HSM for it. hsm.ErrNotFound, which matches
+// hsm.ErrUnavailable too if HSMs are away that may hold it; or hsm.ErrDestroyed if
+// any HSM knows it destroyed.
 func (c *Cluster) Key(ctx context.Context, ref hsm.KeyRef) (Key, error) {
 	return c.discover(ctx, ref, 0)
 }
