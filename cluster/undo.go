@@ -113,6 +113,9 @@ func (o *operation) entomb(ctx context.Context) []hsm.MaskedObject {
 			}
 			r.wake()
 		}
+		// An HSM that refuses at once changes its state at once: each round takes a
+		// moment, so that it is not asked as fast as it refuses.
+		pause(ctx, o.c.timing.backoffMin/4, nil)
 		pause(ctx, o.c.timing.backoffMin, changed)
 	}
 	return nil
