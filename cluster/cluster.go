@@ -2,9 +2,10 @@ package cluster
 
 import (
 	"context"
+	"crypto/rand"
+	"encoding/binary"
 	"fmt"
 	"log/slog"
-	"math/rand/v2"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -31,6 +32,7 @@ type Cluster struct {
 
 	policy   atomic.Pointer[Policy]
 	remotes  atomic.Pointer[[]*remote] // replaced whole under mu
+	seed     uint64                    // of all chance in waits and turns
 	turn     atomic.Uint32
 	coverage *coverageCache
 
@@ -105,7 +107,10 @@ func Open(ctx context.Context, p *profile.Profile, cred Credential, opts ...Opti
 	for _, o := range opts {
 		o(c)
 	}
-	c.turn.Store(rand.Uint32N(1 << 16)) // short-lived clients must not all begin with the same HSM
+	var seed [8]byte
+	rand.Read(seed[:])
+	c.seed = binary.LittleEndian.Uint64(seed[:])
+	c.turn.Store(uint32(c.seed % (1 << 16))) // short-lived clients must not all begin with the same HSM
 	c.auth = newAuth(cred)
 	c.applySettings(hsm.Settings{})
 	c.remotes.Store(&[]*remote{})

@@ -156,8 +156,9 @@ func (c *Cluster) identify(r *remote, info hsm.Info) error {
 // watch looks for new members and settings now and then, and as soon as an HSM
 // has gone: it may have moved.
 func (c *Cluster) watch() {
+	chance := c.jitters("watch")
 	for c.base.Err() == nil {
-		pause(c.base, jitter(c.timing.refresh), nil)
+		pause(c.base, jitter(chance, c.timing.refresh), nil)
 		c.refresh(c.base)
 	}
 }

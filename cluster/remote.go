@@ -4,7 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math/rand/v2"
+	"hash/fnv"
+	mathrand "math/rand/v2"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -97,7 +98,7 @@ func (r *remote) fail(l *link, err error) {
 // keepUp is the keeper.
 func (r *remote) keepUp(ctx context.Context) {
 	defer r.disconnect()
-	t := r.c.timing
+	t, chance := r.c.timing, r.c.jitters(r.describe().Address)
 	wait := t.backoffMin
 	for ctx.Err() == nil {
 		err := r.connect(ctx)
@@ -110,7 +111,7 @@ func (r *remote) keepUp(ctx context.Context) {
 				continue
 			}
 		}
-		pause(ctx, jitter(wait), r.kick)
+		pause(ctx, jitter(chance, wait), r.kick)
 		wait = min(2*wait, t.backoffMax)
 	}
 }
@@ -135,8 +136,17 @@ func (r *remote) tried(err error) {
 }
 
 // jitter spreads d by a quarter up and down.
-func jitter(d time.Duration) time.Duration {
-	return d - d/4 + rand.N(d/2+1)
+func jitter(r *mathrand.Rand, d time.Duration) time.Duration {
+	return d - d/4 + time.Duration(r.Int64N(int64(d/2)+1))
+}
+
+// jitters returns the chance in the waits of one goroutine. Each has its own,
+// which follows from the client's seed and a name, so that in a simulation it does
+// not depend on the order in which goroutines run.
+func (c *Cluster) jitters(name string) *mathrand.Rand {
+	h := fnv.New64a()
+	h.Write([]byte(name))
+	return mathrand.New(mathrand.NewPCG(c.seed, h.Sum64()))
 }
 
 // pause waits for d, for an event, or for the context.

@@ -44,6 +44,7 @@ type peer struct {
 // keepUp syncs with one peer until the context ends.
 func (s *syncer) keepUp(ctx context.Context, p *peer) {
 	defer p.disconnect()
+	pause := s.pauses(p.member.ID)
 	for {
 		stale := p.current() != nil
 		err := s.exchange(ctx, p)
@@ -69,7 +70,7 @@ func (s *syncer) keepUp(ctx context.Context, p *peer) {
 		select {
 		case <-ctx.Done():
 			return
-		case <-time.After(s.pause()):
+		case <-time.After(pause()):
 		}
 	}
 }

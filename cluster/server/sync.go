@@ -2,11 +2,13 @@ package server
 
 import (
 	"context"
+	"crypto/rand"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
-	"math/rand/v2"
+	mathrand "math/rand/v2"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -29,6 +31,7 @@ type Dial func(ctx context.Context, m hsm.Member) (hsm.Module, error)
 // An idle round costs one small message per peer. Each peer has a goroutine of
 // its own: one that is slow, or does not answer, holds up no other.
 type syncer struct {
+	seed     uint64 // of the jitter
 	self     hsm.HSMID
 	session  hsm.Session // the local HSM, as RoleHSM
 	local    Local
@@ -51,8 +54,10 @@ type syncer struct {
 }
 
 func newSyncer(self hsm.HSMID, session hsm.Session, local Local, dial Dial, interval time.Duration, log *slog.Logger) *syncer {
+	var seed [8]byte
+	rand.Read(seed[:])
 	return &syncer{
-		self: self, session: session, local: local, dial: dial, interval: interval, log: log,
+		seed: binary.LittleEndian.Uint64(seed[:]), self: self, session: session, local: local, dial: dial, interval: interval, log: log,
 		expelled: make(chan struct{}, 1), peers: map[hsm.HSMID]*peer{}, shown: map[hsm.HSMID]*progress{},
 		after: func(context.Context) {},
 	}
@@ -66,6 +71,7 @@ func (s *syncer) run(ctx context.Context) error {
 	var peers sync.WaitGroup
 	defer peers.Wait()
 	defer cancel()
+	pause := s.pauses(s.self)
 	for {
 		if s.follow(ctx, &peers) {
 			return removed(s.self)
@@ -78,14 +84,19 @@ func (s *syncer) run(ctx context.Context) error {
 			return nil
 		case <-s.expelled:
 			return removed(s.self)
-		case <-time.After(s.pause()):
+		case <-time.After(pause()):
 		}
 	}
 }
 
-// pause is the time until the next round.
-func (s *syncer) pause() time.Duration {
-	return s.interval - s.interval/4 + rand.N(s.interval/2+1)
+// pauses returns the times between rounds of one goroutine. Each goroutine has
+// its own chance, which follows from the syncer's seed and a name, so that in a
+// simulation it does not depend on the order in which goroutines run.
+func (s *syncer) pauses(name hsm.HSMID) func() time.Duration {
+	chance := mathrand.New(mathrand.NewPCG(s.seed, uint64(name)))
+	return func() time.Duration {
+		return s.interval - s.interval/4 + time.Duration(chance.Int64N(int64(s.interval/2)+1))
+	}
 }
 
 // follow follows the member list: it starts to sync with new members, and stops
