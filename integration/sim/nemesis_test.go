@@ -1,0 +1,169 @@
+package sim
+
+import (
+	"fmt"
+	"sync"
+	"time"
+)
+
+// nemesis is what goes wrong in one round.
+type nemesis struct {
+	r       *region
+	callers *callers
+	round   int
+	lost    int // HSMs whose disks were lost for good in this round
+	pending sync.WaitGroup
+	over    chan struct{}
+}
+
+func newNemesis(r *region, cs *callers, round int) *nemesis {
+	return &nemesis{r: r, callers: cs, round: round, over: make(chan struct{})}
+}
+
+// rage lets things go wrong for a while.
+func (n *nemesis) rage(d time.Duration) {
+	w := n.r.w
+	w.net.stormy.Store(true)
+	until := time.Now().Add(d)
+	for step := 0; time.Now().Before(until) && !w.failed(); step++ {
+		d := w.dice("nemesis", fmt.Sprint(n.round), fmt.Sprint(step))
+		time.Sleep(d.between(200*time.Millisecond, 6*time.Second))
+		n.strike(d)
+	}
+}
+
+// strike lets one thing go wrong.
+func (n *nemesis) strike(d *dice) {
+	w := n.r.w
+	boxes := n.r.members()
+	b := boxes[d.n(len(boxes))]
+	w.count(func(s *stats) { s.faults++ })
+	switch what := d.n(100); {
+	case what < 15:
+		b.kill()
+		n.restart(b, d)
+	case what < 40:
+		b.setFuse(1 + d.n(60)*d.n(4))
+		n.restart(b, d)
+	case what < 50:
+		n.partition(b, d)
+	case what < 60:
+		n.cutOff(b, d)
+	case what < 70:
+		n.jump(b, d)
+	case what < 78:
+		n.fill(b, d)
+	case what < 84:
+		b.remember()
+	case what < 88:
+		if n.lost < n.r.copies()-1 && b.rollBack() {
+			n.lost++
+			w.checker.safe(n.r)
+			n.restart(b, d)
+		}
+	default:
+		c := n.callers.all[d.n(len(n.callers.all))]
+		c.die()
+	}
+}
+
+// later does something after a while, unless the storm is over by then.
+func (n *nemesis) later(after time.Duration, f func()) {
+	n.pending.Go(func() {
+		select {
+		case <-time.After(after):
+			f()
+		case <-n.over:
+		}
+	})
+}
+
+// restart starts an HSM after a while; it may lose power again as it starts.
+func (n *nemesis) restart(b *box, d *dice) {
+	fuse := 0
+	if d.hit(250) {
+		fuse = 1 + d.n(40)
+	}
+	n.later(d.between(100*time.Millisecond, 25*time.Second), func() { b.start(fuse) })
+}
+
+// partition cuts an HSM off from its peers, in one direction or both.
+func (n *nemesis) partition(b *box, d *dice) {
+	way := d.n(3)
+	for _, p := range n.r.members() {
+		if p != b {
+			n.cut(p.name, b.name, way)
+		}
+	}
+	n.later(d.between(time.Second, 30*time.Second), func() {
+		for _, p := range n.r.members() {
+			n.mend(p.name, b.name)
+		}
+	})
+}
+
+// cutOff cuts an HSM off from one caller.
+func (n *nemesis) cutOff(b *box, d *dice) {
+	c := n.callers.all[d.n(len(n.callers.all))]
+	n.cut(c.name, b.name, d.n(3))
+	n.later(d.between(time.Second, 30*time.Second), func() { n.mend(c.name, b.name) })
+}
+
+func (n *nemesis) cut(a, b string, way int) {
+	if way != 1 {
+		n.r.w.net.setCut(a, b, true)
+	}
+	if way != 2 {
+		n.r.w.net.setCut(b, a, true)
+	}
+}
+
+func (n *nemesis) mend(a, b string) {
+	n.r.w.net.setCut(a, b, false)
+	n.r.w.net.setCut(b, a, false)
+}
+
+// jump sets an HSM's clock wrong by minutes.
+func (n *nemesis) jump(b *box, d *dice) {
+	skew := d.between(0, 16*time.Minute) - 8*time.Minute
+	b.skew.Store(int64(skew))
+	n.r.w.trace.add("the clock of %s is off by %s", b.name, skew)
+}
+
+// fill fills a disk for a while.
+func (n *nemesis) fill(b *box, d *dice) {
+	b.setFull(noSpaceSoon)
+	n.later(d.between(time.Second, 20*time.Second), func() { b.setFull(0) })
+}
+
+// stop ends the storm: all is mended, and every HSM runs.
+func (n *nemesis) stop() {
+	close(n.over)
+	n.pending.Wait()
+	n.r.w.net.heal()
+	for _, b := range n.r.members() {
+		b.skew.Store(0)
+		b.setFull(0)
+		b.setFuse(0)
+		b.start(0)
+	}
+}
+
+// setFuse lets an HSM crash after some more steps of its disk.
+func (b *box) setFuse(steps int) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.disk != nil {
+		b.disk.fuse.Store(int64(steps))
+		b.w.trace.add("%s will crash after %d steps", b.name, steps)
+	}
+}
+
+func (b *box) setFull(how int32) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.disk != nil {
+		b.disk.full.Store(how)
+		b.w.trace.add("the disk of %s is full: %d", b.name, how)
+	}
+}

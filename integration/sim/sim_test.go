@@ -1,0 +1,93 @@
+package sim
+
+import (
+	"flag"
+	"os"
+	"strings"
+	"testing"
+	"time"
+)
+
+var (
+	flagSeed  = flag.Uint64("sim.seed", 0, "run this seed, and keep its trace")
+	flagTrace = flag.String("sim.trace", "trace.txt", "where the trace of that seed goes")
+)
+
+// usual is what a seed goes through.
+func usual(seed uint64) script { return script{seed: seed, rounds: 2, storm: time.Minute} }
+
+// check fails the test if a simulation found something, and tells how to see it
+// again.
+func check(t *testing.T, res result) {
+	t.Helper()
+	if len(res.violations) == 0 {
+		return
+	}
+	t.Fatalf("seed %d: %s\nthe last that happened:\n%s\nreplay it: go test ./integration/sim -run TestSeed -sim.seed %d",
+		res.seed, strings.Join(res.violations, "\n"), res.trace.tail(60), res.seed)
+}
+
+// TestSimulation runs some seeds. TestLong runs as many as there is time for.
+func TestSimulation(t *testing.T) {
+	for seed := uint64(1); seed <= 24; seed++ {
+		check(t, simulate(t, usual(seed)))
+	}
+}
+
+// TestSeed replays the seed of the flag, and writes down all that happens.
+func TestSeed(t *testing.T) {
+	if *flagSeed == 0 {
+		*flagSeed, *flagTrace = 7, os.DevNull
+	}
+	res := simulate(t, usual(*flagSeed))
+	if err := os.WriteFile(*flagTrace, []byte(strings.Join(res.trace.lines, "\n")+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("seed %d: %s of virtual time, %+v; trace %s in %s", res.seed, res.virtual, res.stats, res.sum, *flagTrace)
+	check(t, res)
+}
+
+// TestSeedReplays compares all that is seen in two runs of a seed.
+func TestSeedReplays(t *testing.T) {
+	for seed := uint64(101); seed < 105; seed++ {
+		a, b := simulate(t, usual(seed)), simulate(t, usual(seed))
+		if a.sum == b.sum {
+			continue
+		}
+		for i, line := range a.trace.lines {
+			if i >= len(b.trace.lines) || line != b.trace.lines[i] {
+				t.Errorf("seed %d goes another way at line %d of %d: %s", seed, i, len(a.trace.lines), line)
+				break
+			}
+		}
+	}
+}
+
+// TestSimulationFindsPlanted puts bugs in and counts the seeds it takes to find
+// them.
+func TestSimulationFindsPlanted(t *testing.T) {
+	for _, p := range []struct {
+		plant plant
+		seeds uint64
+		says  string // one of the violations
+	}{
+		{skipSync, 10, "has lost"},
+	} {
+		t.Run(string(p.plant), func(t *testing.T) { findPlanted(t, p.plant, p.seeds, p.says) })
+	}
+}
+
+func findPlanted(t *testing.T, p plant, seeds uint64, says string) {
+	var other []string
+	for seed := uint64(1); seed <= seeds; seed++ {
+		s := usual(seed)
+		s.plant = p
+		res := simulate(t, s)
+		if strings.Contains(strings.Join(res.violations, "\n"), says) {
+			t.Logf("seed %d of %d: %s", seed, seeds, res.violations[0])
+			return
+		}
+		other = append(other, res.violations...)
+	}
+	t.Errorf("not found in %d seeds; found: %q", seeds, other)
+}

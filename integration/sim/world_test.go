@@ -1,0 +1,350 @@
+package sim
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/cryptotest"
+	"testing/synctest"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+
+	"github.com/hsmbackup/hsmbackup/cluster"
+	"github.com/hsmbackup/hsmbackup/cluster/hsm"
+	"github.com/hsmbackup/hsmbackup/cluster/profile"
+	"github.com/hsmbackup/hsmbackup/cluster/reconcile"
+	"github.com/hsmbackup/hsmbackup/integration/history"
+)
+
+// world is one simulation.
+type world struct {
+	seed    uint64
+	plant   plant
+	keyring *hsm.Keyring
+	net     *network
+	trace   *trace
+	checker *checker
+	history *history.Recorder
+	regions []*region
+	over    chan struct{} // closed when the simulation ends
+
+	work sync.WaitGroup // all goroutines
+
+	mu         sync.Mutex
+	violations []string
+	stats      stats
+}
+
+// stats counts what a simulation went through.
+type stats struct {
+	created, failed, unknown, used, destroyed, calls, faults int
+	kinds                                                    map[string]int
+}
+
+// region is one cluster.
+type region struct {
+	w        *world
+	name     string
+	id       hsm.ClusterID
+	policy   cluster.Policy
+	mayDoubt bool // an HSM was removed, so that some operations stay in doubt
+
+	mu    sync.Mutex
+	boxes []*box // removed ones too
+}
+
+const (
+	adminName = "root"
+	password  = "a-password"
+)
+
+// users are the crypto users of every simulation.
+var users = []string{"alice", "bob"}
+
+func secret(s string) hsm.Secret { return hsm.NewSecret([]byte(s)) }
+
+func (w *world) violate(format string, args ...any) {
+	text := fmt.Sprintf(format, args...)
+	w.trace.add("VIOLATION %s", text)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.violations = append(w.violations, text)
+}
+
+func (w *world) failed() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return len(w.violations) > 0
+}
+
+// count counts something that happened.
+func (w *world) count(f func(*stats)) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	f(&w.stats)
+}
+
+// background runs f on its own. The simulation ends after all such work.
+func (w *world) background(f func()) { w.work.Go(f) }
+
+func (w *world) allBoxes() (all []*box) {
+	for _, r := range w.regions {
+		all = append(all, r.members()...)
+	}
+	return all
+}
+
+// members lists the HSMs that were not removed.
+func (r *region) members() []*box {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.DeleteFunc(slices.Clone(r.boxes), func(b *box) bool { return b.gone })
+}
+
+// owns tells whether keys with this label are made in the region.
+func (r *region) owns(label string) bool { return strings.HasPrefix(label, r.name+"/") }
+
+// regionOf tells in which region a caller is.
+func (w *world) regionOf(e *endpoint) string {
+	name, _, _ := strings.Cut(e.name, "/")
+	return name
+}
+
+// rights are those of a caller's certificate on an HSM: of a member that was
+// removed, none are left.
+func (w *world) rights(from *endpoint, to *box) hsm.Principal {
+	if from.who.Role != hsm.RoleHSM {
+		return from.who
+	}
+	to.mu.Lock()
+	eye := to.eye
+	to.mu.Unlock()
+	if eye != nil {
+		members, err := eye.Members(context.Background())
+		if i := slices.IndexFunc(members, func(m hsm.Member) bool { return m.ID.String() == from.who.Name }); err == nil && i >= 0 && !members[i].Removed {
+			return from.who
+		}
+	}
+	return hsm.Principal{Role: hsm.RoleNone, Name: from.who.Name}
+}
+
+// newRegion makes a cluster, as server.Create does: the first HSM is filled, the
+// others are copies.
+func (w *world) newRegion(name string, hsms int, p cluster.Policy, from *region) *region {
+	r := &region{w: w, name: name, id: hsm.NewClusterID(), policy: p}
+	w.regions = append(w.regions, r)
+	for range hsms {
+		r.add()
+	}
+	first := r.boxes[0]
+	for _, b := range r.boxes {
+		r.must(first, hsm.Change{Kind: hsm.ChangeMember, Member: &b.member})
+	}
+	if from == nil {
+		r.fill(first)
+	} else {
+		r.copy(from.boxes[0], first, hsm.ScopeLineage)
+	}
+	for _, b := range r.boxes[1:] {
+		r.copy(first, b, hsm.ScopeCluster)
+		r.copy(first, b, hsm.ScopeLineage)
+	}
+	return r
+}
+
+func (r *region) fill(b *box) {
+	r.must(b, hsm.Change{Kind: hsm.ChangeUserCreate, User: adminName, Role: hsm.RoleAdmin, Password: secret(password)})
+	r.must(b, hsm.Change{Kind: hsm.ChangeSettings, Settings: &hsm.Settings{MinCopies: r.policy.MinCopies, CheckOnUse: r.policy.CheckOnUse}})
+	h, _ := b.running()
+	s, err := h.Module(hsm.Principal{Role: hsm.RoleAdmin, Name: adminName}).Session(context.Background())
+	for _, u := range users {
+		if err == nil {
+			_, err = s.Change(context.Background(), hsm.Change{Kind: hsm.ChangeUserCreate, User: u, Role: hsm.RoleCryptoUser, Password: secret(password)})
+		}
+	}
+	if err != nil {
+		r.w.violate("%s: %v", b.name, err)
+	}
+}
+
+// must changes an HSM past the network.
+func (r *region) must(b *box, c hsm.Change) {
+	if _, err := b.eye.Change(context.Background(), c); err != nil {
+		r.w.violate("%s: %s: %v", b.name, c.Kind, err)
+	}
+}
+
+func (r *region) copy(from, to *box, s hsm.Scope) {
+	if _, err := reconcile.Copy(context.Background(), from.eye.Scoped(s), to.eye.Scoped(s)); err != nil {
+		r.w.violate("copy %s to %s: %v", from.name, to.name, err)
+	}
+}
+
+// add adds a new HSM with an empty disk, and starts it.
+func (r *region) add() *box {
+	r.mu.Lock()
+	n := len(r.boxes) + 1
+	b := &box{
+		w: r.w, region: r, name: fmt.Sprintf("%s/hsm-%d", r.name, n), image: vfs.NewCrashableMem(),
+		member: hsm.Member{ID: hsm.NewHSMID(), Name: fmt.Sprintf("hsm-%d", n), Address: fmt.Sprintf("%s-hsm-%d:2223", r.name, n), Zone: fmt.Sprintf("zone-%d", n)},
+	}
+	r.boxes = append(r.boxes, b)
+	r.mu.Unlock()
+	b.start(0)
+	return b
+}
+
+func (r *region) profile() *profile.Profile {
+	p := &profile.Profile{Name: r.name, ID: r.id, Lineage: r.w.keyring.Lineage(), Region: r.name}
+	for _, b := range r.members() {
+		p.HSMs = append(p.HSMs, profile.HSM{ID: b.member.ID, Name: b.member.Name, Address: b.member.Address, Zone: b.member.Zone})
+	}
+	return p
+}
+
+// script says what a simulation goes through.
+type script struct {
+	seed   uint64
+	plant  plant
+	rounds int           // of storm and calm
+	storm  time.Duration // of one round
+}
+
+// result is what came out of one.
+type result struct {
+	seed       uint64
+	violations []string
+	sum        string // of the trace
+	trace      *trace
+	virtual    time.Duration
+	stats      stats
+	looks      int
+}
+
+// simulate runs one simulation in a bubble of its own.
+func simulate(t *testing.T, s script) (res result) {
+	t.Helper()
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
+	cryptotest.SetGlobalRandom(t, s.seed)
+	var w *world
+	synctest.Test(t, func(*testing.T) { w, res = run(s) })
+	if len(res.violations) == 0 {
+		for _, v := range history.Check(w.history.History()) {
+			res.violations = append(res.violations, v.Error())
+		}
+	}
+	return res
+}
+
+// tooLong is a virtual time in which a simulation is over, unless something waits
+// for ever.
+const tooLong = 6 * time.Hour
+
+func run(s script) (*world, result) {
+	w := &world{seed: s.seed, plant: s.plant, keyring: hsm.NewKeyring(), over: make(chan struct{}), stats: stats{kinds: map[string]int{}}}
+	w.trace, w.checker, w.net = newTrace(), newChecker(w), newNetwork(w)
+	w.history = history.NewRecorder(func() int64 { return int64(w.trace.now()) })
+	stuck := time.AfterFunc(tooLong, func() { panic(fmt.Sprintf("seed %d is stuck", s.seed)) })
+	w.play(s)
+	virtual := w.trace.now()
+	close(w.over)
+	for _, r := range w.regions {
+		for _, b := range r.boxes {
+			b.kill()
+		}
+	}
+	w.work.Wait()
+	stuck.Stop()
+	return w, result{
+		seed: s.seed, violations: w.violations, sum: w.trace.sum(), trace: w.trace, virtual: virtual, stats: w.stats, looks: w.checker.looks,
+	}
+}
+
+// play is the simulation: a cluster, its clients, and rounds of storm and calm.
+func (w *world) play(s script) {
+	d := w.dice("script")
+	policy := []cluster.Policy{{MinCopies: 2, CheckOnUse: true}, {MinCopies: 2, CheckOnUse: true}, {MinCopies: 1}, {MinCopies: 2}, {MinCopies: 3, CheckOnUse: true}}[d.n(5)]
+	r := w.newRegion("east", max(policy.MinCopies, 2)+d.n(3), policy, nil)
+	time.Sleep(d.between(time.Second, 2*time.Second))
+	callers := newCallers(r, 2+d.n(2))
+	for round := range s.rounds {
+		if w.failed() {
+			break
+		}
+		w.trace.add("round %d", round)
+		w.round(r, callers, round, s.storm)
+	}
+	callers.end()
+}
+
+// round is a storm and the calm after it.
+func (w *world) round(r *region, callers *callers, round int, storm time.Duration) {
+	callers.work()
+	n := newNemesis(r, callers, round)
+	n.rage(storm)
+	callers.rest()
+	n.stop()
+	w.settle(r)
+}
+
+// settleWithin bounds the time in which a cluster comes together after the last
+// fault: leases of creations, and clocks that were minutes ahead.
+const settleWithin = 20 * time.Minute
+
+// settle waits until all HSMs hold the same, and then checks what must hold.
+func (w *world) settle(r *region) {
+	began := time.Now()
+	time.Sleep(callerLease + 5*time.Second) // what clients left behind is over then
+	for {
+		diff := w.checker.differences(r)
+		if len(diff) == 0 && w.net.flights.Load() == 0 {
+			break
+		}
+		if time.Since(began) > settleWithin && len(diff) > 0 {
+			w.violate("%s after the last fault: %s", settleWithin, strings.Join(diff, "; "))
+			return
+		}
+		if w.failed() {
+			return
+		}
+		time.Sleep(w.dice("settle", fmt.Sprint(w.trace.now())).between(200*time.Millisecond, 400*time.Millisecond))
+	}
+	for _, b := range r.members() {
+		w.checker.look(b)
+	}
+	w.checker.settled(r)
+	w.history.Settled()
+	w.trace.add("settled after %s", time.Since(began))
+}
+
+// plant is a bug put in on purpose.
+type plant string
+
+// The planted bugs. None is in the product: they are in what stands around it.
+const (
+	nothing  plant = ""
+	skipSync plant = "the disk does not sync"
+)
+
+// prepare, resolve and insert are what an HSM does when it is asked to; a planted
+// bug does something else.
+func (w *world) prepare(ctx context.Context, s *session, op hsm.OpID, lease time.Duration, objects []hsm.MaskedObject) error {
+	return s.inner.Prepare(ctx, op, lease, objects)
+}
+
+func (w *world) resolve(ctx context.Context, s *session, op hsm.OpID) (hsm.OpState, error) {
+	return s.inner.Resolve(ctx, op)
+}
+
+func (w *world) insert(ctx context.Context, s *session, objects []hsm.MaskedObject) (hsm.Inserted, error) {
+	return s.replica().Insert(ctx, each(objects))
+}
+
+// byName orders boxes.
+func byName(a, b *box) int { return cmp.Compare(a.name, b.name) }
