@@ -91,6 +91,9 @@ func readMark(ctx context.Context, store storage.Store, info storage.Info) (take
 	if err != nil {
 		return takenMark{}, fmt.Errorf("%s: %w", info.Name, err)
 	}
+	if info.Modified.IsZero() { // a store that does not tell: then nothing is due
+		info.Modified = time.Now()
+	}
 	return takenMark{Mark: m, at: info.Modified}, nil
 }
 

@@ -204,7 +204,7 @@ func (p *PrunePlan) objects(ctx context.Context, store storage.Store, inv *Inven
 			if !ours(info.Name) || inv.needs(info.Name, going) {
 				continue
 			}
-			if p.Held == "" && !info.Modified.After(p.At.Add(-p.options.Grace)) && !removed.After(p.At.Add(-p.options.Grace)) {
+			if p.Held == "" && !info.Modified.IsZero() && !info.Modified.After(p.At.Add(-p.options.Grace)) && !removed.After(p.At.Add(-p.options.Grace)) {
 				p.Objects = append(p.Objects, PlannedObject{Name: info.Name, Size: info.Size, stored: info.Modified})
 				p.Bytes += info.Size
 				continue

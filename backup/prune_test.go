@@ -42,13 +42,12 @@ func (s *clockStore) tick(d time.Duration) {
 }
 
 func (s *clockStore) Put(ctx context.Context, name string, body io.ReadSeeker, size int64) error {
-	err := s.Store.Put(ctx, name, body, size)
-	if err == nil {
-		s.mu.Lock()
-		defer s.mu.Unlock()
+	s.mu.Lock()
+	if s.taken[name].IsZero() { // before anybody can list it
 		s.taken[name] = s.now
 	}
-	return err
+	s.mu.Unlock()
+	return s.Store.Put(ctx, name, body, size)
 }
 
 func (s *clockStore) List(ctx context.Context, prefix string) iter.Seq2[storage.Info, error] {
