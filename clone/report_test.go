@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"html"
+	"io"
 	"strings"
 	"testing"
 	"time"
@@ -137,4 +138,30 @@ func TestThePrintedReportTellsDoubts(t *testing.T) {
 	if !strings.Contains(out.String(), "FAILED: 1 doubts") || !strings.Contains(out.String(), "DOUBT      key 0x01 is missing") {
 		t.Errorf("printed:\n%s", out.String())
 	}
+}
+
+// FuzzReadReport: anything but a report is refused, and nothing verifies that no
+// HSM has signed.
+func FuzzReadReport(f *testing.F) {
+	r := newReport("test")
+	whole, err := json.Marshal(r)
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(whole)
+	f.Add([]byte(`{"signature":{"public":"","signature":""}}`))
+	f.Add([]byte("{}{}"))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		r, err := ReadReport(b)
+		if err != nil {
+			if !errors.Is(err, hsm.ErrInvalid) {
+				t.Errorf("%v is not ErrInvalid", err)
+			}
+			return
+		}
+		if r.Verify(r.Lineage) == nil {
+			t.Error("a signature that nobody made verifies")
+		}
+		r.Print(io.Discard)
+	})
 }

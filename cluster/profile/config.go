@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"github.com/hsmbackup/hsmbackup/cluster/hsm"
 )
 
 // EnvConfig names the environment variable that holds the path of the user's
@@ -42,7 +44,7 @@ func ConfigPath() (string, error) {
 // LoadConfig reads the configuration file at path. Without a file, the
 // configuration is empty.
 func LoadConfig(path string) (*Config, error) {
-	b, err := os.ReadFile(path)
+	b, err := hsm.ReadSmallFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return &Config{}, nil
 	}

@@ -87,18 +87,25 @@ func Load(path string) (*Profile, error) {
 	if st, err := os.Stat(path); err == nil && st.IsDir() {
 		file = filepath.Join(path, FileName)
 	}
-	b, err := os.ReadFile(file)
+	b, err := hsm.ReadSmallFile(file)
 	if err != nil {
 		return nil, fmt.Errorf("read cluster profile: %w", err)
 	}
-	p := &Profile{path: file}
-	if err := decode(b, p); err != nil {
+	p, err := parse(b)
+	if err != nil {
 		return nil, fmt.Errorf("%s: %w", file, err)
 	}
-	if err := p.Validate(); err != nil {
-		return nil, fmt.Errorf("%s: %w", file, err)
-	}
+	p.path = file
 	return p, nil
+}
+
+// parse decodes a profile and validates it. ErrInvalid.
+func parse(b []byte) (*Profile, error) {
+	p := &Profile{}
+	if err := decode(b, p); err != nil {
+		return nil, err
+	}
+	return p, p.Validate()
 }
 
 func decode(b []byte, into any) error {

@@ -22,7 +22,7 @@ import (
 	"github.com/hsmbackup/hsmbackup/cluster/hsm"
 )
 
-func testCA(t *testing.T) string {
+func testCA(t testing.TB) string {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -36,7 +36,7 @@ func testCA(t *testing.T) string {
 	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}))
 }
 
-func testProfile(t *testing.T) *Profile {
+func testProfile(t testing.TB) *Profile {
 	return &Profile{
 		Name: "payments", ID: hsm.NewClusterID(), Lineage: hsm.NewKeyring().Lineage(), Region: "eu-central-1", CA: testCA(t),
 		MinCopies: 2, MinZones: 2, CheckOnUse: true, Client: "client.pem", Appliance: "/etc/appliance.pem",

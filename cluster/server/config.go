@@ -64,13 +64,18 @@ type Config struct {
 // holds none, or one that does not decode.
 func LoadConfig(folder string) (*Config, error) {
 	path := filepath.Join(folder, configFile)
-	b, err := os.ReadFile(path)
+	b, err := hsm.ReadSmallFile(path)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("%w %s holds no HSM: no %s", ErrFolder, folder, configFile)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("%w %s: %w", ErrFolder, folder, err)
 	}
+	return parseConfig(b, path)
+}
+
+// parseConfig decodes hsm.yaml, which lies at path. ErrFolder.
+func parseConfig(b []byte, path string) (*Config, error) {
 	var c Config
 	if err := yaml.NewDecoder(bytes.NewReader(b), yaml.Strict()).Decode(&c); err != nil {
 		return nil, fmt.Errorf("%w: %s does not decode: %s", ErrFolder, path, firstLine(err))

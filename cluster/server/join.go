@@ -144,7 +144,7 @@ func (j *joiner) stage(dir string) (unlock func(), err error) {
 
 // begin takes up what an earlier run with the same token left, or starts anew.
 func (j *joiner) begin() error {
-	sealed, err := os.ReadFile(filepath.Join(j.staging, pendingFile))
+	sealed, err := hsm.ReadSmallFile(filepath.Join(j.staging, pendingFile))
 	if err == nil {
 		if j.seal, err = j.openSeal(); err != nil {
 			return err
@@ -184,14 +184,23 @@ func (j *joiner) resume(sealed []byte) error {
 		return err
 	}
 	defer plain.Wipe()
-	var p pending
-	if err := cbor.Unmarshal(plain.Reveal(), &p); err != nil || p.Version != pendingVersion {
-		return fmt.Errorf("%w: it does not decode", ErrFolder)
+	p, err := parsePending(plain)
+	if err != nil {
+		return err
 	}
 	if slices.Equal(p.Invite, j.token.Invite[:]) {
-		j.pending = &p
+		j.pending = p
 	}
 	return nil
+}
+
+// parsePending decodes an unfinished join. ErrFolder.
+func parsePending(plain hsm.Secret) (*pending, error) {
+	var p pending
+	if err := cbor.Unmarshal(plain.Reveal(), &p); err != nil || p.Version != pendingVersion {
+		return nil, fmt.Errorf("%w: it does not decode", ErrFolder)
+	}
+	return &p, nil
 }
 
 // clean deletes what a later step of an earlier run left.

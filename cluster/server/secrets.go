@@ -41,7 +41,7 @@ func closeSecrets(s seal.Seal, k *hsm.Keyring, ca, tlsKey hsm.Secret) ([]byte, e
 
 func openSecrets(folder string, s seal.Seal) (*secrets, error) {
 	path := filepath.Join(folder, sealedFile)
-	sealed, err := os.ReadFile(path)
+	sealed, err := hsm.ReadSmallFile(path)
 	if err != nil {
 		return nil, fmt.Errorf("%w %s: %w", ErrFolder, folder, err)
 	}
@@ -50,6 +50,12 @@ func openSecrets(folder string, s seal.Seal) (*secrets, error) {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
 	defer plain.Wipe()
+	return parseSecrets(plain, path)
+}
+
+// parseSecrets decodes what the seal of the file at path protects. What it
+// returns shares no memory with plain. ErrFolder, hsm.ErrCorrupt.
+func parseSecrets(plain hsm.Secret, path string) (*secrets, error) {
 	var v sealedSecrets
 	if err := cbor.Unmarshal(plain.Reveal(), &v); err != nil {
 		return nil, fmt.Errorf("%w: %s does not decode", ErrFolder, path) // the error might quote keys

@@ -144,7 +144,7 @@ func (s *Server) listen(folder string) error {
 	if err != nil {
 		return err
 	}
-	ca, err := os.ReadFile(filepath.Join(folder, caFile))
+	ca, err := hsm.ReadSmallFile(filepath.Join(folder, caFile))
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrFolder, err)
 	}

@@ -103,6 +103,7 @@ var verdicts = []verdict{
 	{seal.ErrSeal, "seal", exitFailed, "give the seal the HSM was made with: HSMBACKUP_SEAL_PASSPHRASE or HSMBACKUP_SEAL_IDENTITY"},
 	{audit.ErrBroken, "audit", exitDoubt, "the log was changed from that line on; compare with a copy kept elsewhere"},
 	{profile.ErrUnknown, "unknown_cluster", exitFailed, "name a folder made by cluster create, or a cluster of the configuration file"},
+	{hsm.ErrFile, "file", exitFailed, "check the path: it must name an ordinary file"},
 	{fs.ErrNotExist, "not_found", exitFailed, "check the path"},
 	{fs.ErrPermission, "permission", exitFailed, "check the permissions of the path"},
 	{backup.ErrCorrupt, "backup", exitFailed, backup.Hint(backup.ErrCorrupt)},

@@ -5,7 +5,6 @@ import (
 	"encoding/hex"
 	"fmt"
 	"io"
-	"os"
 	"strings"
 
 	"github.com/urfave/cli/v2"
@@ -158,7 +157,7 @@ func identityFlags() []cli.Flag {
 func (p *program) openOptions(cc *cli.Context, bar *progress) (backup.OpenOptions, error) {
 	o := backup.OpenOptions{Progress: bar.backup}
 	for _, path := range cc.StringSlice("identity") {
-		b, err := os.ReadFile(path)
+		b, err := hsm.ReadSmallFile(path)
 		if err != nil {
 			return o, err
 		}

@@ -58,6 +58,14 @@ func FuzzStoredRows(f *testing.F) {
 		if v, err := parseVerifier(b); err == nil && (v.Iterations < 1 || v.Iterations > maxIterations) {
 			t.Error("a verifier out of bounds")
 		}
+		if _, err := parseMark(b); err != nil && !errors.Is(err, hsm.ErrCorrupt) {
+			t.Error(err)
+		}
+		for _, n := range []int{0, 1, 24, 25} {
+			if _, _, err := markOf(b[:min(n, len(b))]); err != nil && !errors.Is(err, hsm.ErrCorrupt) {
+				t.Error(err)
+			}
+		}
 		if _, err := decodeDigest(1, b); err != nil && !errors.Is(err, hsm.ErrCorrupt) {
 			t.Error(err)
 		}

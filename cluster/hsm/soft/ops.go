@@ -229,6 +229,10 @@ func readMark(r pebble.Reader, op hsm.OpID) (*mark, error) {
 	if b == nil || err != nil {
 		return nil, err
 	}
+	return parseMark(b)
+}
+
+func parseMark(b []byte) (*mark, error) {
 	var m mark
 	if err := cbor.Unmarshal(b, &m); err != nil {
 		return nil, fmt.Errorf("%w: mark of an operation does not decode", hsm.ErrCorrupt)

@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"syscall"
 
 	"github.com/hsmbackup/hsmbackup/cluster/hsm"
 )
@@ -95,9 +96,9 @@ func syncDir(dir string) error {
 
 // LoadIdentityFile reads an identity file. hsm.ErrDenied if others may read it,
 // since its key must then be taken for known; hsm.ErrInvalid if it is not an
-// identity file.
+// identity file, hsm.ErrFile if it is no ordinary file at all.
 func LoadIdentityFile(path string) (*Credential, error) {
-	f, err := os.Open(path)
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0) // a pipe is refused, not waited for
 	if err != nil {
 		return nil, fmt.Errorf("identity file: %w", err)
 	}
@@ -105,6 +106,9 @@ func LoadIdentityFile(path string) (*Credential, error) {
 	info, err := f.Stat()
 	if err != nil {
 		return nil, fmt.Errorf("identity file: %w", err)
+	}
+	if !info.Mode().IsRegular() {
+		return nil, fmt.Errorf("identity file: %w: %s is no ordinary file", hsm.ErrFile, path)
 	}
 	if info.Mode().Perm()&0o077 != 0 {
 		return nil, fmt.Errorf("%w: identity file %s holds a private key and others may read it (mode %s); run chmod 600 %s", hsm.ErrDenied, path, fs.FileMode(info.Mode().Perm()), path)

@@ -396,3 +396,35 @@ func TestIdentityFileRefused(t *testing.T) {
 		t.Errorf("missing: %v, want ErrNotExist", err)
 	}
 }
+
+// FuzzRequest: who sends anything as a signing request gets a certificate for the
+// identity that the authority decides on, or none.
+func FuzzRequest(f *testing.F) {
+	a, err := NewAuthority(hsm.Lineage{})
+	if err != nil {
+		f.Fatal(err)
+	}
+	request, _, err := NewRequest()
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(request)
+	f.Add(a.CertPEM())
+	id := HSMIdentity(1, 1)
+	f.Fuzz(func(t *testing.T, b []byte) {
+		cert, err := a.IssueFor(b, id, time.Hour)
+		if err != nil {
+			if !errors.Is(err, hsm.ErrInvalid) {
+				t.Errorf("%v is not ErrInvalid", err)
+			}
+			return
+		}
+		got, err := readBlocks(cert)
+		if err != nil || len(got.certs) != 1 {
+			t.Fatalf("issued %q: %v", cert, err)
+		}
+		if who, err := IdentityOf(got.certs[0]); err != nil || who != id {
+			t.Errorf("issued for %v, %v", who, err)
+		}
+	})
+}

@@ -73,7 +73,7 @@ func OpenFile(folder string) (Seal, error) {
 // OpenIdentity makes a seal of the first X25519 identity in an age identity
 // file.
 func OpenIdentity(path string) (Seal, error) {
-	b, err := os.ReadFile(path)
+	b, err := hsm.ReadSmallFile(path)
 	if err != nil {
 		return Seal{}, fmt.Errorf("%w: %w", ErrSeal, err)
 	}
