@@ -2,6 +2,7 @@ package synckey
 
 import (
 	"context"
+	"errors"
 	"iter"
 	"slices"
 
@@ -18,42 +19,80 @@ import (
 // object that has been destroyed since is left out, so that nothing is destroyed
 // that the plan did not show.
 func (p *Plan) Apply(ctx context.Context) error {
-	through := &through{p: p, total: p.forth.steps.len() + p.back.steps.len()}
+	through := &through{p: p, total: p.forth.steps.len() + p.back.steps.len(), pacer: p.pacer}
 	for _, f := range []*flow{p.forth, p.back} {
 		if f.steps.len() == 0 {
 			continue
 		}
-		inserted, err := f.to.Insert(ctx, through.counted(p.objects(ctx, f)))
-		p.Result.Applied += inserted.Added + inserted.Changed
-		p.Result.conflict(inserted.Conflicts...)
-		if err != nil {
+		if err := through.all(ctx, f); err != nil {
 			return f.to.wrap(err)
 		}
 	}
 	return nil
 }
 
-// through counts what is on its way.
+// through carries the objects of a plan over, at its rate, and counts them. It
+// holds one slice of them: see Rate.full.
 type through struct {
 	p           *Plan
+	pacer       *pacer
 	done, total int64
+
+	held []hsm.MaskedObject
+	size int64
 }
 
-func (t *through) counted(in iter.Seq2[hsm.MaskedObject, error]) iter.Seq2[hsm.MaskedObject, error] {
-	return func(yield func(hsm.MaskedObject, error) bool) {
-		for m, err := range in {
-			if err == nil {
-				t.p.Result.ObjectBytes += int64(len(m.Bytes))
-			}
-			if !yield(m, err) || err != nil {
-				return
-			}
-			t.done++
-			if report := t.p.options.Progress; report != nil {
-				report(min(t.done, t.total), t.total, t.p.Result.ObjectBytes)
-			}
+// all inserts what one direction holds. Of a source that fails on the way, what
+// it has handed over is inserted still.
+func (t *through) all(ctx context.Context, f *flow) error {
+	for m, err := range t.p.objects(ctx, f) {
+		if err != nil {
+			return errors.Join(err, t.flush(ctx, f))
+		}
+		t.held, t.size = append(t.held, m), t.size+int64(len(m.Bytes))
+		if !t.pacer.rate.full(len(t.held), t.size) {
+			continue
+		}
+		if err := t.flush(ctx, f); err != nil {
+			return err
 		}
 	}
+	return t.flush(ctx, f)
+}
+
+// flush inserts what is held. If we die before it returns, none, some or all of
+// it is there, and the next plan holds the rest; when it returns, all of it is
+// durable on as many HSMs as the policy wants.
+func (t *through) flush(ctx context.Context, f *flow) error {
+	held, r := t.held, t.p.Result
+	if len(held) == 0 {
+		return nil
+	}
+	if err := t.pacer.next(ctx, len(held), t.size); err != nil {
+		return err
+	}
+	inserted, err := f.to.Insert(ctx, func(yield func(hsm.MaskedObject, error) bool) {
+		for _, m := range held {
+			if !yield(m, nil) {
+				return
+			}
+		}
+	})
+	r.Applied += inserted.Added + inserted.Changed
+	r.conflict(inserted.Conflicts...)
+	r.ObjectBytes += t.size
+	if err != nil {
+		return err
+	}
+	t.done += int64(len(held))
+	if t.p.settled != nil {
+		t.p.settled(held)
+	}
+	if report := t.p.options.Progress; report != nil {
+		report(min(t.done, t.total), t.total, r.ObjectBytes)
+	}
+	t.held, t.size = held[:0], 0
+	return nil
 }
 
 // objects yields what one direction inserts, phase by phase.

@@ -31,7 +31,9 @@ type Plan struct {
 	back      *flow // the other way, with Options.Both
 	unsettled int   // objects on which the HSMs of one cluster do not agree yet
 	settle    time.Duration
-	checking  bool // made by Check: nothing will be applied
+	pacer     *pacer
+	settled   func([]hsm.MaskedObject) // told what has become durable; may be nil
+	checking  bool                     // made by Check: nothing will be applied
 	reasons   map[string]string
 }
 
@@ -50,10 +52,10 @@ func newPlan(ctx context.Context, src, dst *side, o Options, checking bool) (*Pl
 	if checking {
 		room = 0
 	}
-	p := &Plan{options: o, src: src, dst: dst, settle: settle, checking: checking, reasons: map[string]string{},
+	p := &Plan{options: o, src: src, dst: dst, settle: settle, pacer: newPacer(o.Rate), checking: checking, reasons: map[string]string{},
 		forth:  &flow{from: src, to: dst, wanted: true, steps: newSteps(&room), destroying: map[string]int{}},
 		back:   &flow{from: dst, to: src, wanted: o.Both, steps: newSteps(&room), destroying: map[string]int{}},
-		Result: &Result{Lineage: src.Lineage(), Src: describe(src), Dst: describe(dst), Conflicts: []hsm.KeyRef{}, Blocked: []Blocked{}},
+		Result: &Result{Lineage: src.Lineage(), Src: describe(src), Dst: describe(dst), Rate: o.Rate, Conflicts: []hsm.KeyRef{}, Blocked: []Blocked{}},
 	}
 	if err := p.prove(ctx); err != nil {
 		return nil, err

@@ -36,7 +36,8 @@ type Result struct {
 	Left        []Left `json:"left,omitempty"`
 	SketchBytes int64  `json:"sketch_bytes"`
 	ObjectBytes int64  `json:"object_bytes"`
-	RoundTrips  int    `json:"round_trips"` // to learn the difference
+	RoundTrips  int    `json:"round_trips"`   // to learn the difference
+	Rate        Rate   `json:"rate,omitzero"` // that bounded the insertions
 	// RootsEqual tells whether all HSMs that answered, of both clusters, had one
 	// root when last looked at. A crypto user's root is of the keys it owns.
 	RootsEqual bool     `json:"roots_equal"`

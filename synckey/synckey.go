@@ -27,7 +27,9 @@ type Options struct {
 	// shared user is missing are blocked, by name. It takes an admin or an
 	// appliance on both sides.
 	Users bool
-	// Progress is told how many objects of how many are through, and their size.
+	// Rate bounds how fast objects are inserted.
+	Rate Rate
+	// Progress is told how many objects of how many are durable, and their size.
 	Progress func(done, total, bytes int64)
 }
 

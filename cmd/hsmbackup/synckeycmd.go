@@ -23,6 +23,7 @@ func (p *program) synckeyCommand() *cli.Command {
 			&cli.BoolFlag{Name: "both", Usage: "bring the source up to the destination too"},
 			&cli.BoolFlag{Name: "destroyed", Usage: "destroy at the destination what was destroyed at the source"},
 			&cli.BoolFlag{Name: "users", Usage: "take users and policies along"},
+			&cli.StringFlag{Name: "rate", Usage: "insert at most so much, such as 500/s (objects) or 10MB/s (masked objects)"},
 			&cli.StringFlag{Name: "src-credential", Usage: "appliance certificate `FILE` for the source"},
 			&cli.StringFlag{Name: "dst-credential", Usage: "appliance certificate `FILE` for the destination"},
 			&cli.StringFlag{Name: "report", Usage: "also write the result as JSON to `FILE`"}),
@@ -31,6 +32,10 @@ func (p *program) synckeyCommand() *cli.Command {
 
 func (p *program) synckey(cc *cli.Context) (err error) {
 	filter, err := filterOf(cc, nil)
+	if err != nil {
+		return err
+	}
+	rate, err := rateOf(cc)
 	if err != nil {
 		return err
 	}
@@ -45,9 +50,9 @@ func (p *program) synckey(cc *cli.Context) (err error) {
 	}
 	defer func() { err = errors.Join(err, dst.Close()) }()
 
-	bar := p.progress("synckey")
+	bar := p.progress(paced("synckey", rate))
 	defer bar.done()
-	o := synckey.Options{Filter: filter, Both: cc.Bool("both"), Destroyed: cc.Bool("destroyed"), Users: cc.Bool("users"), Progress: bar.update}
+	o := synckey.Options{Filter: filter, Both: cc.Bool("both"), Destroyed: cc.Bool("destroyed"), Users: cc.Bool("users"), Rate: rate, Progress: bar.update}
 	var r *synckey.Result
 	if cc.Bool("dry-run") {
 		plan, err := synckey.NewPlan(cc.Context, src, dst, o)
@@ -60,6 +65,24 @@ func (p *program) synckey(cc *cli.Context) (err error) {
 	}
 	bar.done()
 	return p.synced(cc, r)
+}
+
+func rateOf(cc *cli.Context) (r synckey.Rate, err error) {
+	if !cc.IsSet("rate") {
+		return r, nil
+	}
+	if r, err = synckey.ParseRate(cc.String("rate")); err != nil {
+		return r, usagef("--rate: %v", err)
+	}
+	return r, nil
+}
+
+// paced names work that is held to a rate.
+func paced(what string, r synckey.Rate) string {
+	if r == (synckey.Rate{}) {
+		return what
+	}
+	return what + " at most " + r.String()
 }
 
 // brokenOff reports how far a run came that ended with an error.
@@ -115,7 +138,7 @@ func printSynckey(w io.Writer, r *synckey.Result, dryRun bool) {
 		return
 	}
 	equal := map[bool]string{true: "the roots are equal", false: fmt.Sprintf("%d objects still differ", r.Remaining)}[r.RootsEqual]
-	fmt.Fprintf(w, "%d applied, %s, %.2f s; %s\n", r.Applied, size(r.ObjectBytes), r.Seconds, equal)
+	fmt.Fprintf(w, "%d applied, %s, %s; %s\n", r.Applied, size(r.ObjectBytes), paced(fmt.Sprintf("%.2f s", r.Seconds), r.Rate), equal)
 }
 
 // shownLeft bounds the lines about what stays different; --json has them all.
