@@ -18,7 +18,17 @@ import (
 // What did not fit into memory is read again, in the state it is in by then; an
 // object that has been destroyed since is left out, so that nothing is destroyed
 // that the plan did not show.
+//
+// Before anything else, ErrLimit if the plan does more than its options allow, and
+// ErrMoved if it is older than a few seconds and the clusters have moved in a way
+// that matters to it.
 func (p *Plan) Apply(ctx context.Context) error {
+	if err := p.renew(ctx); err != nil {
+		return err
+	}
+	if err := p.within(ctx); err != nil {
+		return err
+	}
 	through := &through{p: p, total: p.forth.steps.len() + p.back.steps.len(), pacer: p.pacer}
 	for _, f := range []*flow{p.forth, p.back} {
 		if f.steps.len() == 0 {

@@ -186,12 +186,12 @@ func (o *object) owner() string { return o.shown().Core.Owner }
 
 // matches applies the filter: a key is selected if either side's state of it
 // is. Of a tombstone only reference and owner are left to match.
-func (o *object) matches(f hsm.Filter) bool {
-	if o.kind != hsm.KindKey || f.Empty() {
+func (o *object) matches(f hsm.Filter, t Times) bool {
+	if o.kind != hsm.KindKey || f.Empty() && t.Empty() {
 		return true
 	}
 	for _, r := range []*hsm.Record{o.src.record, o.dst.record} {
-		if r != nil && f.Match(r.Info(hsm.Digest{})) {
+		if r != nil && t.match(r) && f.Match(r.Info(hsm.Digest{})) {
 			return true
 		}
 	}

@@ -146,6 +146,9 @@ func (p *Plan) release(ctx context.Context, f *flow) error {
 			o.owner(), f.from.name, kept, f.to.name, f.from.name)
 		p.Result.block(o.ref, reason)
 		p.Result.leave(o, reason)
+		if p.why != nil {
+			p.why[o.ref] = reason
+		}
 	}
 	return nil
 }

@@ -31,7 +31,8 @@ type look struct {
 	// views are HSMs such that each of hsms holds what one of them holds: one in
 	// the common case, more while the cluster's HSMs differ among themselves.
 	views []hsm.Source
-	root  *hsm.Root // of the first HSM; nil: the login is not shown one
+	root  *hsm.Root         // of the first HSM; nil: the login is not shown one
+	roots map[hsm.Root]bool // of all that answered
 }
 
 // attempts bounds how often a comparison is begun anew, because an HSM died on
@@ -141,6 +142,7 @@ func (l *look) view(i int) hsm.Source {
 // is. Where the login is not shown roots, each HSM stands for itself.
 func (l *look) group(ctx context.Context) error {
 	known := map[hsm.Root]bool{}
+	l.roots = known
 	answered := l.hsms[:0:0]
 	for i, a := range ask(ctx, l.side, l.hsms, func(ctx context.Context, h cluster.Source) (hsm.Root, error) { return h.Root(ctx) }) {
 		switch {

@@ -3,6 +3,7 @@ package synckey
 import (
 	"cmp"
 	"context"
+	"errors"
 	"maps"
 	"slices"
 	"sync"
@@ -35,11 +36,17 @@ type Plan struct {
 	settled   func([]hsm.MaskedObject) // told what has become durable; may be nil
 	checking  bool                     // made by Check: nothing will be applied
 	reasons   map[string]string
+	why       map[hsm.KeyRef]string // for renew: why something is not taken
+	made      time.Time
+	fresh     time.Duration
 }
 
 // NewPlan proves the lineage, learns the difference and decides what to do. It
 // changes nothing. The errors are those of Run.
 func NewPlan(ctx context.Context, src, dst *cluster.Cluster, o Options) (*Plan, error) {
+	if err := o.Times.check(); err != nil {
+		return nil, err
+	}
 	a, b, err := newSides(src, dst, o)
 	if err != nil {
 		return nil, err
@@ -48,15 +55,7 @@ func NewPlan(ctx context.Context, src, dst *cluster.Cluster, o Options) (*Plan, 
 }
 
 func newPlan(ctx context.Context, src, dst *side, o Options, checking bool) (*Plan, error) {
-	room := maxHeld
-	if checking {
-		room = 0
-	}
-	p := &Plan{options: o, src: src, dst: dst, settle: settle, pacer: newPacer(o.Rate), checking: checking, reasons: map[string]string{},
-		forth:  &flow{from: src, to: dst, wanted: true, steps: newSteps(&room), destroying: map[string]int{}},
-		back:   &flow{from: dst, to: src, wanted: o.Both, steps: newSteps(&room), destroying: map[string]int{}},
-		Result: &Result{Lineage: src.Lineage(), Src: describe(src), Dst: describe(dst), Rate: o.Rate, Conflicts: []hsm.KeyRef{}, Blocked: []Blocked{}},
-	}
+	p := blankPlan(src, dst, o, checking)
 	if err := p.prove(ctx); err != nil {
 		return nil, err
 	}
@@ -69,16 +68,40 @@ func newPlan(ctx context.Context, src, dst *side, o Options, checking bool) (*Pl
 	}
 	p.note(p.found)
 	p.Result.SketchBytes, p.Result.RoundTrips = p.found.sketchBytes, p.found.roundTrips
-	if err := p.sort(ctx); err != nil {
+	if err := p.classify(ctx); err != nil {
 		return nil, err
 	}
-	if err := p.release(ctx, p.forth); err != nil {
-		return nil, err
+	if checking {
+		return p, nil
 	}
-	if err := p.release(ctx, p.back); err != nil {
+	if err := p.within(ctx); err != nil && !errors.Is(err, ErrLimit) { // Apply refuses it
 		return nil, err
 	}
 	return p, nil
+}
+
+// blankPlan is a plan before anything was looked at.
+func blankPlan(src, dst *side, o Options, checking bool) *Plan {
+	room := maxHeld
+	if checking {
+		room = 0
+	}
+	return &Plan{options: o, src: src, dst: dst, settle: settle, pacer: newPacer(o.Rate), checking: checking, reasons: map[string]string{}, made: time.Now(), fresh: freshness,
+		forth:  &flow{from: src, to: dst, wanted: true, steps: newSteps(&room), destroying: map[string]int{}},
+		back:   &flow{from: dst, to: src, wanted: o.Both, steps: newSteps(&room), destroying: map[string]int{}},
+		Result: &Result{Lineage: src.Lineage(), Src: describe(src), Dst: describe(dst), Rate: o.Rate, Conflicts: []hsm.KeyRef{}, Blocked: []Blocked{}},
+	}
+}
+
+// classify decides what becomes of all that was found.
+func (p *Plan) classify(ctx context.Context) error {
+	if err := p.sort(ctx); err != nil {
+		return err
+	}
+	if err := p.release(ctx, p.forth); err != nil {
+		return err
+	}
+	return p.release(ctx, p.back)
 }
 
 // prove challenges all HSMs of both sides.
@@ -198,7 +221,7 @@ func (p *Plan) sort(ctx context.Context) error {
 
 // take counts one object and decides what both sides take of it.
 func (p *Plan) take(o *object) {
-	if !o.matches(p.options.Filter) {
+	if !o.matches(p.options.Filter, p.options.Times) {
 		p.Result.Outside++
 		p.Result.leave(o, "not selected by the filter")
 		return
@@ -216,6 +239,9 @@ func (p *Plan) take(o *object) {
 	switch {
 	case reason != "":
 		p.Result.leave(o, reason)
+		if p.why != nil {
+			p.why[o.ref] = reason
+		}
 	case p.checking && !slices.Contains(p.forth.leaving, o) && !slices.Contains(p.back.leaving, o): // see release
 		p.open(o)
 	}

@@ -28,6 +28,8 @@ type Result struct {
 	Blocked        []Blocked    `json:"blocked"`
 	// Applied counts objects that changed a side, durably.
 	Applied int `json:"applied"`
+	// Refused tells why the plan is more than its options allow; empty: it is not.
+	Refused string `json:"refused,omitempty"`
 	// Remaining counts all objects that still differ, those outside the filter
 	// included, and Left tells why each does. In a plan that has not been applied
 	// Remaining is all that differs, and Left what the plan will leave. Left ends

@@ -6,6 +6,7 @@ package synckey
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"github.com/hsmbackup/hsmbackup/cluster"
@@ -18,6 +19,8 @@ type Options struct {
 	// either side's state of it is; of a destroyed key only reference and owner
 	// are left to select by. Users and policies are not filtered.
 	Filter hsm.Filter
+	// Times selects keys too, in the same way.
+	Times Times
 	// Both also brings the source up to the destination.
 	Both bool
 	// Destroyed destroys on one side what was destroyed on the other: keys, and
@@ -29,6 +32,11 @@ type Options struct {
 	Users bool
 	// Rate bounds how fast objects are inserted.
 	Rate Rate
+	// MaxChanges bounds the objects that a plan may insert into one side; its
+	// default is no bound. MaxDestroyed bounds the live keys and users that it may
+	// destroy there; its default is a tenth of the side's keys, and always 10. A
+	// plan beyond either is not applied at all: ErrLimit.
+	MaxChanges, MaxDestroyed Limit
 	// Progress is told how many objects of how many are durable, and their size.
 	Progress func(done, total, bytes int64)
 }
@@ -45,16 +53,34 @@ const settle = 15 * time.Second
 // hsm.ErrLineage if the clusters share no lineage, or a side cannot prove it;
 // hsm.ErrInvalid if both are one cluster; hsm.ErrDenied if the logins do not
 // allow what is asked; cluster.ErrMinCopies if a side cannot hold enough
-// copies; hsm.ErrUnavailable if it does not answer.
+// copies; hsm.ErrUnavailable if it does not answer; ErrLimit if the plan does
+// more than is allowed; ErrMoved if the clusters moved under plan after plan.
 func Run(ctx context.Context, src, dst *cluster.Cluster, o Options) (*Result, error) {
 	start := time.Now()
-	p, err := NewPlan(ctx, src, dst, o)
-	if err != nil {
+	p, err := planAndApply(ctx, src, dst, o, nil)
+	if p == nil {
 		return nil, err
 	}
-	defer func() { p.Result.Seconds = time.Since(start).Seconds() }()
-	if err := p.Apply(ctx); err != nil {
-		return p.Result, err
+	if err == nil {
+		err = p.Check(ctx)
 	}
-	return p.Result, p.Check(ctx)
+	p.Result.Seconds = time.Since(start).Seconds()
+	return p.Result, err
+}
+
+// planAndApply makes another plan when the clusters have moved under one. Between
+// a plan and its application tests do as they like.
+func planAndApply(ctx context.Context, src, dst *cluster.Cluster, o Options, between func(*Plan)) (p *Plan, err error) {
+	for range attempts {
+		if p, err = NewPlan(ctx, src, dst, o); err != nil {
+			return nil, err
+		}
+		if between != nil {
+			between(p)
+		}
+		if err = p.Apply(ctx); !errors.Is(err, ErrMoved) {
+			break
+		}
+	}
+	return p, err
 }

@@ -17,6 +17,7 @@ import (
 	"github.com/hsmbackup/hsmbackup/cluster/server/audit"
 	"github.com/hsmbackup/hsmbackup/cluster/server/seal"
 	"github.com/hsmbackup/hsmbackup/storage"
+	"github.com/hsmbackup/hsmbackup/synckey"
 )
 
 // The exit codes.
@@ -74,6 +75,8 @@ var verdicts = []verdict{
 	{server.ErrTokenRefused, "token_refused", exitRefused, "an admin makes a new token with hsm invite"},
 	{hsm.ErrLocked, "locked", exitRefused, "an admin unlocks the user with user unlock or user change-password"},
 	{hsm.ErrLogin, "login", exitFailed, "check HSMBACKUP_ROLE and HSMBACKUP_PIN (NAME:PASSWORD); after more than 5 failures the user is locked"},
+	{synckey.ErrLimit, "limit", exitRefused, "see what differs with --dry-run; if it is meant, raise --max-changes or --max-destroyed"},
+	{synckey.ErrMoved, "moved", exitRefused, "run the same command again; it makes another plan"},
 	{hsm.ErrDenied, "denied", exitRefused, "log in as somebody who may: admins manage users, crypto users own and use keys"},
 	{hsm.ErrLineage, "lineage", exitRefused, "only clusters and snapshots that descend from one another share keys; compare the lineages with cluster info and snapshots show"},
 	{server.ErrToken, "token", exitFailed, "see why each HSM refused; start one that the token names, or make a new token with hsm invite"},

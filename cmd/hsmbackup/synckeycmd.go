@@ -16,7 +16,7 @@ func (p *program) synckeyCommand() *cli.Command {
 	return &cli.Command{
 		Name: "synckey", Usage: "reconcile the keys of two clusters of one lineage", Action: p.synckey,
 		Description: "Example: hsmbackup synckey --src ./east --dst ./west --users --dry-run\n\nLogins come from HSMBACKUP_SRC_PIN and HSMBACKUP_DST_PIN (and …_ROLE), falling back to HSMBACKUP_PIN; without any, from each cluster's appliance certificate.",
-		Flags: append(filterFlags(),
+		Flags: append(append(filterFlags(), synckeyGuards()...),
 			&cli.StringFlag{Name: "src", Required: true, Usage: "source `CLUSTER`"},
 			&cli.StringFlag{Name: "dst", Required: true, Usage: "destination `CLUSTER`"},
 			&cli.BoolFlag{Name: "dry-run", Usage: "show the plan and change nothing; exit 3 when differences remain"},
@@ -31,7 +31,7 @@ func (p *program) synckeyCommand() *cli.Command {
 }
 
 func (p *program) synckey(cc *cli.Context) (err error) {
-	filter, err := filterOf(cc, nil)
+	o, err := synckeyOptions(cc)
 	if err != nil {
 		return err
 	}
@@ -39,20 +39,20 @@ func (p *program) synckey(cc *cli.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	src, err := p.open(cc.Context, cc.String("src"), who{side: srcSide, appliance: applianceToo, file: cc.String("src-credential")})
+	src, err := p.openSide(cc, srcSide)
 	if err != nil {
-		return fmt.Errorf("source: %w", err)
+		return err
 	}
 	defer func() { err = errors.Join(err, src.Close()) }()
-	dst, err := p.open(cc.Context, cc.String("dst"), who{side: dstSide, appliance: applianceToo, file: cc.String("dst-credential")})
+	dst, err := p.openSide(cc, dstSide)
 	if err != nil {
-		return fmt.Errorf("destination: %w", err)
+		return err
 	}
 	defer func() { err = errors.Join(err, dst.Close()) }()
 
 	bar := p.progress(paced("synckey", rate))
 	defer bar.done()
-	o := synckey.Options{Filter: filter, Both: cc.Bool("both"), Destroyed: cc.Bool("destroyed"), Users: cc.Bool("users"), Rate: rate, Progress: bar.update}
+	o.Rate, o.Progress = rate, bar.update
 	var r *synckey.Result
 	if cc.Bool("dry-run") {
 		plan, err := synckey.NewPlan(cc.Context, src, dst, o)
@@ -93,6 +93,9 @@ func (p *program) brokenOff(cc *cli.Context, r *synckey.Result, err error) error
 	if path := cc.String("report"); path != "" {
 		err = errors.Join(err, writeJSON(path, r))
 	}
+	if errors.Is(err, synckey.ErrLimit) || errors.Is(err, synckey.ErrMoved) {
+		return err
+	}
 	return fmt.Errorf("%d objects were applied before it broke off: %w", r.Applied, err)
 }
 
@@ -129,16 +132,27 @@ func printSynckey(w io.Writer, r *synckey.Result, dryRun bool) {
 	if len(rows) > 0 {
 		table(w, []string{"REFERENCE", "KIND", "DIFFERENCE", "LABEL", "WHAT"}, rows)
 	}
-	fmt.Fprintf(w, "%d new, %d changed, %d destroyed at the source, %d destroyed at the destination, %d only at the destination, %d users and policies, %d conflicts, %d blocked\n",
-		r.Missing, r.Changed, r.DestroyedAtSrc, r.DestroyedAtDst, r.OnlyAtDst, r.Users, len(r.Conflicts), len(r.Blocked))
+	fmt.Fprintf(w, "%d new, %d changed, %d destroyed at the source, %d destroyed at the destination, %d only at the destination, %d users and policies, %d conflicts, %d blocked%s\n",
+		r.Missing, r.Changed, r.DestroyedAtSrc, r.DestroyedAtDst, r.OnlyAtDst, r.Users, len(r.Conflicts), len(r.Blocked), outside(r))
 	printLeft(w, r.Left)
 	fmt.Fprintf(w, "difference learned in %d round trip%s, %s of sketch\n", r.RoundTrips, map[bool]string{true: "", false: "s"}[r.RoundTrips == 1], size(r.SketchBytes))
 	if dryRun {
+		if r.Refused != "" {
+			fmt.Fprintf(w, "it would be refused: %s\n", r.Refused)
+		}
 		fmt.Fprintln(w, "nothing was changed (dry run)")
 		return
 	}
 	equal := map[bool]string{true: "the roots are equal", false: fmt.Sprintf("%d objects still differ", r.Remaining)}[r.RootsEqual]
 	fmt.Fprintf(w, "%d applied, %s, %s; %s\n", r.Applied, size(r.ObjectBytes), paced(fmt.Sprintf("%.2f s", r.Seconds), r.Rate), equal)
+}
+
+// outside tells what the filter leaves out, if anything.
+func outside(r *synckey.Result) string {
+	if r.Outside == 0 {
+		return ""
+	}
+	return fmt.Sprintf(", %d outside the filter", r.Outside)
 }
 
 // shownLeft bounds the lines about what stays different; --json has them all.
