@@ -29,7 +29,7 @@ const (
 
 // certificate reads the HSM's certificate, and renews it first if it is due.
 func (s *Server) certificate(folder string) ([]byte, error) {
-	cert, err := os.ReadFile(filepath.Join(folder, certFile))
+	cert, err := hsm.ReadSmallFile(filepath.Join(folder, certFile))
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrFolder, err)
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"strings"
+	"syscall"
 
 	"github.com/hsmbackup/hsmbackup/backup"
 	"github.com/hsmbackup/hsmbackup/cluster"
@@ -107,6 +108,8 @@ var verdicts = []verdict{
 	{audit.ErrBroken, "audit", exitDoubt, "the log was changed from that line on; compare with a copy kept elsewhere"},
 	{profile.ErrUnknown, "unknown_cluster", exitFailed, "name a folder made by cluster create, or a cluster of the configuration file"},
 	{hsm.ErrFile, "file", exitFailed, "check the path: it must name an ordinary file"},
+	{syscall.EISDIR, "file", exitFailed, "check the path: it must name an ordinary file"},
+	{syscall.ELOOP, "file", exitFailed, "check the path: it must name an ordinary file"},
 	{fs.ErrNotExist, "not_found", exitFailed, "check the path"},
 	{fs.ErrPermission, "permission", exitFailed, "check the permissions of the path"},
 	{backup.ErrCorrupt, "backup", exitFailed, backup.Hint(backup.ErrCorrupt)},
