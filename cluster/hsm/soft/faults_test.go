@@ -2,11 +2,13 @@ package soft
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -298,5 +300,34 @@ func TestNoClearKeysOnDisk(t *testing.T) {
 	})
 	if err != nil || bytesRead == 0 {
 		t.Errorf("searched %d bytes, %v", bytesRead, err)
+	}
+}
+
+// TestListingIsCancelledInTheMiddle: who ends a listing because its context has
+// ended, as a server does whose client is gone, hears no more of it.
+func TestListingIsCancelledInTheMiddle(t *testing.T) {
+	h := withUser(t, open(t, testOptions(vfs.NewMem())))
+	user := login(t, h, "alice")
+	createKey(t, user)
+	createKey(t, user)
+	for _, s := range []*session{user, peer(t, h)} {
+		for what, list := range map[string]func(context.Context, func() bool){
+			"objects": func(ctx context.Context, yield func() bool) {
+				s.Objects(ctx)(func(hsm.Object, error) bool { return yield() })
+			},
+			"keys": func(ctx context.Context, yield func() bool) {
+				s.Keys(ctx, hsm.Filter{})(func(hsm.KeyInfo, error) bool { return yield() })
+			},
+			"extract": func(ctx context.Context, yield func() bool) {
+				s.Extract(ctx, slices.Values(must[[]hsm.KeyRef](t)(refsOfKeys(h))))(func(hsm.MaskedObject, error) bool { return yield() })
+			},
+		} {
+			ctx, cancel := context.WithCancel(t.Context())
+			n := 0
+			list(ctx, func() bool { n++; cancel(); return false })
+			if n != 1 {
+				t.Errorf("%s of %s: %d items after the end", what, s.who.Role, n-1)
+			}
+		}
 	}
 }

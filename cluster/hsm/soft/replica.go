@@ -60,7 +60,10 @@ func (r replica) list(ctx context.Context, from pebble.Reader) iter.Seq2[hsm.Obj
 			if err != nil {
 				return false, err
 			}
-			return yield(o, nil), ctx.Err()
+			if !yield(o, nil) {
+				return false, nil // whatever the context says: nothing may follow
+			}
+			return true, ctx.Err()
 		})
 		if err != nil {
 			r.fail(yield, err)
