@@ -10,24 +10,24 @@ import (
 type nemesis struct {
 	r       *region
 	callers *callers
+	synckey *agent // nil: there is one region
 	round   int
 	lost    int // HSMs whose disks were lost for good in this round
 	pending sync.WaitGroup
 	over    chan struct{}
 }
 
-func newNemesis(r *region, cs *callers, round int) *nemesis {
-	return &nemesis{r: r, callers: cs, round: round, over: make(chan struct{})}
+func newNemesis(r *region, cs *callers, synckey *agent, round int) *nemesis {
+	return &nemesis{r: r, callers: cs, synckey: synckey, round: round, over: make(chan struct{})}
 }
 
 // rage lets things go wrong for a while.
 func (n *nemesis) rage(d time.Duration) {
 	w := n.r.w
-	w.net.stormy.Store(true)
 	until := time.Now().Add(d)
 	for step := 0; time.Now().Before(until) && !w.failed(); step++ {
-		d := w.dice("nemesis", fmt.Sprint(n.round), fmt.Sprint(step))
-		time.Sleep(d.between(200*time.Millisecond, 6*time.Second))
+		d := w.dice("nemesis", n.r.name, fmt.Sprint(n.round), fmt.Sprint(step))
+		time.Sleep(d.between(500*time.Millisecond, 10*time.Second))
 		n.strike(d)
 	}
 }
@@ -47,6 +47,8 @@ func (n *nemesis) strike(d *dice) {
 		n.restart(b, d)
 	case what < 50:
 		n.partition(b, d)
+	case what < 60 && n.synckey != nil && d.hit(300):
+		n.synckey.cut(n, d)
 	case what < 60:
 		n.cutOff(b, d)
 	case what < 70:
@@ -84,7 +86,7 @@ func (n *nemesis) restart(b *box, d *dice) {
 	if d.hit(250) {
 		fuse = 1 + d.n(40)
 	}
-	n.later(d.between(100*time.Millisecond, 25*time.Second), func() { b.start(fuse) })
+	n.later(d.between(100*time.Millisecond, 15*time.Second), func() { b.start(fuse) })
 }
 
 // partition cuts an HSM off from its peers, in one direction or both.
@@ -106,7 +108,7 @@ func (n *nemesis) partition(b *box, d *dice) {
 func (n *nemesis) cutOff(b *box, d *dice) {
 	c := n.callers.all[d.n(len(n.callers.all))]
 	n.cut(c.name, b.name, d.n(3))
-	n.later(d.between(time.Second, 30*time.Second), func() { n.mend(c.name, b.name) })
+	n.later(d.between(time.Second, time.Minute), func() { n.mend(c.name, b.name) })
 }
 
 func (n *nemesis) cut(a, b string, way int) {
@@ -136,12 +138,15 @@ func (n *nemesis) fill(b *box, d *dice) {
 	n.later(d.between(time.Second, 20*time.Second), func() { b.setFull(0) })
 }
 
-// stop ends the storm: all is mended, and every HSM runs.
+// stop ends the storm: nothing more goes wrong.
 func (n *nemesis) stop() {
 	close(n.over)
 	n.pending.Wait()
-	n.r.w.net.heal()
-	for _, b := range n.r.members() {
+}
+
+// wake mends all HSMs and starts those that are down.
+func (r *region) wake() {
+	for _, b := range r.members() {
 		b.skew.Store(0)
 		b.setFull(0)
 		b.setFuse(0)

@@ -137,7 +137,7 @@ func (s *session) Prepare(ctx context.Context, op hsm.OpID, lease time.Duration,
 }
 
 func (s *session) Commit(ctx context.Context, op hsm.OpID) error {
-	return s.tell(ctx, "Commit", opName(op), func(ctx context.Context) error { return s.inner.Commit(ctx, op) })
+	return s.tell(ctx, "Commit", opName(op), func(ctx context.Context) error { return s.n.w.commit(ctx, s, op) })
 }
 
 func (s *session) Abort(ctx context.Context, op hsm.OpID) error {
@@ -166,7 +166,7 @@ func (s *session) Scoped(scope hsm.Scope) hsm.SketchReplica {
 
 func (s *session) Create(ctx context.Context, op hsm.OpID, r hsm.CreateRequest) (hsm.Created, error) {
 	r.Data = copied(r.Data)
-	return ask(ctx, s, "Create", opName(op), r.Token, func(ctx context.Context) (hsm.Created, error) { return s.inner.Create(ctx, op, r) })
+	return ask(ctx, s, "Create", opName(op), r.Token, func(ctx context.Context) (hsm.Created, error) { return s.n.w.create(ctx, s, op, r) })
 }
 
 // Change is delivered twice only where that means nothing new.

@@ -1,7 +1,6 @@
 package sim
 
 import (
-	"cmp"
 	"context"
 	"fmt"
 	"runtime"
@@ -26,6 +25,7 @@ import (
 type world struct {
 	seed    uint64
 	plant   plant
+	planted planted
 	keyring *hsm.Keyring
 	net     *network
 	trace   *trace
@@ -210,10 +210,11 @@ func (r *region) profile() *profile.Profile {
 
 // script says what a simulation goes through.
 type script struct {
-	seed   uint64
-	plant  plant
-	rounds int           // of storm and calm
-	storm  time.Duration // of one round
+	seed    uint64
+	plant   plant
+	regions int
+	rounds  int           // of storm and calm
+	storm   time.Duration // of one round
 }
 
 // result is what came out of one.
@@ -266,31 +267,85 @@ func run(s script) (*world, result) {
 	}
 }
 
-// play is the simulation: a cluster, its clients, and rounds of storm and calm.
+// play is the simulation: one cluster or two, their clients, and rounds of storm
+// and calm.
 func (w *world) play(s script) {
 	d := w.dice("script")
 	policy := []cluster.Policy{{MinCopies: 2, CheckOnUse: true}, {MinCopies: 2, CheckOnUse: true}, {MinCopies: 1}, {MinCopies: 2}, {MinCopies: 3, CheckOnUse: true}}[d.n(5)]
-	r := w.newRegion("east", max(policy.MinCopies, 2)+d.n(3), policy, nil)
-	time.Sleep(d.between(time.Second, 2*time.Second))
-	callers := newCallers(r, 2+d.n(2))
-	for round := range s.rounds {
-		if w.failed() {
-			break
-		}
-		w.trace.add("round %d", round)
-		w.round(r, callers, round, s.storm)
+	hsms := max(policy.MinCopies, 2) + d.n(3)
+	all := []*side{{region: w.newRegion("east", hsms, policy, nil)}}
+	var synckey *agent
+	if s.regions == 2 {
+		all = append(all, &side{region: w.newRegion("west", hsms, policy, all[0].region)})
+		synckey = newAgent(all[0].region, all[1].region)
 	}
-	callers.end()
+	time.Sleep(d.between(time.Second, 2*time.Second))
+	for _, x := range all {
+		x.callers = newCallers(x.region, 2+d.n(2))
+	}
+	for round := 0; round < s.rounds && !w.failed(); round++ {
+		w.trace.add("round %d", round)
+		w.round(all, synckey, round, s.storm)
+	}
+	for _, x := range all {
+		x.callers.end()
+	}
+}
+
+// side is a region and its clients.
+type side struct {
+	region  *region
+	callers *callers
+	nemesis *nemesis
 }
 
 // round is a storm and the calm after it.
-func (w *world) round(r *region, callers *callers, round int, storm time.Duration) {
-	callers.work()
-	n := newNemesis(r, callers, round)
-	n.rage(storm)
-	callers.rest()
-	n.stop()
-	w.settle(r)
+func (w *world) round(all []*side, synckey *agent, round int, storm time.Duration) {
+	w.net.stormy.Store(true)
+	var raging, working sync.WaitGroup
+	for _, x := range all {
+		x.callers.work()
+		x.nemesis = newNemesis(x.region, x.callers, synckey, round)
+		raging.Go(func() { x.nemesis.rage(storm) })
+	}
+	over := make(chan struct{})
+	if synckey != nil {
+		working.Go(func() { synckey.work(round, over) })
+	}
+	raging.Wait()
+	for _, x := range all {
+		x.callers.rest()
+	}
+	close(over)
+	working.Wait()
+	for _, x := range all {
+		x.nemesis.stop()
+	}
+	w.net.heal()
+	for _, x := range all {
+		x.region.wake()
+	}
+	w.calm(all, synckey)
+}
+
+// calm waits until all HSMs hold the same, and then checks what must hold.
+func (w *world) calm(all []*side, synckey *agent) {
+	for _, x := range all {
+		w.settle(x.region)
+	}
+	if synckey != nil && !w.failed() {
+		synckey.join()
+	}
+	if w.failed() {
+		return
+	}
+	for _, x := range all {
+		for _, b := range x.region.members() {
+			w.checker.look(b)
+		}
+		w.checker.settled(x.region)
+	}
+	w.history.Settled()
 }
 
 // settleWithin bounds the time in which a cluster comes together after the last
@@ -315,36 +370,5 @@ func (w *world) settle(r *region) {
 		}
 		time.Sleep(w.dice("settle", fmt.Sprint(w.trace.now())).between(200*time.Millisecond, 400*time.Millisecond))
 	}
-	for _, b := range r.members() {
-		w.checker.look(b)
-	}
-	w.checker.settled(r)
-	w.history.Settled()
 	w.trace.add("settled after %s", time.Since(began))
 }
-
-// plant is a bug put in on purpose.
-type plant string
-
-// The planted bugs. None is in the product: they are in what stands around it.
-const (
-	nothing  plant = ""
-	skipSync plant = "the disk does not sync"
-)
-
-// prepare, resolve and insert are what an HSM does when it is asked to; a planted
-// bug does something else.
-func (w *world) prepare(ctx context.Context, s *session, op hsm.OpID, lease time.Duration, objects []hsm.MaskedObject) error {
-	return s.inner.Prepare(ctx, op, lease, objects)
-}
-
-func (w *world) resolve(ctx context.Context, s *session, op hsm.OpID) (hsm.OpState, error) {
-	return s.inner.Resolve(ctx, op)
-}
-
-func (w *world) insert(ctx context.Context, s *session, objects []hsm.MaskedObject) (hsm.Inserted, error) {
-	return s.replica().Insert(ctx, each(objects))
-}
-
-// byName orders boxes.
-func byName(a, b *box) int { return cmp.Compare(a.name, b.name) }
