@@ -15,6 +15,9 @@ import (
 // some objects are there and some are not; none is half there, and the same
 // command does the rest.
 //
+// hsm.ErrMaskingKey, before anything is inserted, if the other side seals under a
+// key that this one lacks.
+//
 // What did not fit into memory is read again, in the state it is in by then; an
 // object that has been destroyed since is left out, so that nothing is destroyed
 // that the plan did not show.
@@ -33,6 +36,9 @@ func (p *Plan) Apply(ctx context.Context) error {
 	for _, f := range []*flow{p.forth, p.back} {
 		if f.steps.len() == 0 {
 			continue
+		}
+		if err := checkMaskingKeys(ctx, f.from, f.to); err != nil {
+			return err
 		}
 		if err := through.all(ctx, f); err != nil {
 			return f.to.wrap(err)

@@ -6,6 +6,7 @@ import (
 	"crypto/rand"
 	"encoding/binary"
 	"fmt"
+	"slices"
 
 	"github.com/hsmbackup/hsmbackup/cluster"
 	"github.com/hsmbackup/hsmbackup/cluster/hsm"
@@ -13,6 +14,26 @@ import (
 
 // nonceSize is the size of a challenge's nonce in bytes.
 const nonceSize = 32
+
+// checkMaskingKeys refuses a cluster that could not open what the other seals:
+// hsm.ErrMaskingKey. A rotation stays in its cluster until custodians take the new
+// key to the others.
+func checkMaskingKeys(ctx context.Context, from, to *side) error {
+	theirs, err := from.MaskingKeys(ctx)
+	if err != nil {
+		return from.wrap(err)
+	}
+	ours, err := to.MaskingKeys(ctx)
+	if err != nil {
+		return to.wrap(err)
+	}
+	for _, epoch := range theirs.Held {
+		if !slices.Contains(ours.Common, epoch) {
+			return fmt.Errorf("%w: the %s has rotated its masking key: the %s does not hold that of epoch %d, and takes it over with the consent of custodians only", hsm.ErrMaskingKey, from.name, to.name, epoch)
+		}
+	}
+	return nil
+}
 
 // challengeLabel keeps an answer from serving any other use of the purpose.
 const challengeLabel = "hsmbackup synckey challenge v1\x00"

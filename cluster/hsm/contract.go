@@ -160,7 +160,12 @@ type Info struct {
 	LastSync    time.Time // last completed round of server-side sync with all peers
 	Time        time.Time // its clock
 	Settings    Settings  // policy of the cluster
+	Epochs      []uint64  // of the masking keys it holds, ascending, at most MaxEpochs
+	Sealing     uint64    // epoch of the one that seals
 }
+
+// MaxEpochs bounds the masking keys of a lineage.
+const MaxEpochs = 4096
 
 // Bounds of the operations in doubt that Info lists, and of the references of one.
 const (

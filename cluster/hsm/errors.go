@@ -1,6 +1,9 @@
 package hsm
 
-import "errors"
+import (
+	"errors"
+	"fmt"
+)
 
 // The sentinels of the contract. Every implementation, local or remote,
 // returns errors that match them with errors.Is.
@@ -29,6 +32,10 @@ var (
 	ErrConflict = errors.New("conflicting keys under one reference")
 	// ErrCorrupt: bytes do not authenticate or do not decode.
 	ErrCorrupt = errors.New("corrupt")
+	// ErrMaskingKey: the object is sealed under a masking key that is not here,
+	// because a rotation has not reached this place. It matches ErrCorrupt, since
+	// the epoch is all there is to tell them apart.
+	ErrMaskingKey = errors.New("masking key is not here")
 	// ErrFuture: a stamp lies minutes ahead of this clock.
 	ErrFuture = errors.New("stamp lies in the future")
 	// ErrDestroyed: the key was destroyed; its tombstone answers.
@@ -45,3 +52,14 @@ var (
 	// operation may or may not have been done.
 	ErrUnavailable = errors.New("HSM is unavailable")
 )
+
+// maskingKeyError is ErrMaskingKey for one epoch.
+type maskingKeyError uint64
+
+func (e maskingKeyError) Error() string {
+	return fmt.Sprintf("the masking key of epoch %d is not here; wait until the rotation has reached this HSM, or adopt it (cluster adopt-masking-keys)", uint64(e))
+}
+
+func (e maskingKeyError) Is(target error) bool {
+	return target == ErrMaskingKey || target == ErrCorrupt
+}

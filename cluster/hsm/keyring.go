@@ -14,14 +14,15 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"time"
 )
 
 // KeySize is the size in bytes of the lineage secret and of a masking key.
 const KeySize = 32
 
 // Keyring holds what a lineage shares and never shows: the lineage secret,
-// which never changes, and the masking keys by epoch, of which the highest
-// seals. Everything else is derived from the lineage secret with HKDF-SHA-256
+// which never changes, and the masking keys by epoch, of which one
+// seals: the highest, unless Sealing says otherwise. Everything else is derived from the lineage secret with HKDF-SHA-256
 // (RFC 5869) under distinct labels:
 //
 //	mask mac     HMAC-SHA-256 key that makes synthetic IVs and births
@@ -122,6 +123,55 @@ func (k *Keyring) Epochs() []uint64 { return slices.Sorted(maps.Keys(k.masking))
 // other's logins.
 func (k *Keyring) TicketKey(c ClusterID) Secret {
 	return NewSecret(k.derive("ticket "+c.String(), KeySize))
+}
+
+// Sealing returns the keyring with another of its masking keys as the one that
+// seals. ErrMaskingKey if it is not in it.
+func (k *Keyring) Sealing(epoch uint64) (*Keyring, error) {
+	if _, ok := k.masking[epoch]; !ok {
+		return nil, maskingKeyError(epoch)
+	}
+	c := *k
+	c.epoch = epoch
+	return &c, nil
+}
+
+// Rotated returns the keyring with one masking key more, which does not seal yet:
+// before one HSM seals under it, all have to hold it. Its epoch is the second of
+// its making and a random number, so that clones that rotate on their own do not
+// give one epoch to two keys, and later ones are larger; it stays below 2^53,
+// for the sake of JSON.
+func (k *Keyring) Rotated(now time.Time) *Keyring {
+	masking, salt := make([]byte, KeySize), make([]byte, 4)
+	rand.Read(masking)
+	rand.Read(salt)
+	epochs := k.Epochs()
+	epoch := max(uint64(max(now.Unix(), 0))<<20|uint64(binary.BigEndian.Uint32(salt)>>12), epochs[len(epochs)-1]+1)
+	c := *k
+	c.masking = maps.Clone(k.masking)
+	c.masking[epoch] = NewSecret(masking)
+	return &c
+}
+
+// Join returns the keyring with the masking keys of both; what seals stays. It is
+// k itself if it holds them all. ErrLineage if o is of another lineage;
+// ErrConflict if they hold two keys for one epoch.
+func (k *Keyring) Join(o *Keyring) (*Keyring, error) {
+	if o.lineage != k.lineage {
+		return nil, fmt.Errorf("%w: the masking keys are of %s, not of %s", ErrLineage, o.lineage, k.lineage)
+	}
+	c := *k
+	c.masking = maps.Clone(k.masking)
+	for epoch, theirs := range o.masking {
+		if ours, ok := c.masking[epoch]; ok && !ours.Equal(theirs) {
+			return nil, fmt.Errorf("%w: two masking keys of epoch %d", ErrConflict, epoch)
+		}
+		c.masking[epoch] = theirs.clone()
+	}
+	if len(c.masking) == len(k.masking) {
+		return k, nil
+	}
+	return &c, nil
 }
 
 // PackSeed returns the 32-byte seed of the lineage's own identity of one kind

@@ -149,7 +149,7 @@ func (k *Keyring) openHidden(env *envelope) ([]byte, error) {
 func (k *Keyring) aead(epoch uint64, siv []byte) (cipher.AEAD, error) {
 	masking, ok := k.masking[epoch]
 	if !ok {
-		return nil, fmt.Errorf("%w: masking key of epoch %d is not here; restore the newest recovery envelope", ErrCorrupt, epoch)
+		return nil, maskingKeyError(epoch)
 	}
 	key, err := hkdf.Key(sha256.New, masking.Reveal(), siv, "hsmbackup v1 seal", 32)
 	if err != nil {

@@ -72,9 +72,14 @@ const (
 	// is from before: its next incarnation. Ref, Masked. For an admin, and the
 	// key's owner.
 	ChangeRevive ChangeKind = "revive"
-	ChangeInvite ChangeKind = "invite" // Invite
-	ChangeClaim  ChangeKind = "claim"  // Ref of an invitation, Claim
-	ChangeRevoke ChangeKind = "revoke" // Revocation
+	// ChangeRotate makes a masking key for what is sealed from now on, as an admin.
+	ChangeRotate ChangeKind = "rotate-masking-key"
+	// ChangeMaskingKeys brings masking keys to an HSM that lacks them: as another
+	// HSM of the cluster, or as an admin with what custodians have opened. Recovery.
+	ChangeMaskingKeys ChangeKind = "masking-keys"
+	ChangeInvite      ChangeKind = "invite" // Invite
+	ChangeClaim       ChangeKind = "claim"  // Ref of an invitation, Claim
+	ChangeRevoke      ChangeKind = "revoke" // Revocation
 )
 
 // Change is one change to a key, user, policy or member.
@@ -89,6 +94,7 @@ type Change struct {
 	Settings *Settings
 	Member   *Member
 	Masked   *MaskedObject
+	Recovery Secret // EncodeRecovery
 	Invite   *Invite
 	Claim    *Claim
 	Revoked  *Revocation

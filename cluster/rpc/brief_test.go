@@ -1,6 +1,7 @@
 package rpc
 
 import (
+	"slices"
 	"testing"
 
 	"github.com/hsmbackup/hsmbackup/cluster/hsm"
@@ -22,7 +23,7 @@ func TestBriefIsWhatMembersAskFor(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if brief.ID != full.ID || brief.Lineage != full.Lineage || brief.State != full.State || brief.Root != full.Root || brief.ClusterRoot != full.ClusterRoot || brief.Root == (hsm.Root{}) {
+	if brief.ID != full.ID || brief.Lineage != full.Lineage || brief.State != full.State || brief.Root != full.Root || brief.ClusterRoot != full.ClusterRoot || brief.Root == (hsm.Root{}) || !slices.Equal(brief.Epochs, full.Epochs) || brief.Sealing != full.Sealing || brief.Sealing == 0 {
 		t.Errorf("brief %+v, full %+v", brief, full)
 	}
 	out, err := remote.replica.outgoing(t.Context())

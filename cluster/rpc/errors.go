@@ -49,6 +49,7 @@ var table = []coded{
 	{17, "full", hsm.ErrFull, codes.ResourceExhausted},
 	{18, "unavailable", hsm.ErrUnavailable, codes.Unavailable},
 	{19, "internal", ErrInternal, codes.Internal},
+	{20, "masking-key", hsm.ErrMaskingKey, codes.FailedPrecondition},
 }
 
 // textError is an error with the text of the other side that matches sentinels.

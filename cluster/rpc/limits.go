@@ -49,6 +49,7 @@ const (
 	maxName       = 256      // names, addresses, ids
 	maxPassword   = 1 << 10  // longer than any that is right
 	maxTicket     = 4 << 10  //
+	maxRecovery   = 1 << 20  // 4,096 masking keys take a quarter
 	maxValue      = 4 << 10  // value of an attribute
 	maxRecipient  = 8 << 10  // a post-quantum age recipient has about 2 KiB
 	maxRecipients = 256      //

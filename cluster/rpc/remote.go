@@ -427,7 +427,8 @@ func (s *session) Info(ctx context.Context) (hsm.Info, error) {
 	return ask(ctx, &s.replica, s.replica.api.Info, &pb.InfoRequest{}, fromInfo)
 }
 
-// Brief is Info with nothing but id, lineage, state and roots, for who asks often.
+// Brief is Info with nothing but id, lineage, state, roots and the epochs of masking
+// keys, for who asks often.
 func (s *session) Brief(ctx context.Context) (hsm.Info, error) {
 	return ask(ctx, &s.replica, s.replica.api.Info, &pb.InfoRequest{Brief: true}, fromInfo)
 }

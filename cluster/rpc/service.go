@@ -163,7 +163,7 @@ func (*service) Info(ctx context.Context, p *pb.InfoRequest) (*pb.InfoReply, err
 
 // briefly leaves out what is not asked for every second.
 func briefly(r *pb.InfoReply) *pb.InfoReply {
-	return &pb.InfoReply{Id: r.Id, Lineage: r.Lineage, State: r.State, Root: r.Root, ClusterRoot: r.ClusterRoot}
+	return &pb.InfoReply{Id: r.Id, Lineage: r.Lineage, State: r.State, Root: r.Root, ClusterRoot: r.ClusterRoot, Epochs: r.Epochs, Sealing: r.Sealing}
 }
 
 func (*service) Members(ctx context.Context, _ *pb.MembersRequest) (*pb.MembersReply, error) {

@@ -194,7 +194,11 @@ func (s *Server) welcome(ctx context.Context, m hsm.Member, r rpc.JoinRequest) (
 	if err != nil {
 		return rpc.JoinReply{}, err
 	}
-	recovery := hsm.EncodeRecovery(s.secrets.keyring, s.secrets.ca)
+	k := s.keyring()
+	if n := newest(k); n != k.Epoch() {
+		return rpc.JoinReply{}, fmt.Errorf("%w: a rotation of the masking key is under way; try again in a moment", hsm.ErrUnavailable)
+	}
+	recovery := hsm.EncodeRecovery(k, s.secrets.ca)
 	defer recovery.Wipe()
 	sealed, err := seal.SealTo(r.Recipient, recovery)
 	if err != nil {

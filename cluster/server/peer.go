@@ -96,6 +96,9 @@ func (s *syncer) exchange(ctx context.Context, p *peer) error {
 	if err != nil {
 		return err
 	}
+	if err := s.keys(ctx, session, theirs); err != nil {
+		return err
+	}
 	began := time.Now()
 	ours, err := s.session.Info(ctx)
 	if err != nil {

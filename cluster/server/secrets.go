@@ -15,8 +15,9 @@ import (
 // sealedSecrets is what the seal protects, as CBOR.
 type sealedSecrets struct {
 	Version  uint64 `cbor:"1,keyasint"`
-	Recovery []byte `cbor:"2,keyasint"` // hsm.EncodeRecovery: keyring and CA
-	TLSKey   []byte `cbor:"3,keyasint"` // PEM
+	Recovery []byte `cbor:"2,keyasint"`           // hsm.EncodeRecovery: keyring and CA
+	TLSKey   []byte `cbor:"3,keyasint"`           // PEM
+	Sealing  uint64 `cbor:"4,keyasint,omitempty"` // epoch of the masking key that seals; 0: the highest
 }
 
 const sealedVersion = 1
@@ -31,7 +32,7 @@ type secrets struct {
 func closeSecrets(s seal.Seal, k *hsm.Keyring, ca, tlsKey hsm.Secret) ([]byte, error) {
 	recovery := hsm.EncodeRecovery(k, ca)
 	defer recovery.Wipe()
-	plain, err := cbor.Marshal(sealedSecrets{Version: sealedVersion, Recovery: recovery.Reveal(), TLSKey: tlsKey.Reveal()})
+	plain, err := cbor.Marshal(sealedSecrets{Version: sealedVersion, Recovery: recovery.Reveal(), TLSKey: tlsKey.Reveal(), Sealing: k.Epoch()})
 	if err != nil {
 		return nil, fmt.Errorf("seal the HSM's keys: they do not encode")
 	}
@@ -67,6 +68,11 @@ func parseSecrets(plain hsm.Secret, path string) (*secrets, error) {
 	keyring, ca, err := hsm.DecodeRecovery(hsm.NewSecret(v.Recovery))
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	if v.Sealing != 0 {
+		if keyring, err = keyring.Sealing(v.Sealing); err != nil {
+			return nil, fmt.Errorf("%s: %w", path, err)
+		}
 	}
 	return &secrets{keyring: keyring, ca: ca, tlsKey: hsm.NewSecret(v.TLSKey)}, nil
 }

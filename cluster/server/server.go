@@ -81,6 +81,8 @@ type Server struct {
 	place     *place
 	sightings sightings
 	ready     sync.Once
+	seal      seal.Seal
+	keys      maskingKeys
 }
 
 // Open opens the HSM in folder: seal, audit log, object store, listener; and
@@ -94,7 +96,7 @@ type Server struct {
 // cannot show its metrics.
 func Open(ctx context.Context, folder string, o Options) (_ *Server, err error) {
 	o.complete(folder)
-	s := &Server{options: o, folder: folder, fresh: max(freshness, 5*o.SyncInterval), place: newPlace()}
+	s := &Server{options: o, folder: folder, fresh: max(freshness, 5*o.SyncInterval), place: newPlace(), keys: maskingKeys{peers: map[hsm.HSMID]hsm.Info{}}}
 	if s.config, err = LoadConfig(folder); err != nil {
 		return nil, err
 	}
@@ -129,6 +131,7 @@ func (s *Server) unseal(folder string) error {
 	if err != nil {
 		return err
 	}
+	s.seal = sl
 	if s.secrets, err = openSecrets(folder, sl); err != nil {
 		return err
 	}
@@ -162,7 +165,8 @@ func (s *Server) listen(folder string) error {
 		return rpc.Dial(ctx, m.Address, clientTLS, rpc.WithDialer(s.traffic.dial))
 	}
 	s.sync = newSyncer(s.config.ID, s.device.self, softLocal{s.device.soft}, dial, s.options.SyncInterval, s.options.Log)
-	s.sync.after, s.sync.greeting, s.sync.setBack = s.settleIn, s.greeting, s.setBackBy
+	s.sync.after, s.sync.greeting, s.sync.setBack = s.afterRound, s.greeting, s.setBackBy
+	s.sync.keys = s.exchangeKeys
 	options := []rpc.ServerOption{rpc.WithLogger(s.options.Log), rpc.WithJoin(s.admit)}
 	if address := cmp.Or(s.options.Metrics, s.config.Metrics); address != "" {
 		observe, err := s.watch(address)

@@ -107,6 +107,9 @@ func (s servedSession) Create(ctx context.Context, op hsm.OpID, r hsm.CreateRequ
 
 // Change lets members be changed on an HSM that leaves: that is how it stays.
 func (s servedSession) Change(ctx context.Context, c hsm.Change) (hsm.MaskedObject, error) {
+	if c.Kind == hsm.ChangeRotate || c.Kind == hsm.ChangeMaskingKeys {
+		return hsm.MaskedObject{}, s.changeMaskingKeys(ctx, c)
+	}
 	if c.Kind == hsm.ChangeMember {
 		if err := errors.Join(s.server.serves(), s.server.recordable()); err != nil {
 			return hsm.MaskedObject{}, err

@@ -40,6 +40,7 @@ type syncer struct {
 	log      *slog.Logger
 	expelled chan struct{}             // holds one token once a peer knows that we were removed
 	after    func(ctx context.Context) // called after each round
+	keys     func(ctx context.Context, peer hsm.Session, theirs hsm.Info) error
 	caught   atomic.Bool
 	greeting func() rpc.Greeting // nil: peers are not greeted
 	setBack  func(ctx context.Context, peer hsm.HSMID, lost uint64)
@@ -59,7 +60,7 @@ func newSyncer(self hsm.HSMID, session hsm.Session, local Local, dial Dial, inte
 	return &syncer{
 		seed: binary.LittleEndian.Uint64(seed[:]), self: self, session: session, local: local, dial: dial, interval: interval, log: log,
 		expelled: make(chan struct{}, 1), peers: map[hsm.HSMID]*peer{}, shown: map[hsm.HSMID]*progress{},
-		after: func(context.Context) {},
+		after: func(context.Context) {}, keys: func(context.Context, hsm.Session, hsm.Info) error { return nil },
 	}
 }
 

@@ -18,7 +18,7 @@ import (
 )
 
 func (p *program) clusterCommand() *cli.Command {
-	return &cli.Command{Name: "cluster", Usage: "make, run and watch clusters", Subcommands: []*cli.Command{
+	return &cli.Command{Name: "cluster", Usage: "make, run and watch clusters", Subcommands: append(p.maskingKeyCommands(), []*cli.Command{
 		p.clusterCreateCommand(), p.clusterSetCommand(), p.coverageCommand(), p.settleCommand(),
 		{
 			Name: "start", Usage: "run all HSMs of a cluster on this machine, in the foreground", ArgsUsage: "DIR", Action: p.clusterStart,
@@ -37,7 +37,7 @@ func (p *program) clusterCommand() *cli.Command {
 				&cli.StringFlag{Name: "key", Usage: "key `REFERENCE`"},
 				&cli.DurationFlag{Name: "timeout", Usage: "give up after this time"}),
 		},
-	}}
+	}...)}
 }
 
 // layoutFlags describe the HSMs of a cluster to be laid out.

@@ -81,6 +81,7 @@ var verdicts = []verdict{
 	{hsm.ErrDenied, "denied", exitRefused, "log in as somebody who may: admins manage users, crypto users own and use keys"},
 	{hsm.ErrLineage, "lineage", exitRefused, "only clusters and snapshots that descend from one another share keys; compare the lineages with cluster info and snapshots show"},
 	{server.ErrToken, "token", exitFailed, "see why each HSM refused; start one that the token names, or make a new token with hsm invite"},
+	{hsm.ErrMaskingKey, "masking_key", exitRefused, "custodians bring it over: cluster adopt-masking-keys, or synckey --identity"},
 	{hsm.ErrFuture, "clock", exitRefused, "set the clocks of the HSMs right, then run the same command again"}, // before the copies that are too few for it
 	{cluster.ErrAvailability, "availability", exitRefused, "wait until the key is on more HSMs (cluster wait), start the missing HSMs, or lower min-copies"},
 	{cluster.ErrMinCopies, "min_copies", exitRefused, "start the missing HSMs (cluster info shows them), or ask for fewer with --min-copies"},

@@ -26,6 +26,7 @@ func (p *program) synckeyCommand() *cli.Command {
 			&cli.StringFlag{Name: "rate", Usage: "insert at most so much, such as 500/s (objects) or 10MB/s (masked objects)"},
 			&cli.StringFlag{Name: "src-credential", Usage: "appliance certificate `FILE` for the source"},
 			&cli.StringFlag{Name: "dst-credential", Usage: "appliance certificate `FILE` for the destination"},
+			&cli.StringSliceFlag{Name: "identity", Aliases: []string{"i"}, Usage: "age identity `FILE` of a custodian: where the source has rotated its masking key, the destination takes it over, as an admin"},
 			&cli.StringFlag{Name: "report", Usage: "also write the result as JSON to `FILE`"}),
 	}
 }
@@ -60,8 +61,13 @@ func (p *program) synckey(cc *cli.Context) (err error) {
 			return err
 		}
 		r = plan.Result
-	} else if r, err = synckey.Run(cc.Context, src, dst, o); err != nil {
-		return p.brokenOff(cc, r, err)
+	} else {
+		if err := p.followRotation(cc, src, dst); err != nil {
+			return err
+		}
+		if r, err = synckey.Run(cc.Context, src, dst, o); err != nil {
+			return p.brokenOff(cc, r, err)
+		}
 	}
 	bar.done()
 	return p.synced(cc, r)

@@ -121,7 +121,7 @@ func TestNobodyElseDestroysByAbort(t *testing.T) {
 	k := createAs(t, alice, r)
 	for _, role := range []hsm.Role{hsm.RoleAppliance, hsm.RoleAdmin, hsm.RoleHSM} {
 		o := testOptions(vfs.NewMem())
-		o.Keyring = a.keyring
+		o.Keyring = a.keys()
 		b := open(t, o)
 		s := must[hsm.Session](t)(b.Module(hsm.Principal{Role: role, Name: "x"}).Session(t.Context()))
 		var got []hsm.MaskedObject
@@ -198,7 +198,7 @@ func TestTrustedKeysKeepTheirSecrets(t *testing.T) {
 	cur := must[*held](t)(h.read(hsm.ScopeLineage, kek.Ref))
 	both := cur.rec.Clone()
 	both.Set(hsm.AttributeRegister("decrypt"), hsm.BoolValue(true), h.clock.Next())
-	must[hsm.Inserted](t)(peer(t, h).Insert(t.Context(), each([]hsm.MaskedObject{must[hsm.MaskedObject](t)(h.keyring.Mask(both))})))
+	must[hsm.Inserted](t)(peer(t, h).Insert(t.Context(), each([]hsm.MaskedObject{must[hsm.MaskedObject](t)(h.keys().Mask(both))})))
 	_, err = alice.Use(t.Context(), hsm.Use{Kind: hsm.UseDecrypt, Key: kek.Ref, Data: wrapped, Params: gcm})
 	wantErr(t, "decrypt with a trusted key", err, hsm.ErrAttribute)
 }
@@ -297,7 +297,7 @@ func TestSharesWithUsersOfUnknownBirth(t *testing.T) {
 func TestNewPasswordEndsSessions(t *testing.T) {
 	a := withUser(t, open(t, testOptions(vfs.NewMem())))
 	o := testOptions(vfs.NewMem())
-	o.Keyring, o.Cluster = a.keyring, a.opts.Cluster
+	o.Keyring, o.Cluster = a.keys(), a.opts.Cluster
 	b := open(t, o)
 	copyUser := func(name string) {
 		t.Helper()

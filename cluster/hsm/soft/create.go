@@ -156,7 +156,7 @@ func (s *session) record(b newborn, ref, pair hsm.KeyRef, wanted map[string]stri
 		r.Set(hsm.ShareRegister(user), hsm.BoolValue(true), at)
 	}
 	b.rememberBirth(r)
-	r.Birth, err = s.h.keyring.Birth(r)
+	r.Birth, err = s.h.keys().Birth(r)
 	return r, err
 }
 
@@ -214,7 +214,7 @@ func (s *session) prepareNew(op hsm.OpID, r hsm.CreateRequest, recs []*hsm.Recor
 	var made hsm.Created
 	p := &pending{op: op, by: s.who, recs: recs, births: map[hsm.KeyRef][16]byte{}, fresh: true, committed: committed}
 	for _, rec := range recs {
-		m, err := s.h.keyring.Mask(rec)
+		m, err := s.h.keys().Mask(rec)
 		if err != nil {
 			return hsm.Created{}, err
 		}

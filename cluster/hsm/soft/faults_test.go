@@ -50,7 +50,7 @@ func TestFull(t *testing.T) {
 	_, full["create"] = s.Create(t.Context(), randomOp(), aesRequest)
 	full["commit"] = s.Commit(t.Context(), op)
 	_, full["change"] = s.Change(t.Context(), hsm.Change{Kind: hsm.ChangeAttribute, Ref: k.Ref, Name: "label", Value: "x"})
-	_, full["insert"] = peer(t, h).Insert(t.Context(), each([]hsm.MaskedObject{handmade(t, h.keyring, "alice", time.Now())}))
+	_, full["insert"] = peer(t, h).Insert(t.Context(), each([]hsm.MaskedObject{handmade(t, h.keys(), "alice", time.Now())}))
 	for what, err := range full {
 		if !errors.Is(err, hsm.ErrFull) {
 			t.Errorf("%s: %v, want ErrFull", what, err)

@@ -143,7 +143,7 @@ func checkStore(t fataler, h *HSM) {
 	t.Helper()
 	live := int64(0)
 	for _, scope := range scopes {
-		root := reconcile.NewRootState(h.keyring.FingerprintKeys())
+		root := reconcile.NewRootState(h.keys().FingerprintKeys())
 		listed := map[hsm.KeyRef]hsm.Object{}
 		err := scan(h.store.db, []byte{prefixDigest, byte(scope)}, func(key, value []byte) (bool, error) {
 			ref, err := refOf(key)
@@ -161,7 +161,7 @@ func checkStore(t fataler, h *HSM) {
 		if got := h.states[scope].Root(); got != root.Root() {
 			t.Errorf("scope %d: the root kept is not that of the listing", scope)
 		}
-		cells := reconcile.NewState(h.keyring.FingerprintKeys(), 0)
+		cells := reconcile.NewState(h.keys().FingerprintKeys(), 0)
 		for _, o := range listed {
 			cells.Update(nil, &o)
 		}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -16,7 +17,7 @@ import (
 type HSM struct {
 	opts    Options
 	store   *store
-	keyring *hsm.Keyring
+	ring    atomic.Pointer[hsm.Keyring]
 	clock   *hsm.Clock
 	tickets hsm.Secret
 	started time.Time
@@ -58,9 +59,10 @@ func Open(o Options) (*HSM, error) {
 		return nil, err
 	}
 	h := &HSM{
-		opts: o, store: s, keyring: o.Keyring, clock: hsm.NewClock(o.ID, o.Now), started: o.Now(),
+		opts: o, store: s, clock: hsm.NewClock(o.ID, o.Now), started: o.Now(),
 		tickets: o.Keyring.TicketKey(o.Cluster), cache: newKeyCache(cachedKeys),
 	}
+	h.ring.Store(o.Keyring)
 	if err := h.load(); err != nil {
 		_ = s.close() // the first error says it
 		return nil, err
@@ -68,12 +70,28 @@ func Open(o Options) (*HSM, error) {
 	return h, nil
 }
 
+// keys returns the keyring of this moment.
+func (h *HSM) keys() *hsm.Keyring { return h.ring.Load() }
+
+// SetKeyring puts a keyring in place of the one there is: the same lineage's, with
+// all masking keys of that one, and on disk already. hsm.ErrInvalid.
+func (h *HSM) SetKeyring(k *hsm.Keyring) error {
+	now := h.keys()
+	for _, epoch := range now.Epochs() {
+		if k.Lineage() != now.Lineage() || !slices.Contains(k.Epochs(), epoch) {
+			return fmt.Errorf("%w: HSM %s: the new keyring lacks what the present one holds", hsm.ErrInvalid, h.opts.ID)
+		}
+	}
+	h.ring.Store(k)
+	return nil
+}
+
 // load rebuilds what is kept in memory: sketches, counts, users, settings and
 // provisional operations.
 func (h *HSM) load() error {
 	h.settings.Store(&hsm.Settings{MinCopies: defaultMinCopies, CheckOnUse: true})
 	for _, scope := range scopes {
-		h.states[scope] = reconcile.NewState(h.keyring.FingerprintKeys(), 0)
+		h.states[scope] = reconcile.NewState(h.keys().FingerprintKeys(), 0)
 		if err := h.loadScope(scope); err != nil {
 			return h.store.wrap("open", err)
 		}
@@ -215,10 +233,10 @@ func (h *HSM) info() hsm.Info {
 	pending := h.InDoubt()
 	i := hsm.Info{
 		ID: h.opts.ID, Cluster: h.opts.Cluster, ClusterName: h.opts.ClusterName, Region: h.opts.Region, Zone: h.opts.Zone,
-		Lineage: h.keyring.Lineage(), Version: h.opts.Version, State: hsm.StateActive, Time: h.opts.Now().UTC(),
+		Lineage: h.keys().Lineage(), Version: h.opts.Version, State: hsm.StateActive, Time: h.opts.Now().UTC(),
 		Root: h.states[hsm.ScopeLineage].Root(), ClusterRoot: h.states[hsm.ScopeCluster].Root(),
 		Keys: uint64(max(h.liveKeys.Load(), 0)), InDoubt: uint64(len(pending)), Doubts: doubts(pending), Sessions: h.sessions.count(),
-		Started: h.started, Settings: *h.settings.Load(),
+		Started: h.started, Settings: *h.settings.Load(), Epochs: h.keys().Epochs(), Sealing: h.keys().Epoch(),
 	}
 	if ms := h.lastSync.Load(); ms != 0 {
 		i.LastSync = time.UnixMilli(ms).UTC()

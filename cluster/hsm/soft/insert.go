@@ -187,7 +187,7 @@ func (r replica) open(a *arrival) error {
 // admit authenticates an object that comes from elsewhere and checks scope,
 // cluster and stamps.
 func (h *HSM) admit(m hsm.MaskedObject, scope hsm.Scope) (*hsm.Record, error) {
-	rec, err := h.keyring.Unmask(m)
+	rec, err := h.keys().Unmask(m)
 	if err != nil {
 		return nil, err
 	}
@@ -311,7 +311,7 @@ func (m *merging) merge(cur *held, a arrival) error {
 	if err != nil {
 		return err
 	}
-	masked, err := m.h.keyring.Mask(rec)
+	masked, err := m.h.keys().Mask(rec)
 	if err != nil {
 		return err
 	}

@@ -30,7 +30,7 @@ func (s *session) Envelope(ctx context.Context, custodians []string, threshold i
 	if s.h.opts.Seal == nil {
 		return nil, fmt.Errorf("%w: HSM %s was started without a way to seal envelopes", hsm.ErrUnavailable, s.h.opts.ID)
 	}
-	plain := hsm.EncodeRecovery(s.h.keyring, s.h.opts.CA)
+	plain := hsm.EncodeRecovery(s.h.keys(), s.h.opts.CA)
 	defer plain.Wipe()
 	return s.h.opts.Seal(ctx, plain, slices.Clone(custodians), threshold)
 }
@@ -64,7 +64,7 @@ func (s *session) Sign(ctx context.Context, purpose hsm.Purpose, message []byte)
 	defer func() { s.audit("sign", 0, string(purpose), err) }()
 	switch purpose {
 	case hsm.PurposeManifest, hsm.PurposeChallenge, hsm.PurposeReport:
-		return s.h.keyring.Sign(purpose, message), nil
+		return s.h.keys().Sign(purpose, message), nil
 	}
 	return sig, fmt.Errorf("%w: there is no purpose %q to sign for", hsm.ErrInvalid, purpose)
 }

@@ -63,7 +63,7 @@ type load struct {
 }
 
 func (h *HSM) startLoad() (*load, error) {
-	l := &load{h: h, dir: h.opts.FS.PathJoin(h.store.dir, loadFolder), state: reconcile.NewState(h.keyring.FingerprintKeys(), 0)}
+	l := &load{h: h, dir: h.opts.FS.PathJoin(h.store.dir, loadFolder), state: reconcile.NewState(h.keys().FingerprintKeys(), 0)}
 	if err := l.mustBeEmpty(); err != nil {
 		return nil, err
 	}
@@ -100,7 +100,7 @@ func (l *load) read(ctx context.Context, parts []iter.Seq2[hsm.MaskedObject, err
 	})
 	for range min(runtime.GOMAXPROCS(0), len(parts)) {
 		g.Go(func() error {
-			w := &loadWorker{load: l, state: reconcile.NewState(l.h.keyring.FingerprintKeys(), 0)}
+			w := &loadWorker{load: l, state: reconcile.NewState(l.h.keys().FingerprintKeys(), 0)}
 			return w.run(ctx, next)
 		})
 	}

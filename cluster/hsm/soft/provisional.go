@@ -300,7 +300,7 @@ func (h *HSM) recordsOf(p *pending) ([]*hsm.Record, error) {
 	}
 	recs := make([]*hsm.Record, len(p.objects))
 	for i, m := range p.objects {
-		rec, err := h.keyring.Unmask(m)
+		rec, err := h.keys().Unmask(m)
 		if err != nil {
 			return nil, h.damaged(m.Ref, err)
 		}
@@ -425,7 +425,7 @@ func (s *session) mayUndo(m *mark, r *hsm.Record) error {
 func (t *tx) destroy(cur *held) error {
 	r := cur.rec.Clone()
 	r.Destroy()
-	m, err := t.h.keyring.Mask(r)
+	m, err := t.h.keys().Mask(r)
 	if err != nil {
 		return err
 	}

@@ -28,7 +28,7 @@ func (r replica) enter(ctx context.Context) (done func(), err error) {
 }
 
 // Lineage implements hsm.Source.
-func (r replica) Lineage() hsm.Lineage { return r.s.h.keyring.Lineage() }
+func (r replica) Lineage() hsm.Lineage { return r.s.h.keys().Lineage() }
 
 // Objects implements hsm.Source. All objects are of one moment.
 func (r replica) Objects(ctx context.Context) iter.Seq2[hsm.Object, error] {
@@ -121,7 +121,7 @@ func (r replica) FingerprintKeys(ctx context.Context) (hsm.FingerprintKeys, erro
 		return hsm.FingerprintKeys{}, err
 	}
 	defer done()
-	return r.s.h.keyring.FingerprintKeys(), nil
+	return r.s.h.keys().FingerprintKeys(), nil
 }
 
 // Root implements hsm.Sketcher. A crypto user's root is of the keys it owns,
@@ -137,7 +137,7 @@ func (r replica) Root(ctx context.Context) (hsm.Root, error) {
 	}
 	snapshot := r.s.h.store.db.NewSnapshot()
 	defer snapshot.Close()
-	root := reconcile.NewRootState(r.s.h.keyring.FingerprintKeys())
+	root := reconcile.NewRootState(r.s.h.keys().FingerprintKeys())
 	for o, err := range r.list(ctx, snapshot) {
 		if err != nil {
 			return hsm.Root{}, err
@@ -162,7 +162,7 @@ func (r replica) Cells(ctx context.Context, from int) iter.Seq2[hsm.Cell, error]
 			prefix = nil
 		}
 		items := func() iter.Seq2[hsm.Object, error] { return r.list(ctx, snapshot) }
-		reconcile.CellsFrom(r.s.h.keyring.FingerprintKeys(), prefix, from, items)(yield)
+		reconcile.CellsFrom(r.s.h.keys().FingerprintKeys(), prefix, from, items)(yield)
 	}
 }
 

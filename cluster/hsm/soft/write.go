@@ -34,7 +34,7 @@ func (h *HSM) readFrom(r pebble.Reader, scope hsm.Scope, ref hsm.KeyRef) (*held,
 	if err != nil {
 		return nil, h.damaged(ref, err)
 	}
-	rec, err := h.keyring.Unmask(m)
+	rec, err := h.keys().Unmask(m)
 	if err != nil {
 		return nil, h.damaged(ref, err)
 	}
@@ -157,9 +157,9 @@ func (h *HSM) update(scope hsm.Scope, ref hsm.KeyRef, f func(cur *held) (*hsm.Re
 		if cur == nil {
 			return hsm.MaskedObject{}, nil
 		}
-		return cur.masked(h.keyring.Lineage()), nil
+		return cur.masked(h.keys().Lineage()), nil
 	}
-	m, err := h.keyring.Mask(r)
+	m, err := h.keys().Mask(r)
 	if err != nil {
 		return hsm.MaskedObject{}, err
 	}
@@ -175,6 +175,6 @@ func (h *HSM) newRecord(kind hsm.Kind, ref hsm.KeyRef, name string) (*hsm.Record
 		r.Cluster = h.opts.Cluster
 	}
 	var err error
-	r.Birth, err = h.keyring.Birth(r)
+	r.Birth, err = h.keys().Birth(r)
 	return r, err
 }

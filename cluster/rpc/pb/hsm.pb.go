@@ -490,8 +490,10 @@ type InfoReply struct {
 	LastSync      int64                  `protobuf:"varint,15,opt,name=last_sync,json=lastSync,proto3" json:"last_sync,omitempty"` // Unix nanoseconds; 0: never
 	Settings      *Settings              `protobuf:"bytes,16,opt,name=settings,proto3" json:"settings,omitempty"`
 	Notice        string                 `protobuf:"bytes,17,opt,name=notice,proto3" json:"notice,omitempty"`
-	Time          int64                  `protobuf:"varint,18,opt,name=time,proto3" json:"time,omitempty"`    // Unix nanoseconds; 0: not told
-	Doubts        []*Doubt               `protobuf:"bytes,19,rep,name=doubts,proto3" json:"doubts,omitempty"` // the oldest; at most 16
+	Time          int64                  `protobuf:"varint,18,opt,name=time,proto3" json:"time,omitempty"`            // Unix nanoseconds; 0: not told
+	Doubts        []*Doubt               `protobuf:"bytes,19,rep,name=doubts,proto3" json:"doubts,omitempty"`         // the oldest; at most 16
+	Epochs        []uint64               `protobuf:"varint,40,rep,packed,name=epochs,proto3" json:"epochs,omitempty"` // of the masking keys held
+	Sealing       uint64                 `protobuf:"varint,41,opt,name=sealing,proto3" json:"sealing,omitempty"`      // epoch of the one that seals
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -657,6 +659,20 @@ func (x *InfoReply) GetDoubts() []*Doubt {
 		return x.Doubts
 	}
 	return nil
+}
+
+func (x *InfoReply) GetEpochs() []uint64 {
+	if x != nil {
+		return x.Epochs
+	}
+	return nil
+}
+
+func (x *InfoReply) GetSealing() uint64 {
+	if x != nil {
+		return x.Sealing
+	}
+	return 0
 }
 
 type Doubt struct {
@@ -2732,6 +2748,7 @@ type ChangeRequest struct {
 	Settings      *Settings              `protobuf:"bytes,8,opt,name=settings,proto3" json:"settings,omitempty"`
 	Member        *Member                `protobuf:"bytes,9,opt,name=member,proto3" json:"member,omitempty"`
 	Masked        *Masked                `protobuf:"bytes,20,opt,name=masked,proto3" json:"masked,omitempty"`
+	Recovery      []byte                 `protobuf:"bytes,21,opt,name=recovery,proto3" json:"recovery,omitempty"`
 	Invite        *Invite                `protobuf:"bytes,10,opt,name=invite,proto3" json:"invite,omitempty"`
 	Claim         *Claim                 `protobuf:"bytes,11,opt,name=claim,proto3" json:"claim,omitempty"`
 	Revoked       *Revocation            `protobuf:"bytes,12,opt,name=revoked,proto3" json:"revoked,omitempty"`
@@ -2835,6 +2852,13 @@ func (x *ChangeRequest) GetMember() *Member {
 func (x *ChangeRequest) GetMasked() *Masked {
 	if x != nil {
 		return x.Masked
+	}
+	return nil
+}
+
+func (x *ChangeRequest) GetRecovery() []byte {
+	if x != nil {
+		return x.Recovery
 	}
 	return nil
 }
@@ -4193,7 +4217,7 @@ const file_hsm_proto_rawDesc = "" +
 	"\alineage\x18\x04 \x01(\fR\alineage\x12\x16\n" +
 	"\x06ticket\x18\x05 \x01(\fR\x06ticket\"#\n" +
 	"\vInfoRequest\x12\x14\n" +
-	"\x05brief\x18\x01 \x01(\bR\x05brief\"\xc6\x04\n" +
+	"\x05brief\x18\x01 \x01(\bR\x05brief\"\xf8\x04\n" +
 	"\tInfoReply\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x06R\x02id\x12\x18\n" +
 	"\acluster\x18\x02 \x01(\x06R\acluster\x12!\n" +
@@ -4214,7 +4238,9 @@ const file_hsm_proto_rawDesc = "" +
 	"\bsettings\x18\x10 \x01(\v2\x16.hsmbackup.v1.SettingsR\bsettings\x12\x16\n" +
 	"\x06notice\x18\x11 \x01(\tR\x06notice\x12\x12\n" +
 	"\x04time\x18\x12 \x01(\x03R\x04time\x12+\n" +
-	"\x06doubts\x18\x13 \x03(\v2\x13.hsmbackup.v1.DoubtR\x06doubts\"A\n" +
+	"\x06doubts\x18\x13 \x03(\v2\x13.hsmbackup.v1.DoubtR\x06doubts\x12\x16\n" +
+	"\x06epochs\x18( \x03(\x04R\x06epochs\x12\x18\n" +
+	"\asealing\x18) \x01(\x04R\asealing\"A\n" +
 	"\x05Doubt\x12\x0e\n" +
 	"\x02op\x18\x01 \x01(\fR\x02op\x12\x12\n" +
 	"\x04refs\x18\x02 \x03(\x06R\x04refs\x12\x14\n" +
@@ -4367,7 +4393,7 @@ const file_hsm_proto_rawDesc = "" +
 	"\x05value\x18\x02 \x01(\fR\x05value:\x028\x01\"h\n" +
 	"\vCreateReply\x12)\n" +
 	"\x04keys\x18\x01 \x03(\v2\x15.hsmbackup.v1.KeyInfoR\x04keys\x12.\n" +
-	"\aobjects\x18\x02 \x03(\v2\x14.hsmbackup.v1.MaskedR\aobjects\"\xc0\x03\n" +
+	"\aobjects\x18\x02 \x03(\v2\x14.hsmbackup.v1.MaskedR\aobjects\"\xdc\x03\n" +
 	"\rChangeRequest\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x10\n" +
 	"\x03ref\x18\x02 \x01(\x06R\x03ref\x12\x12\n" +
@@ -4378,7 +4404,8 @@ const file_hsm_proto_rawDesc = "" +
 	"\bpassword\x18\a \x01(\fR\bpassword\x122\n" +
 	"\bsettings\x18\b \x01(\v2\x16.hsmbackup.v1.SettingsR\bsettings\x12,\n" +
 	"\x06member\x18\t \x01(\v2\x14.hsmbackup.v1.MemberR\x06member\x12,\n" +
-	"\x06masked\x18\x14 \x01(\v2\x14.hsmbackup.v1.MaskedR\x06masked\x12,\n" +
+	"\x06masked\x18\x14 \x01(\v2\x14.hsmbackup.v1.MaskedR\x06masked\x12\x1a\n" +
+	"\brecovery\x18\x15 \x01(\fR\brecovery\x12,\n" +
 	"\x06invite\x18\n" +
 	" \x01(\v2\x14.hsmbackup.v1.InviteR\x06invite\x12)\n" +
 	"\x05claim\x18\v \x01(\v2\x13.hsmbackup.v1.ClaimR\x05claim\x122\n" +
