@@ -62,30 +62,40 @@ func (p *program) every(cc *cli.Context, store storage.Store, o backup.TakeOptio
 	return err
 }
 
-// patiently opens the cluster, and waits for it as long as nothing but its
-// absence is in the way. It returns nil if the process is told to end meanwhile.
+// patiently opens the cluster of --cluster; see patientlyOpen.
 func (p *program) patiently(cc *cli.Context) (*cluster.Cluster, error) {
+	return p.patientlyOpen(cc.Context, "snapshots", func() (*cluster.Cluster, error) {
+		return p.open(cc.Context, cc.String("cluster"), statusLogin(cc))
+	})
+}
+
+// patientlyOpen opens a cluster, and waits for it as long as nothing but its
+// absence is in the way. It returns nil if the process is told to end meanwhile.
+func (p *program) patientlyOpen(ctx context.Context, topic string, open func() (*cluster.Cluster, error)) (*cluster.Cluster, error) {
 	for wait := time.Second; ; wait = min(2*wait, time.Minute) {
-		c, err := p.open(cc.Context, cc.String("cluster"), statusLogin(cc))
-		if err == nil || cc.Context.Err() == nil && !errors.Is(err, cluster.ErrNoHSM) && !errors.Is(err, hsm.ErrUnavailable) {
+		c, err := open()
+		if err == nil || ctx.Err() == nil && !errors.Is(err, cluster.ErrNoHSM) && !errors.Is(err, hsm.ErrUnavailable) {
 			return c, err
 		}
-		if wait == time.Second && cc.Context.Err() == nil {
-			p.event("waiting", "error", err.Error())
+		if wait == time.Second && ctx.Err() == nil {
+			p.eventOf(topic, "waiting", "error", err.Error())
 		}
 		select {
 		case <-time.After(wait):
-		case <-cc.Context.Done():
+		case <-ctx.Done():
 			return nil, nil
 		}
 	}
 }
 
-// event reports one thing that happened, as one line on standard error: of the
+// event is eventOf of what works on snapshots.
+func (p *program) event(what string, facts ...any) { p.eventOf("snapshots", what, facts...) }
+
+// eventOf reports one thing that happened, as one line on standard error: of the
 // log, or with --json a JSON object whose first field is "event".
-func (p *program) event(what string, facts ...any) {
+func (p *program) eventOf(topic, what string, facts ...any) {
 	if !p.json {
-		p.log.Info("snapshots: "+what, facts...)
+		p.log.Info(topic+": "+what, facts...)
 		return
 	}
 	doc := map[string]any{"event": what, "time": time.Now().UTC().Format(time.RFC3339Nano)}
@@ -127,21 +137,27 @@ var seriesMetrics = []metrics.Desc{
 }
 
 func (p *program) serveSeries(cc *cli.Context, s *backup.Series) error {
+	r := metrics.NewRegistry(version())
+	r.Collect(seriesMetrics, func(set func(string, float64, ...string)) { showSeries(s.Status(), time.Now(), set) })
+	late := 3 * cc.Duration("every")
+	return p.serveMetrics(cc, "snapshots", r, metrics.Check{Name: "snapshots", Run: func(context.Context) error { return current(s.Status(), time.Now(), late) }})
+}
+
+// serveMetrics serves at the address of --metrics, if there is one, until the
+// process is told to end.
+func (p *program) serveMetrics(cc *cli.Context, topic string, r *metrics.Registry, check metrics.Check) error {
 	address := cc.String("metrics")
 	if address == "" {
 		return nil
 	}
-	r := metrics.NewRegistry(version())
-	r.Collect(seriesMetrics, func(set func(string, float64, ...string)) { showSeries(s.Status(), time.Now(), set) })
-	late := 3 * cc.Duration("every")
-	server, err := metrics.Listen(address, r, metrics.Check{Name: "snapshots", Run: func(context.Context) error { return current(s.Status(), time.Now(), late) }})
+	server, err := metrics.Listen(address, r, check)
 	if err != nil {
 		return err
 	}
-	p.event("metrics", "url", "http://"+server.Address()+"/metrics")
+	p.eventOf(topic, "metrics", "url", "http://"+server.Address()+"/metrics")
 	go func() {
 		if err := server.Serve(cc.Context); err != nil {
-			p.event("metrics", "error", err.Error())
+			p.eventOf(topic, "metrics", "error", err.Error())
 		}
 	}()
 	return nil

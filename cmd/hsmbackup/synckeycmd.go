@@ -15,8 +15,8 @@ import (
 func (p *program) synckeyCommand() *cli.Command {
 	return &cli.Command{
 		Name: "synckey", Usage: "reconcile the keys of two clusters of one lineage", Action: p.synckey,
-		Description: "Example: hsmbackup synckey --src ./east --dst ./west --users --dry-run\n\nLogins come from HSMBACKUP_SRC_PIN and HSMBACKUP_DST_PIN (and …_ROLE), falling back to HSMBACKUP_PIN; without any, from each cluster's appliance certificate.",
-		Flags: append(append(filterFlags(), synckeyGuards()...),
+		Description: "Example: hsmbackup synckey --src ./east --dst ./west --users --dry-run\n\n         hsmbackup synckey --src ./east --dst ./west --users --watch --metrics :9106\n\nLogins come from HSMBACKUP_SRC_PIN and HSMBACKUP_DST_PIN (and …_ROLE), falling back to HSMBACKUP_PIN; without any, from each cluster's appliance certificate.",
+		Flags: append(append(append(filterFlags(), synckeyGuards()...), watchFlags()...),
 			&cli.StringFlag{Name: "src", Required: true, Usage: "source `CLUSTER`"},
 			&cli.StringFlag{Name: "dst", Required: true, Usage: "destination `CLUSTER`"},
 			&cli.BoolFlag{Name: "dry-run", Usage: "show the plan and change nothing; exit 3 when differences remain"},
@@ -36,9 +36,14 @@ func (p *program) synckey(cc *cli.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	rate, err := rateOf(cc)
-	if err != nil {
+	if o.Rate, err = rateOf(cc); err != nil {
 		return err
+	}
+	if err := checkWatchFlags(cc); err != nil {
+		return err
+	}
+	if cc.Bool("watch") {
+		return p.watch(cc, o)
 	}
 	src, err := p.openSide(cc, srcSide)
 	if err != nil {
@@ -51,9 +56,9 @@ func (p *program) synckey(cc *cli.Context) (err error) {
 	}
 	defer func() { err = errors.Join(err, dst.Close()) }()
 
-	bar := p.progress(paced("synckey", rate))
+	bar := p.progress(paced("synckey", o.Rate))
 	defer bar.done()
-	o.Rate, o.Progress = rate, bar.update
+	o.Progress = bar.update
 	var r *synckey.Result
 	if cc.Bool("dry-run") {
 		plan, err := synckey.NewPlan(cc.Context, src, dst, o)
