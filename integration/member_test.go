@@ -85,7 +85,8 @@ func TestTokensAreRefusedClearly(t *testing.T) {
 	c := newCluster(t, newMachine(t), "east", 1, "--min-copies", "1")
 	used := c.invite(t)
 	c.join(t, used, "second")
-	short := c.invite(t, "--expires", "1ms")
+	short := c.invite(t, "--expires", "1ms") // good for a second or two: it counts whole ones
+	made := time.Now()
 	dir := c.path("new")
 	refuse := func(exit int, code, token, text string) {
 		t.Helper()
@@ -98,9 +99,7 @@ func TestTokensAreRefusedClearly(t *testing.T) {
 		}
 	}
 	refuse(4, "token_refused", used, "the token was used by hsm-")
-	eventually(t, "the token does not expire", func() bool {
-		return strings.Contains(c.with("HSMBACKUP_JOIN_TOKEN="+short).run(t, "hsm", "join", "--dir", dir).stderr, "expired")
-	})
+	eventually(t, "the token does not expire", func() bool { return time.Since(made) > 2*time.Second })
 	refuse(4, "token_refused", short, "the token expired at")
 	refuse(2, "invalid", used[:len(used)-5], "damaged")
 	refuse(2, "invalid", "garbage", "no join token")

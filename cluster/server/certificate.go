@@ -110,7 +110,7 @@ func (s *Server) certificateNotice() string {
 
 // Issue implements rpc.Issuer: an admin has a certificate made for an appliance or
 // a client, which keeps its key to itself.
-func (s servedSession) Issue(_ context.Context, kind pki.Kind, name string, request []byte, validity time.Duration) (cert []byte, err error) {
+func (s servedSession) Issue(ctx context.Context, kind pki.Kind, name string, request []byte, validity time.Duration) (cert []byte, err error) {
 	who := s.Principal()
 	defer func() {
 		s.server.device.record("issue-certificate", who, 0, fmt.Sprintf("%s %s for %s", kind, name, validity), err)
@@ -129,17 +129,22 @@ func (s servedSession) Issue(_ context.Context, kind pki.Kind, name string, requ
 	if err != nil {
 		return nil, err
 	}
-	return ca.IssueForAt(request, id, s.server.issueTime(id), validity)
+	if err := afterRevocations(ctx, s.server.place.now.Load().revoked[string(kind)+"/"+name]); err != nil {
+		return nil, err
+	}
+	return ca.IssueFor(request, id, validity)
 }
 
-// issueTime is now, or if that is how long certificates of this name are revoked,
-// the next moment after it.
-func (s *Server) issueTime(id pki.Identity) time.Time {
-	now := time.Now()
-	if until, ok := s.place.now.Load().revoked[string(id.Kind)+"/"+id.Name]; ok && !now.Truncate(time.Second).After(until) {
-		return until.Truncate(time.Second).Add(time.Second)
+// afterRevocations waits until a certificate issued now counts as issued after
+// until: certificates count whole seconds.
+func afterRevocations(ctx context.Context, until time.Time) error {
+	next := until.Truncate(time.Second).Add(time.Second)
+	select {
+	case <-time.After(time.Until(next)):
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
 	}
-	return now
 }
 
 func checkIssue(id pki.Identity, validity time.Duration) error {
@@ -212,6 +217,10 @@ func (f *Folder) Issue(kind, name string, validity time.Duration, path string, r
 	}
 	ca, err := pki.ParseAuthority(f.keys.ca)
 	if err != nil {
+		return time.Time{}, err
+	}
+	// What was revoked until now, the folder may not know.
+	if err := afterRevocations(context.Background(), time.Now()); err != nil {
 		return time.Time{}, err
 	}
 	cert, key, err := ca.Issue(id, validity)

@@ -121,7 +121,11 @@ func (s servedSession) Change(ctx context.Context, c hsm.Change) (hsm.MaskedObje
 		return hsm.MaskedObject{}, err
 	}
 	defer done()
-	return s.Session.Change(ctx, c)
+	m, err := s.Session.Change(ctx, c)
+	if err == nil && c.Kind == hsm.ChangeRevoke { // whoever is told so can rely on it
+		err = s.server.locate(context.WithoutCancel(ctx))
+	}
+	return m, err
 }
 
 func (s servedSession) Envelope(ctx context.Context, custodians []string, threshold int) ([]byte, error) {

@@ -27,6 +27,7 @@ type standing struct {
 type place struct {
 	now     atomic.Pointer[standing]
 	changed chan struct{} // holds one token when it must be read anew
+	reading sync.Mutex    // held while it is, so that no older reading replaces a newer
 
 	// changing is read-locked while something is added or changed, so that an
 	// HSM that leaves knows when nothing of that is under way any more.
@@ -52,6 +53,8 @@ func (p *place) poke() {
 
 // locate reads the standing from the object store.
 func (s *Server) locate(ctx context.Context) error {
+	s.place.reading.Lock()
+	defer s.place.reading.Unlock()
 	members, err := s.device.self.Members(ctx)
 	if err != nil {
 		return err

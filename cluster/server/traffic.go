@@ -59,6 +59,15 @@ func (c *countingConn) Write(b []byte) (int, error) {
 	return n, err
 }
 
+// CloseWrite ends what is sent. Without it the refusal of a handshake would be
+// reset away before the caller has read why (package rpc).
+func (c *countingConn) CloseWrite() error {
+	if w, ok := c.Conn.(interface{ CloseWrite() error }); ok {
+		return w.CloseWrite()
+	}
+	return nil
+}
+
 func (c *countingConn) Close() error {
 	if c.gone != nil {
 		c.once.Do(c.gone)

@@ -111,17 +111,11 @@ func (a *Authority) Issue(id Identity, validity time.Duration) (certPEM []byte, 
 // in it is ignored, id decides. ErrInvalid if the request does not verify or
 // its key is not ECDSA P-256.
 func (a *Authority) IssueFor(requestPEM []byte, id Identity, validity time.Duration) (certPEM []byte, err error) {
-	return a.IssueForAt(requestPEM, id, time.Now(), validity)
-}
-
-// IssueForAt is IssueFor for a certificate that counts as issued at a moment:
-// revocations name one (IssuedAt).
-func (a *Authority) IssueForAt(requestPEM []byte, id Identity, at time.Time, validity time.Duration) (certPEM []byte, err error) {
 	public, err := RequestKey(requestPEM)
 	if err != nil {
 		return nil, fmt.Errorf("certificate request for %s: %w", id, err)
 	}
-	return a.issue(public, id, at, validity)
+	return a.issue(public, id, time.Now(), validity)
 }
 
 // RequestKey returns the public key of a signing request that is signed with it.
