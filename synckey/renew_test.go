@@ -78,12 +78,12 @@ func TestMovedForACryptoUser(t *testing.T) {
 	a := newRegion(t, 1)
 	b := a.clone(1)
 	p := &pair{a, b, a.open("alice"), b.open("alice")}
-	refs := a.keys(2)
+	a.keys(2)
 	plan := p.stale(t, Options{})
 	if err := plan.Apply(context.Background()); err != nil || plan.Result.Applied != 2 {
 		t.Fatalf("unmoved: %v, %d applied", err, plan.Result.Applied)
 	}
-	refs = a.keys(2)
+	refs := a.keys(2)
 	plan = p.stale(t, Options{})
 	a.destroy("alice", refs[0])
 	if err := plan.Apply(context.Background()); !errors.Is(err, ErrMoved) {

@@ -43,7 +43,7 @@ type world struct {
 
 // stats counts what a simulation went through.
 type stats struct {
-	created, failed, unknown, used, destroyed, calls, faults int
+	created, failed, unknown, used, destroyed, faults int
 	kinds                                                    map[string]int
 }
 
