@@ -44,7 +44,7 @@ type world struct {
 // stats counts what a simulation went through.
 type stats struct {
 	created, failed, unknown, used, destroyed, faults int
-	kinds                                                    map[string]int
+	kinds                                             map[string]int
 }
 
 // region is one cluster.
