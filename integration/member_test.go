@@ -5,6 +5,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/hsmbackup/hsmbackup/cluster/profile"
 )
 
 // eventually waits for what must come about; nothing is measured.
@@ -68,6 +70,7 @@ func TestAnHSMJoinsAcrossMachines(t *testing.T) {
 	if len(where.Coverage) != 3 || len(where.Missing) != 0 || !strings.Contains(strings.Join(where.Coverage, " "), id) {
 		t.Errorf("the first key is on %v, not on %v", where.Coverage, where.Missing)
 	}
+	c.addToProfile(t, id)
 	for _, p := range c.hsms[:2] { // the new one serves alone
 		p.kill()
 	}
@@ -76,6 +79,45 @@ func TestAnHSMJoinsAcrossMachines(t *testing.T) {
 	}
 	c.startAll(t)
 	c.wait(t)
+}
+
+// addToProfile adds a member to the profile, for clients that are to find it when
+// the others are gone.
+func (c *testCluster) addToProfile(t testing.TB, id string) {
+	t.Helper()
+	p, err := profile.Load(c.dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, h := range c.info(t).HSMs {
+		if h.ID == id {
+			p.HSMs = append(p.HSMs, profile.HSM{Address: h.Address})
+		}
+	}
+	if err := p.Save(p.Path()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestTwentyEightHSMs: as many as CloudHSM has in a cluster; a key gets to all of
+// them, and the death of some is not noticed.
+func TestTwentyEightHSMs(t *testing.T) {
+	c := createCluster(t, newMachine(t), "east", 28)
+	c.startAll(t)
+	c.nobody().ok(t, "cluster", "wait", "--timeout", "3m") // 756 handshakes, on a machine that may be small
+	c.createUser(t, alicePIN)
+	c.generate(t, "everywhere")
+	c.wait(t)
+	if i := c.info(t); len(i.HSMs) != 28 || !i.InSync {
+		t.Errorf("%+v", i)
+	}
+	for _, p := range c.hsms[:9] {
+		p.kill()
+	}
+	ref := c.generate(t, "with nine HSMs down", "--min-copies", "19")
+	if got := c.references(t); len(got) != 2 || !got[ref] {
+		t.Errorf("it shows %v", got)
+	}
 }
 
 // TestTokensAreRefusedClearly: each with one line, the right exit code, and
