@@ -7,7 +7,7 @@ GO          ?= go
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 FUZZTIME    ?= 30s
 
-.PHONY: test check servers build drill bench bench-create bench-insync bench-converge fuzz chaos
+.PHONY: test check servers build drill bench bench-create bench-insync bench-converge bench-synckey fuzz chaos
 
 test: check servers
 	CGO_ENABLED=1 $(GO) test -race -timeout 30m -p 2 ./...
@@ -36,6 +36,13 @@ bench:
 # equal roots after an HSM stood still.
 bench-create bench-insync bench-converge:
 	$(GO) test -run '^$$' -bench '$(FIGURE_$@)' -benchtime $(or $(BENCHTIME),$(TIME_$@)) -timeout 1h ./integration/figures
+
+# What synckey costs, beside the floor and a tree of hashes: bytes and round trips
+# per difference among a million objects, time over a link of 80 ms, CPU time of
+# each side, cost per write, bytes beside the objects moved, lag of --watch.
+bench-synckey:
+	$(GO) test -run '^$$' -bench 'Figure|^BenchmarkUpdate$$' -benchtime $(or $(BENCHTIME),1x) -timeout 1h ./cluster/reconcile
+	$(GO) test -run '^$$' -bench Figure -benchtime $(or $(BENCHTIME),1x) -timeout 1h ./synckey
 
 FIGURE_bench-create   := CreateAES
 FIGURE_bench-insync   := InSync
