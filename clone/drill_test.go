@@ -12,6 +12,7 @@ import (
 	"github.com/hsmbackup/hsmbackup/cluster"
 	"github.com/hsmbackup/hsmbackup/cluster/hsm"
 	"github.com/hsmbackup/hsmbackup/cluster/hsm/soft/mech"
+	"github.com/hsmbackup/hsmbackup/cluster/keytest"
 )
 
 func drillOptions(t *testing.T) DrillOptions {
@@ -74,7 +75,7 @@ var spoils = []struct {
 		i := slices.IndexFunc(d.answers, func(a answer) bool { return a.key.Class == hsm.ClassPublic })
 		d.answers[i].given = []byte("another public key")
 		return d.answers[i].key.Ref.String()
-	}, errAnswer.Error()},
+	}, keytest.ErrAnswer.Error()},
 	{"a key that does not decrypt", func(t *testing.T, d *drill) string {
 		i := slices.IndexFunc(d.answers, func(a answer) bool { return a.key.Type == "aes" })
 		d.answers[i].given[len(d.answers[i].given)-1] ^= 1

@@ -11,6 +11,7 @@ import (
 	"github.com/hsmbackup/hsmbackup/backup"
 	"github.com/hsmbackup/hsmbackup/cluster/hsm"
 	"github.com/hsmbackup/hsmbackup/cluster/hsm/soft/mech"
+	"github.com/hsmbackup/hsmbackup/cluster/keytest"
 )
 
 // history is a cluster's, in two snapshots, and a clone of the first.
@@ -122,7 +123,7 @@ func TestRestoreIntoBringsBackWhatIsMissing(t *testing.T) {
 			t.Errorf("key %s: %v, want %v", ref, err, want)
 		}
 	}
-	if _, err := h.west.as("bob").Use(t.Context(), hsm.Use{Kind: hsm.UseEncrypt, Key: h.bobs, Data: question, Params: hsm.Params{Mechanism: "aes-gcm"}}); err != nil {
+	if _, err := h.west.as("bob").Use(t.Context(), hsm.Use{Kind: hsm.UseEncrypt, Key: h.bobs, Data: keytest.Question, Params: hsm.Params{Mechanism: "aes-gcm"}}); err != nil {
 		t.Errorf("a restored key is not used: %v", err)
 	}
 

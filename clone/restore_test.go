@@ -13,6 +13,7 @@ import (
 	"github.com/hsmbackup/hsmbackup/cluster"
 	"github.com/hsmbackup/hsmbackup/cluster/hsm"
 	"github.com/hsmbackup/hsmbackup/cluster/hsm/soft/mech"
+	"github.com/hsmbackup/hsmbackup/cluster/keytest"
 	"github.com/hsmbackup/hsmbackup/cluster/server"
 )
 
@@ -25,7 +26,7 @@ func TestARestoredClusterIsTheSameAndAnother(t *testing.T) {
 	ref := east.key("alice", "hers", "bob")
 	gone := east.key("alice", "gone")
 	east.destroy("alice", gone)
-	sealed, err := east.as("alice").Use(t.Context(), hsm.Use{Kind: hsm.UseEncrypt, Key: ref, Data: question, Params: hsm.Params{Mechanism: "aes-gcm"}})
+	sealed, err := east.as("alice").Use(t.Context(), hsm.Use{Kind: hsm.UseEncrypt, Key: ref, Data: keytest.Question, Params: hsm.Params{Mechanism: "aes-gcm"}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -60,7 +61,7 @@ func TestARestoredClusterIsTheSameAndAnother(t *testing.T) {
 			}
 			for _, user := range []string{"alice", "bob"} {
 				got, err := west.as(user).Use(t.Context(), hsm.Use{Kind: hsm.UseDecrypt, Key: ref, Data: sealed, Params: hsm.Params{Mechanism: "aes-gcm"}})
-				if err != nil || string(got) != string(question) {
+				if err != nil || string(got) != string(keytest.Question) {
 					t.Errorf("%s uses the key: %q, %v", user, got, err)
 				}
 			}

@@ -15,6 +15,7 @@ import (
 	"github.com/hsmbackup/hsmbackup/backup"
 	"github.com/hsmbackup/hsmbackup/cluster/hsm"
 	"github.com/hsmbackup/hsmbackup/cluster/hsm/soft/mech"
+	"github.com/hsmbackup/hsmbackup/cluster/keytest"
 )
 
 // Used counts the keys that were used.
@@ -133,7 +134,7 @@ func selfTest(r *hsm.Record) ([]byte, error) {
 	if r.Core.Type == "aes" {
 		err = secretRoundTrip(key)
 	} else {
-		_, err = key.MAC(mech.SignParams{Mechanism: "hmac", Hash: "sha256"}, question)
+		_, err = key.MAC(mech.SignParams{Mechanism: "hmac", Hash: "sha256"}, keytest.Question)
 	}
 	if err != nil {
 		return nil, err
@@ -143,13 +144,13 @@ func selfTest(r *hsm.Record) ([]byte, error) {
 
 func secretRoundTrip(key *mech.SecretKey) error {
 	p := mech.CryptParams{Mechanism: "aes-gcm"}
-	sealed, err := key.Encrypt(nil, p, question)
+	sealed, err := key.Encrypt(nil, p, keytest.Question)
 	if err != nil {
 		return err
 	}
 	opened, err := key.Decrypt(nil, p, sealed)
-	if err == nil && !bytes.Equal(opened, question) {
-		err = errAnswer
+	if err == nil && !bytes.Equal(opened, keytest.Question) {
+		err = keytest.ErrAnswer
 	}
 	return err
 }
@@ -168,11 +169,11 @@ func privateTest(r *hsm.Record) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	signature, err := private.Sign(nil, signers[r.Core.Type], question)
+	signature, err := private.Sign(nil, signers[r.Core.Type], keytest.Question)
 	if err != nil {
 		return nil, err
 	}
-	if err := public.Verify(signers[r.Core.Type], question, signature); err != nil {
+	if err := public.Verify(signers[r.Core.Type], keytest.Question, signature); err != nil {
 		return nil, fmt.Errorf("its public key does not accept its signature: %w", err)
 	}
 	return mech.CheckValuePublic(r.Core.Public)

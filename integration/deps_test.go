@@ -22,8 +22,9 @@ var mayImport = []struct {
 	may []string
 }{
 	{"cmd/...", []string{"clone", "synckey", "backup", "cluster", "cluster/cloudhsm", "cluster/hsm", "cluster/metrics", "cluster/profile", "cluster/server/...", "storage", "storage/open"}},
-	{"clone", []string{"synckey", "backup", "cluster", "cluster/hsm", "cluster/hsm/soft/mech", "cluster/profile", "cluster/reconcile", "cluster/server", "storage"}},
-	{"synckey", []string{"cluster", "cluster/hsm", "cluster/reconcile"}},
+	{"clone", []string{"synckey", "backup", "cluster", "cluster/keytest", "cluster/hsm", "cluster/hsm/soft/mech", "cluster/profile", "cluster/reconcile", "cluster/server", "storage"}},
+	{"synckey", []string{"cluster", "cluster/hsm", "cluster/keytest", "cluster/reconcile"}},
+	{"cluster/keytest", []string{"cluster", "cluster/hsm", "cluster/hsm/soft/mech"}},
 	{"backup/...", []string{"backup/format", "cluster/hsm", "cluster/reconcile", "storage"}},
 	{"cluster", []string{"cluster/hsm", "cluster/profile", "cluster/reconcile", "cluster/rpc", "cluster/rpc/pki"}},
 	{"cluster/cloudhsm", []string{"cluster", "cluster/profile"}},

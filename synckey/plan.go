@@ -89,7 +89,7 @@ func blankPlan(src, dst *side, o Options, checking bool) *Plan {
 	return &Plan{options: o, src: src, dst: dst, settle: settle, pacer: newPacer(o.Rate), checking: checking, reasons: map[string]string{}, made: time.Now(), fresh: freshness,
 		forth:  &flow{from: src, to: dst, wanted: true, steps: newSteps(&room), destroying: map[string]int{}},
 		back:   &flow{from: dst, to: src, wanted: o.Both, steps: newSteps(&room), destroying: map[string]int{}},
-		Result: &Result{Lineage: src.Lineage(), Src: describe(src), Dst: describe(dst), Rate: o.Rate, Conflicts: []hsm.KeyRef{}, Blocked: []Blocked{}},
+		Result: &Result{Lineage: src.Lineage(), Src: describe(src), Dst: describe(dst), Rate: o.Rate, Asked: o.Asked, Version: o.Version, Conflicts: []hsm.KeyRef{}, Blocked: []Blocked{}},
 	}
 }
 

@@ -30,6 +30,7 @@ func (l *look) read(ctx context.Context, refs []hsm.KeyRef) (map[hsm.KeyRef]*hel
 	}
 	seen, out := map[hsm.KeyRef]int{}, map[hsm.KeyRef]*held{}
 	for _, v := range views {
+		answered := map[hsm.KeyRef]bool{}
 		for m, err := range v.Extract(ctx, slices.Values(refs)) {
 			if err != nil {
 				return nil, l.side.wrap(fmt.Errorf("read: %w", err))
@@ -37,10 +38,14 @@ func (l *look) read(ctx context.Context, refs []hsm.KeyRef) (map[hsm.KeyRef]*hel
 			if _, asked := slices.BinarySearch(refs, m.Ref); !asked {
 				return nil, l.side.wrap(fmt.Errorf("%w: it answers with %s, which was not asked for", reconcile.ErrPeer, m.Ref))
 			}
+			if answered[m.Ref] { // a flood would have no end
+				return nil, l.side.wrap(fmt.Errorf("%w: it answers twice with %s", reconcile.ErrPeer, m.Ref))
+			}
+			answered[m.Ref] = true
 			if out[m.Ref] == nil {
 				out[m.Ref] = &held{}
 			}
-			if err := out[m.Ref].add(m.Bytes); err != nil {
+			if err := out[m.Ref].add(m, l.side.Lineage()); err != nil {
 				return nil, l.side.wrap(fmt.Errorf("object %s: %w", m.Ref, err))
 			}
 			seen[m.Ref]++
@@ -53,10 +58,15 @@ func (l *look) read(ctx context.Context, refs []hsm.KeyRef) (map[hsm.KeyRef]*hel
 }
 
 // add takes in the state of one more HSM.
-func (h *held) add(b []byte) error {
-	m, r, err := hsm.ParseMasked(b)
-	if err != nil {
+func (h *held) add(said hsm.MaskedObject, lineage hsm.Lineage) error {
+	m, r, err := hsm.ParseMasked(said.Bytes)
+	switch {
+	case err != nil:
 		return err
+	case m.Lineage != lineage:
+		return fmt.Errorf("%w: it is of %s, its cluster of %s", hsm.ErrLineage, m.Lineage, lineage)
+	case m.Ref != said.Ref:
+		return fmt.Errorf("%w: it is %s by its bytes", reconcile.ErrPeer, m.Ref)
 	}
 	if slices.ContainsFunc(h.masked, func(o hsm.MaskedObject) bool { return o.Object == m.Object }) {
 		return nil

@@ -2,6 +2,7 @@ package synckey
 
 import (
 	"slices"
+	"time"
 
 	"github.com/hsmbackup/hsmbackup/cluster/hsm"
 )
@@ -45,6 +46,15 @@ type Result struct {
 	RootsEqual bool     `json:"roots_equal"`
 	Seconds    float64  `json:"seconds"`
 	Details    []Detail `json:"details,omitempty"`
+	Use        *Used    `json:"use_check,omitempty"`
+	// Asked are the options of the run, in words. Version is that of the program
+	// that ran, Time when the result was signed, Nonce fresh for it.
+	Asked      []string    `json:"asked,omitempty"`
+	Version    string      `json:"version,omitempty"`
+	Time       time.Time   `json:"time,omitzero"`
+	Nonce      string      `json:"nonce,omitempty"`
+	Unsigned   string      `json:"unsigned,omitempty"` // why there are no signatures, if they were asked for
+	Signatures []Signature `json:"signatures,omitempty"`
 }
 
 // Cluster names one side in a result.
@@ -52,6 +62,8 @@ type Cluster struct {
 	ID     hsm.ClusterID `json:"id"`
 	Name   string        `json:"name"`
 	Region string        `json:"region"`
+	// Version is that of the HSM that signed.
+	Version string `json:"version,omitempty"`
 	// Root is that of the first HSM; empty where the login is not shown one.
 	Root string `json:"root,omitempty"`
 	// HSMs counts those that answered, Away lists the others.

@@ -37,6 +37,13 @@ type Options struct {
 	// destroy there; its default is a tenth of the side's keys, and always 10. A
 	// plan beyond either is not applied at all: ErrLimit.
 	MaxChanges, MaxDestroyed Limit
+	// UseCheck uses keys on both sides once they are there.
+	UseCheck UseCheck
+	// Sign has both clusters sign the result; see Plan.Sign. Where the logins may
+	// not, the result tells why it is not signed. Version and Asked go into it.
+	Sign    bool
+	Version string
+	Asked   []string
 	// Progress is told how many objects of how many are durable, and their size.
 	Progress func(done, total, bytes int64)
 }
@@ -62,10 +69,22 @@ func Run(ctx context.Context, src, dst *cluster.Cluster, o Options) (*Result, er
 		return nil, err
 	}
 	if err == nil {
-		err = p.Check(ctx)
+		err = p.conclusion(ctx)
 	}
 	p.Result.Seconds = time.Since(start).Seconds()
+	if err == nil && o.Sign {
+		err = p.SignIfAllowed(ctx)
+	}
 	return p.Result, err
+}
+
+// conclusion compares again what was applied, and uses it.
+func (p *Plan) conclusion(ctx context.Context) error {
+	refs := p.applying()
+	if err := p.Check(ctx); err != nil || !p.options.UseCheck.wanted() {
+		return err
+	}
+	return p.use(ctx, refs)
 }
 
 // planAndApply makes another plan when the clusters have moved under one. Between

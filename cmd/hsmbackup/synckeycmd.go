@@ -14,11 +14,11 @@ import (
 
 func (p *program) synckeyCommand() *cli.Command {
 	return &cli.Command{
-		Name: "synckey", Usage: "reconcile the keys of two clusters of one lineage", Action: p.synckey,
-		Description: "Example: hsmbackup synckey --src ./east --dst ./west --users --dry-run\n\n         hsmbackup synckey --src ./east --dst ./west --users --watch --metrics :9106\n\nLogins come from HSMBACKUP_SRC_PIN and HSMBACKUP_DST_PIN (and …_ROLE), falling back to HSMBACKUP_PIN; without any, from each cluster's appliance certificate.",
-		Flags: append(append(append(filterFlags(), synckeyGuards()...), watchFlags()...),
-			&cli.StringFlag{Name: "src", Required: true, Usage: "source `CLUSTER`"},
-			&cli.StringFlag{Name: "dst", Required: true, Usage: "destination `CLUSTER`"},
+		Name: "synckey", Usage: "reconcile the keys of two clusters of one lineage", ArgsUsage: "[verify-report FILE]", Action: p.synckeyVerb,
+		Description: "Examples:\n  hsmbackup synckey --src ./east --dst ./west --users --dry-run\n  hsmbackup synckey --src ./east --dst ./west --report run.json\n  hsmbackup synckey --src ./east --dst ./west --users --watch --metrics :9106\n  hsmbackup synckey verify-report run.json --lineage LINEAGE     checks the signatures of both clusters; needs no key\n\nLogins come from HSMBACKUP_SRC_PIN and HSMBACKUP_DST_PIN (and …_ROLE), falling back to HSMBACKUP_PIN; without any, from each cluster's appliance certificate.",
+		Flags: append(append(append(append(filterFlags(), synckeyGuards()...), synckeyProof()...), watchFlags()...),
+			&cli.StringFlag{Name: "src", Usage: "source `CLUSTER`"},
+			&cli.StringFlag{Name: "dst", Usage: "destination `CLUSTER`"},
 			&cli.BoolFlag{Name: "dry-run", Usage: "show the plan and change nothing; exit 3 when differences remain"},
 			&cli.BoolFlag{Name: "both", Usage: "bring the source up to the destination too"},
 			&cli.BoolFlag{Name: "destroyed", Usage: "destroy at the destination what was destroyed at the source"},
@@ -26,12 +26,14 @@ func (p *program) synckeyCommand() *cli.Command {
 			&cli.StringFlag{Name: "rate", Usage: "insert at most so much, such as 500/s (objects) or 10MB/s (masked objects)"},
 			&cli.StringFlag{Name: "src-credential", Usage: "appliance certificate `FILE` for the source"},
 			&cli.StringFlag{Name: "dst-credential", Usage: "appliance certificate `FILE` for the destination"},
-			&cli.StringSliceFlag{Name: "identity", Aliases: []string{"i"}, Usage: "age identity `FILE` of a custodian: where the source has rotated its masking key, the destination takes it over, as an admin"},
-			&cli.StringFlag{Name: "report", Usage: "also write the result as JSON to `FILE`"}),
+			&cli.StringSliceFlag{Name: "identity", Aliases: []string{"i"}, Usage: "age identity `FILE` of a custodian: where the source has rotated its masking key, the destination takes it over, as an admin"}),
 	}
 }
 
 func (p *program) synckey(cc *cli.Context) (err error) {
+	if cc.String("src") == "" || cc.String("dst") == "" {
+		return usagef("name both clusters, with --src and --dst")
+	}
 	o, err := synckeyOptions(cc)
 	if err != nil {
 		return err
@@ -56,6 +58,12 @@ func (p *program) synckey(cc *cli.Context) (err error) {
 	}
 	defer func() { err = errors.Join(err, dst.Close()) }()
 
+	closeUsers, err := p.openUsers(cc, &o.UseCheck)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, closeUsers()) }()
+
 	bar := p.progress(paced("synckey", o.Rate))
 	defer bar.done()
 	o.Progress = bar.update
@@ -65,7 +73,12 @@ func (p *program) synckey(cc *cli.Context) (err error) {
 		if err != nil {
 			return err
 		}
-		r = plan.Result
+		if r = plan.Result; o.Sign {
+			err = plan.SignIfAllowed(cc.Context)
+		}
+		if err != nil {
+			return err
+		}
 	} else {
 		if err := p.followRotation(cc, src, dst); err != nil {
 			return err
@@ -120,7 +133,7 @@ func (p *program) synced(cc *cli.Context, r *synckey.Result) error {
 	if err := p.result(r, func(w io.Writer) { printSynckey(w, r, cc.Bool("dry-run")) }); err != nil {
 		return err
 	}
-	if len(r.Conflicts) > 0 || len(r.Blocked) > 0 || cc.Bool("dry-run") && r.Remaining > r.Outside {
+	if r.Use != nil && len(r.Use.Failures) > 0 || len(r.Conflicts) > 0 || len(r.Blocked) > 0 || cc.Bool("dry-run") && r.Remaining > r.Outside {
 		return errPrinted
 	}
 	return nil
@@ -154,6 +167,7 @@ func printSynckey(w io.Writer, r *synckey.Result, dryRun bool) {
 		fmt.Fprintln(w, "nothing was changed (dry run)")
 		return
 	}
+	printUsed(w, r.Use)
 	equal := map[bool]string{true: "the roots are equal", false: fmt.Sprintf("%d objects still differ", r.Remaining)}[r.RootsEqual]
 	fmt.Fprintf(w, "%d applied, %s, %s; %s\n", r.Applied, size(r.ObjectBytes), paced(fmt.Sprintf("%.2f s", r.Seconds), r.Rate), equal)
 }

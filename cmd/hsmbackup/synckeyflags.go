@@ -33,7 +33,14 @@ func synckeyOptions(cc *cli.Context) (o synckey.Options, err error) {
 	if o.Filter, err = filterOf(cc, nil); err != nil {
 		return o, err
 	}
-	return o, guards(cc, &o)
+	if err := guards(cc, &o); err != nil {
+		return o, err
+	}
+	o.Sign, o.Version, o.Asked = cc.String("report") != "" && !cc.Bool("watch"), version(), asked(cc)
+	if o.UseCheck, err = useCheckOf(cc); err == nil && o.UseCheck != (synckey.UseCheck{}) && (cc.Bool("watch") || cc.Bool("dry-run")) {
+		err = usagef("--use-check uses what a run has applied; it goes with neither --watch nor --dry-run")
+	}
+	return o, err
 }
 
 // guards reads synckeyGuards.
