@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/hsmbackup/hsmbackup/cluster/hsm"
+	"github.com/hsmbackup/hsmbackup/cluster/reconcile"
 )
 
 var (
@@ -130,9 +131,11 @@ func (c *Cluster) extractBatch(ctx context.Context, refs []hsm.KeyRef) ([]hsm.Ma
 	return got, failure
 }
 
-// extractAll returns what it has read also when it fails half way.
+// extractAll returns what it has read also when it fails half way. It reads each
+// object once: an HSM whose answer has no end ends with reconcile.ErrPeer.
 func extractAll(ctx context.Context, s hsm.Source, refs []hsm.KeyRef, wanted map[hsm.KeyRef]bool) ([]hsm.MaskedObject, error) {
 	var got []hsm.MaskedObject
+	answered := make(map[hsm.KeyRef]bool, len(refs))
 	missing := func(yield func(hsm.KeyRef) bool) {
 		for _, ref := range refs {
 			if wanted[ref] && !yield(ref) {
@@ -144,6 +147,10 @@ func extractAll(ctx context.Context, s hsm.Source, refs []hsm.KeyRef, wanted map
 		if err != nil {
 			return got, err
 		}
+		if !wanted[m.Ref] || answered[m.Ref] {
+			return got, fmt.Errorf("%w: it answers with %s, which it was not asked for, or twice", reconcile.ErrPeer, m.Ref)
+		}
+		answered[m.Ref] = true
 		got = append(got, m)
 	}
 	return got, nil
