@@ -132,3 +132,20 @@ func TestDifferenceSizes(t *testing.T) {
 		t.Errorf("everything: %+v", r)
 	}
 }
+
+// TestTwoBirths: destroying one of two births settles nothing and loses nothing: the
+// other stays as it is where it is, and all other keys pass.
+func TestTwoBirths(t *testing.T) {
+	p := newPair(t)
+	ref := hsm.NewKeyRef()
+	p.a.put([]hsm.MaskedObject{p.a.birth(ref, "alice", "one")})
+	p.b.put([]hsm.MaskedObject{p.b.birth(ref, "alice", "other")})
+	kept := p.a.get(0, ref)
+	p.b.destroy("alice", ref)
+	p.a.keys(2)
+	for _, o := range []Options{{}, {Both: true, Destroyed: true}} {
+		if r := p.run(t, o); len(r.Conflicts) != 1 || r.Conflicts[0] != ref || r.Remaining != 1 || p.a.get(0, ref).Object != kept.Object || live(p.b, ref) {
+			t.Errorf("%+v: %+v", o, r)
+		}
+	}
+}

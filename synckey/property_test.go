@@ -158,8 +158,8 @@ func TestAnyTwoHistories(t *testing.T) {
 		defer to.Close()
 
 		before := src.root(0)
-		oneWay := Options{Users: rapid.Bool().Draw(rt, "users"), Destroyed: rapid.Bool().Draw(rt, "destroyed")}
-		for _, o := range []Options{oneWay, {Both: true, Users: true, Destroyed: true}} {
+		oneWay := Options{Users: rapid.Bool().Draw(rt, "users"), Destroyed: rapid.Bool().Draw(rt, "destroyed"), MaxDestroyed: Unlimited()}
+		for _, o := range []Options{oneWay, {Both: true, Users: true, Destroyed: true, MaxDestroyed: Unlimited()}} {
 			r, err := run(context.Background(), from, to, o)
 			if err == nil {
 				err = check(r)
