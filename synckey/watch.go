@@ -61,7 +61,7 @@ func NewWatch(src, dst *cluster.Cluster, o WatchOptions) *Watch {
 		o.Interval = defaultInterval
 	}
 	w := &Watch{src: src, dst: dst, options: o, events: teller{tell: o.Event}}
-	w.status.Differences = map[string]int{}
+	w.status.Differences = (&Result{}).byClass()
 	return w
 }
 

@@ -142,6 +142,9 @@ func TestWatchQuiet(t *testing.T) {
 	p.b.destroy("alice", ref)
 	p.a.keys(1)
 	looks(2)
+	if n, shown := w.Status().Differences["destroyed at source"]; n != 0 || !shown {
+		t.Errorf("of a class that does not occur it shows %d, %t", n, shown)
+	}
 	if st := w.Status(); !st.Level || st.Left != 0 || st.Applied < 2 || !equal(p.a, p.b) {
 		t.Errorf("in the end: %+v", st)
 	}

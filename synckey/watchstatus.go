@@ -63,7 +63,7 @@ func (w *Watch) level(r *Result) {
 	was := false
 	w.update(func(s *Status) {
 		was, s.Level, s.Left, s.Success = s.Level, true, 0, time.Now()
-		clear(s.Differences)
+		s.Differences = (&Result{}).byClass()
 	})
 	if !was {
 		w.events.emit(Event{Kind: EventLevel, Result: r})
@@ -88,12 +88,17 @@ func (w *Watch) found(p *Plan) {
 		s.Plans++
 		s.SketchBytes += r.SketchBytes
 		s.Level, s.Left = p.found.equal, len(r.Left)
-		s.Differences = map[string]int{
-			classNew.String(): r.Missing, classChanged.String(): r.Changed, classDestroyed.String(): r.DestroyedAtSrc, classDestroyedDst.String(): r.DestroyedAtDst,
-			classOnlyDst.String(): r.OnlyAtDst, "tombstone": r.Tombstones, classSettling.String(): r.Settling, "outside the filter": r.Outside,
-			"user or policy": r.Users, classConflict.String(): len(r.Conflicts),
-		}
+		s.Differences = r.byClass()
 	})
+}
+
+// byClass counts what differs by class, also what does not occur.
+func (r *Result) byClass() map[string]int {
+	return map[string]int{
+		classNew.String(): r.Missing, classChanged.String(): r.Changed, classDestroyed.String(): r.DestroyedAtSrc, classDestroyedDst.String(): r.DestroyedAtDst,
+		classOnlyDst.String(): r.OnlyAtDst, "tombstone": r.Tombstones, classSettling.String(): r.Settling, "outside the filter": r.Outside,
+		"user or policy": r.Users, classConflict.String(): len(r.Conflicts),
+	}
 }
 
 // applied notes what became of a plan.
