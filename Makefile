@@ -7,10 +7,13 @@ GO          ?= go
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 FUZZTIME    ?= 30s
 
-.PHONY: test check servers build drill bench bench-create bench-insync bench-converge bench-synckey fuzz chaos
+.PHONY: test check servers build drill bench bench-create bench-insync bench-converge bench-synckey fuzz chaos sim
 
+# The simulation runs one goroutine at a time, and is the same in each run: it needs
+# no race detector, which would make it ten times slower.
 test: check servers
-	CGO_ENABLED=1 $(GO) test -race -timeout 30m -p 2 ./...
+	CGO_ENABLED=1 $(GO) test -race -timeout 30m -p 2 $$($(GO) list ./... | grep -v '/integration/sim$$')
+	$(GO) test -timeout 30m ./integration/sim
 
 check:
 	@unformatted=$$(gofmt -l .); if [ -n "$$unformatted" ]; then echo "run gofmt -w on:"; echo "$$unformatted"; exit 1; fi
@@ -65,3 +68,9 @@ fuzz:
 chaos: TIME ?= 10m
 chaos:
 	HSMBACKUP_CHAOS_TIME=$(TIME) HSMBACKUP_CHAOS_SEED=$(SEED) $(GO) test -v -count 1 -timeout 0 -run '^TestChaos$$' ./integration
+
+# Simulated clusters with seeds that follow FIRST, for TIME, or SEEDS of them. It
+# says how many, the simulated hours per hour, and how to replay a seed that fails.
+sim: FIRST ?= $(shell date +%s)
+sim:
+	$(GO) test -v -count 1 -timeout 0 -run '^TestSimulation$$' ./integration/sim -sim.first $(FIRST) $(if $(SEEDS),-sim.seeds $(SEEDS),-sim.time $(or $(TIME),1h))

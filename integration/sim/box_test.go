@@ -32,8 +32,9 @@ type box struct {
 	image    *vfs.MemFS  // what is on the disk while the HSM is down
 	old      *vfs.MemFS  // an older image of the disk
 	stopSync context.CancelFunc
-	end      *endpoint // as a caller of its peers
-	gone     bool      // removed from the cluster
+	end      *endpoint   // as a caller of its peers
+	gone     atomic.Bool // lost for good
+	replaced bool        // and another has taken its place
 
 	known known // what the checker saw on it last
 }
@@ -84,7 +85,7 @@ func (b *box) start(fuse int) {
 func (b *box) powerOn(fuse int) (*disk, int) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.disk != nil || b.gone {
+	if b.disk != nil || b.gone.Load() {
 		return nil, 0
 	}
 	b.life++
@@ -140,8 +141,8 @@ func (b *box) crash(d *disk, why string) {
 	if h == nil {
 		return // whoever starts it sees to the rest
 	}
+	end.die() // first: nothing that sync says as it ends is heard
 	stop()
-	end.die()
 	b.w.background(func() { _ = h.Close() })
 }
 

@@ -91,6 +91,7 @@ func newCallers(r *region, n int) *callers {
 	for i := range n {
 		cs.all = append(cs.all, &caller{callers: cs, number: i, name: fmt.Sprintf("%s/caller-%d", r.name, i), user: users[i%len(users)]})
 	}
+	cs.all = append(cs.all, &caller{callers: cs, number: n, name: r.name + "/admin", user: adminName})
 	return cs
 }
 
@@ -182,6 +183,10 @@ func (c *caller) connect() {
 func (c *caller) do(d *dice) {
 	ctx, cancel := context.WithTimeout(context.Background(), callTimeout)
 	defer cancel()
+	if c.user == adminName {
+		c.manage(ctx, d)
+		return
+	}
 	mine := func(k key) bool { return k.owner == c.user }
 	k, any := c.keys.pick(d, mine)
 	switch what := d.n(100); {

@@ -63,6 +63,12 @@ func (n *nemesis) strike(d *dice) {
 			w.checker.safe(n.r)
 			n.restart(b, d)
 		}
+	case what < 91:
+		if n.lost < n.r.copies()-1 && len(boxes) > n.r.copies() {
+			n.lost++
+			b.lose()
+			w.checker.safe(n.r)
+		}
 	default:
 		c := n.callers.all[d.n(len(n.callers.all))]
 		c.die()
@@ -125,9 +131,12 @@ func (n *nemesis) mend(a, b string) {
 	n.r.w.net.setCut(b, a, false)
 }
 
+// maxSkew is how far clocks are off.
+const maxSkew = 8 * time.Minute
+
 // jump sets an HSM's clock wrong by minutes.
 func (n *nemesis) jump(b *box, d *dice) {
-	skew := d.between(0, 16*time.Minute) - 8*time.Minute
+	skew := d.between(0, 2*maxSkew) - maxSkew
 	b.skew.Store(int64(skew))
 	n.r.w.trace.add("the clock of %s is off by %s", b.name, skew)
 }

@@ -26,7 +26,7 @@ func newAgent(src, dst *region) *agent { return &agent{w: src.w, src: src, dst: 
 func (a *agent) machine() string { return a.src.name + "/synckey" }
 
 // everything is both ways, with users and destructions.
-var everything = synckey.Options{Both: true, Destroyed: true, Users: true}
+var everything = synckey.Options{Both: true, Destroyed: true, Users: true, MaxDestroyed: synckey.Unlimited()}
 
 // run reconciles once.
 func (a *agent) run(o synckey.Options) (*synckey.Result, error) {
@@ -105,7 +105,7 @@ func (a *agent) cut(n *nemesis, d *dice) {
 // the source as it is.
 func (a *agent) join() {
 	before := a.src.root()
-	if _, err := a.run(synckey.Options{Destroyed: true, Users: true}); err != nil {
+	if _, err := a.run(synckey.Options{Destroyed: true, Users: true, MaxDestroyed: synckey.Unlimited()}); err != nil {
 		a.w.violate("synckey in calm: %v", err)
 	}
 	if a.src.root() != before {

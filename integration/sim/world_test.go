@@ -49,14 +49,16 @@ type stats struct {
 
 // region is one cluster.
 type region struct {
-	w        *world
-	name     string
-	id       hsm.ClusterID
-	policy   cluster.Policy
-	mayDoubt bool // an HSM was removed, so that some operations stay in doubt
+	w       *world
+	name    string
+	id      hsm.ClusterID
+	policy  cluster.Policy
+	people  []*person // only the region's admin and the checker, in turns
+	repairs int
+	round   int
 
 	mu    sync.Mutex
-	boxes []*box // removed ones too
+	boxes []*box // lost ones too
 }
 
 const (
@@ -100,11 +102,11 @@ func (w *world) allBoxes() (all []*box) {
 	return all
 }
 
-// members lists the HSMs that were not removed.
+// members lists the HSMs that are not lost.
 func (r *region) members() []*box {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return slices.DeleteFunc(slices.Clone(r.boxes), func(b *box) bool { return b.gone })
+	return slices.DeleteFunc(slices.Clone(r.boxes), func(b *box) bool { return b.gone.Load() })
 }
 
 // owns tells whether keys with this label are made in the region.
@@ -285,7 +287,7 @@ func (w *world) play(s script) {
 	}
 	for round := 0; round < s.rounds && !w.failed(); round++ {
 		w.trace.add("round %d", round)
-		w.round(all, synckey, round, s.storm)
+		w.round(all, synckey, round+1, s.storm)
 	}
 	for _, x := range all {
 		x.callers.end()
@@ -304,6 +306,7 @@ func (w *world) round(all []*side, synckey *agent, round int, storm time.Duratio
 	w.net.stormy.Store(true)
 	var raging, working sync.WaitGroup
 	for _, x := range all {
+		x.region.round = round
 		x.callers.work()
 		x.nemesis = newNemesis(x.region, x.callers, synckey, round)
 		raging.Go(func() { x.nemesis.rage(storm) })
@@ -324,6 +327,7 @@ func (w *world) round(all []*side, synckey *agent, round int, storm time.Duratio
 	w.net.heal()
 	for _, x := range all {
 		x.region.wake()
+		x.region.repair()
 	}
 	w.calm(all, synckey)
 }
@@ -344,6 +348,7 @@ func (w *world) calm(all []*side, synckey *agent) {
 			w.checker.look(b)
 		}
 		w.checker.settled(x.region)
+		w.checker.people(x.region)
 	}
 	w.history.Settled()
 }
