@@ -227,7 +227,13 @@ func (c *checker) created(r *region, label string, ref hsm.KeyRef, copies int) {
 	if c.keys[ref] == nil {
 		c.keys[ref] = &acked{label: label}
 	}
-	if n := c.holders(r, ref, true); n < copies {
+	n := 0
+	for name := range c.ever[ref] { // those that have lost it since are counted
+		if r.owns(name) {
+			n++
+		}
+	}
+	if n < copies {
 		c.w.violate("key %s (%s) is acknowledged and on %d HSMs, %d are wanted", ref, label, n, copies)
 	}
 }
@@ -263,10 +269,10 @@ func (c *checker) destroys(ref hsm.KeyRef, done bool) {
 	}
 }
 
-// holders counts the HSMs on whose disks a key is, be it destroyed there or not.
-func (c *checker) holders(r *region, ref hsm.KeyRef, tombstones bool) (n int) {
+// holders counts the HSMs on whose disks a key is.
+func (c *checker) holders(r *region, ref hsm.KeyRef) (n int) {
 	for _, b := range r.members() {
-		if s, ok := b.known.keys[ref]; ok && (tombstones || !s.destroyed) {
+		if s, ok := b.known.keys[ref]; ok && !s.destroyed {
 			n++
 		}
 	}
@@ -292,7 +298,7 @@ func (c *checker) safe(r *region) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, ref := range slices.Sorted(maps.Keys(c.keys)) {
-		if k := c.keys[ref]; !k.destroyed && c.holders(r, ref, false) == 0 && r.owns(k.label) {
+		if k := c.keys[ref]; !k.destroyed && c.holders(r, ref) == 0 && r.owns(k.label) {
 			c.w.violate("acknowledged key %s (%s) is lost", ref, k.label)
 		}
 	}

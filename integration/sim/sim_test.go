@@ -12,7 +12,7 @@ var (
 	flagSeed  = flag.Uint64("sim.seed", 0, "TestSeed: run this seed, and keep its trace")
 	flagTrace = flag.String("sim.trace", "trace.txt", "TestSeed: where the trace of that seed goes")
 	flagFirst = flag.Uint64("sim.first", 1, "TestSimulation: the first seed")
-	flagSeeds = flag.Uint64("sim.seeds", 24, "TestSimulation: how many seeds")
+	flagSeeds = flag.Uint64("sim.seeds", 16, "TestSimulation: how many seeds")
 	flagTime  = flag.Duration("sim.time", 0, "TestSimulation: as many seeds as this time allows, if it is set")
 )
 
