@@ -71,6 +71,11 @@ func (s *Server) admitted(ctx context.Context, invite string, r rpc.JoinRequest)
 	if err != nil {
 		return rpc.JoinReply{}, err
 	}
+	// Before the member is written: a rotation waits for every member, and this one
+	// would wait for the rotation.
+	if err := noRotation(s.keyring()); err != nil {
+		return rpc.JoinReply{}, err
+	}
 	if err := s.elect(ctx, i, claim); err != nil {
 		return rpc.JoinReply{}, err
 	}
@@ -179,6 +184,14 @@ func (s *Server) elect(ctx context.Context, i *hsm.Invite, c hsm.Claim) error {
 	return errors.Join(fmt.Errorf("%w: the token needs the votes of more than half of %d HSMs, and too few answer; start them, or invite again after hsm remove --force", hsm.ErrUnavailable, len(i.Voters)), refusal)
 }
 
+// noRotation refuses while a masking key does not seal yet.
+func noRotation(k *hsm.Keyring) error {
+	if newest(k) != k.Epoch() {
+		return fmt.Errorf("%w: a rotation of the masking key is under way; try again in a moment", hsm.ErrUnavailable)
+	}
+	return nil
+}
+
 // one is a sequence of one masked object.
 func one(m hsm.MaskedObject) func(func(hsm.MaskedObject, error) bool) {
 	return func(yield func(hsm.MaskedObject, error) bool) { yield(m, nil) }
@@ -195,8 +208,8 @@ func (s *Server) welcome(ctx context.Context, m hsm.Member, r rpc.JoinRequest) (
 		return rpc.JoinReply{}, err
 	}
 	k := s.keyring()
-	if n := newest(k); n != k.Epoch() {
-		return rpc.JoinReply{}, fmt.Errorf("%w: a rotation of the masking key is under way; try again in a moment", hsm.ErrUnavailable)
+	if err := noRotation(k); err != nil {
+		return rpc.JoinReply{}, err
 	}
 	recovery := hsm.EncodeRecovery(k, s.secrets.ca)
 	defer recovery.Wipe()

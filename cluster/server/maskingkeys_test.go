@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/hsmbackup/hsmbackup/cluster/hsm"
 )
@@ -134,6 +135,10 @@ func TestAnUnfinishedRotationDoesNotSeal(t *testing.T) {
 	}
 	if err := w.rotate(w.boxes[0]); !errors.Is(err, hsm.ErrUnavailable) {
 		t.Fatalf("with a member away: %v", err)
+	}
+	// Nobody joins meanwhile: the rotation would wait for who cannot get the keys.
+	if _, err := Join(t.Context(), w.joinSpec(w.invite(time.Hour, w.boxes[0]), "new")); !errors.Is(err, hsm.ErrUnavailable) {
+		t.Fatalf("a join: %v", err)
 	}
 	w.boxes[1].start()
 	epoch := w.sealing(2)

@@ -366,3 +366,35 @@ func TestAuditIsNotForged(t *testing.T) {
 		t.Errorf("reported %q, want %q", log, want)
 	}
 }
+
+// TestRevivalDoesNotUndoTrust: the owner of a trusted key does not get it back in a
+// state that decrypts, nor in one that is trusted when an admin has withdrawn that.
+func TestRevivalDoesNotUndoTrust(t *testing.T) {
+	h := withUser(t, open(t, testOptions(vfs.NewMem())))
+	admin, alice := login(t, h, "admin"), login(t, h, "alice")
+	r := trustedKEK
+	r.Attributes = map[string]string{"wrap": "true", "unwrap": "true", "extractable": "false", "decrypt": "true"}
+	kek := createAs(t, alice, r)
+	state := func() hsm.MaskedObject {
+		for m, err := range alice.Extract(t.Context(), slices.Values([]hsm.KeyRef{kek.Ref})) {
+			return must[hsm.MaskedObject](t)(m, err)
+		}
+		t.Fatal("the key is not there")
+		return hsm.MaskedObject{}
+	}
+	change := func(s hsm.Session, c hsm.Change) error {
+		c.Ref = kek.Ref
+		_, err := s.Change(t.Context(), c)
+		return err
+	}
+	decrypts := state()
+	wantErr(t, "decrypt off", setAttribute(t, alice, kek.Ref, "decrypt", "false"), nil)
+	wantErr(t, "encrypt off", setAttribute(t, alice, kek.Ref, "encrypt", "false"), nil)
+	wantErr(t, "trust", setAttribute(t, admin, kek.Ref, "trusted", "true"), nil)
+	trusted := state()
+	wantErr(t, "destroy a trusted key", change(alice, hsm.Change{Kind: hsm.ChangeDestroy}), hsm.ErrAttribute)
+	wantErr(t, "no more trust", setAttribute(t, admin, kek.Ref, "trusted", "false"), nil)
+	wantErr(t, "destroy", change(alice, hsm.Change{Kind: hsm.ChangeDestroy}), nil)
+	wantErr(t, "revive it trusted", change(alice, hsm.Change{Kind: hsm.ChangeRevive, Masked: &trusted}), hsm.ErrDenied)
+	wantErr(t, "revive it", change(alice, hsm.Change{Kind: hsm.ChangeRevive, Masked: &decrypts}), nil)
+}

@@ -49,6 +49,9 @@ func (s *session) changed(cur *hsm.Record, c hsm.Change) (*hsm.Record, error) {
 		if !r.Flag("destroyable") {
 			return nil, fmt.Errorf("%w: key %s is not destroyable; set destroyable to true first", hsm.ErrAttribute, r.Ref)
 		}
+		if err := s.h.mayDestroy(r); err != nil {
+			return nil, err
+		}
 		r.Destroy()
 		return r, nil
 	case hsm.ChangeAttribute:

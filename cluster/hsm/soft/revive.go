@@ -40,6 +40,9 @@ func (s *session) revive(c hsm.Change) (hsm.MaskedObject, error) {
 		case !cur.rec.Destroyed:
 			return nil, fmt.Errorf("%w: %s is not destroyed", hsm.ErrExist, c.Ref)
 		}
+		if err := s.mayRevive(from); err != nil {
+			return nil, err
+		}
 		r := from.Clone()
 		r.Incarnation = cur.rec.Incarnation + 1
 		return r, nil

@@ -80,3 +80,26 @@ func (h *HSM) mindTrust(a hsm.Attribute, r *hsm.Record, value []byte) error {
 	}
 	return err
 }
+
+// mayDestroy keeps a trusted key from being destroyed: revived in a state from
+// before it was trusted, its owner could decrypt with it what it has wrapped.
+func (h *HSM) mayDestroy(r *hsm.Record) error {
+	trusted, err := h.trusted(r)
+	if err == nil && trusted {
+		return fmt.Errorf("%w: key %s is trusted, and so it stays; an admin withdraws trusted first", hsm.ErrAttribute, r.Ref)
+	}
+	return err
+}
+
+// mayRevive checks that a key comes back in a state that trust allows: trust is an
+// admin's to give, and the other half of a trusted key must be fit for it.
+func (s *session) mayRevive(r *hsm.Record) error {
+	if r.Flag("trusted") && s.isUser() {
+		return fmt.Errorf("%w: key %s was trusted then; an admin revives it", hsm.ErrDenied, r.Ref)
+	}
+	trusted, err := s.h.trusted(r)
+	if err != nil || !trusted {
+		return err
+	}
+	return s.h.mayTrust(r)
+}
