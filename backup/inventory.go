@@ -195,7 +195,7 @@ func (inv *Inventory) apply(standings map[format.Marked]standing) {
 		s.Keep, s.Removing = v.keep, !v.removed.IsZero()
 		switch {
 		case s.Removing:
-			s.State, s.Pending, s.DeleteAt = StatePending, v.removed, v.removed
+			s.State, s.Pending, s.DeleteAt = StatePending, v.removed, v.goes()
 		case !v.deleted.IsZero():
 			s.State, s.Pending, s.DeleteAt = StatePending, v.deleted, v.deleted.Add(UndeleteWindow)
 		}
@@ -386,13 +386,28 @@ type originKey struct {
 
 func (s *Entry) origin() originKey { return originKey{s.Lineage, s.Cluster} }
 
+// sound tells whether the snapshot was verified as a whole and nothing was found
+// wrong since, unless it was gone over again as thoroughly.
+func (s *Entry) sound() bool {
+	good := 0 // the highest level at which it is
+	for _, v := range slices.Backward(s.Verified) {
+		switch {
+		case v.whole():
+			good = max(good, levelNumber(v.Level))
+		case !v.OK && levelNumber(v.Level) > good:
+			return false
+		}
+	}
+	return good > 0
+}
+
 // protectedLast is why the newest snapshot of a cluster is not removed.
 const protectedLast = "it is the last of its cluster"
 
 // protected returns for each snapshot why nothing may remove it, or "".
 func (inv *Inventory) protected() []string {
 	out := make([]string, len(inv.Snapshots))
-	type seen struct{ newest, verified, signed bool }
+	type seen struct{ newest, verified, signed, sound bool }
 	groups := map[originKey]*seen{}
 	highest := true
 	for i, s := range slices.Backward(inv.Snapshots) {
@@ -423,8 +438,10 @@ func (inv *Inventory) protected() []string {
 			out[i] = "it is the last that was verified, with a signature"
 		case whole && !g.verified:
 			out[i] = "it is the last that was verified"
+		case s.sound() && !g.sound:
+			out[i] = "it is the last that was verified and not found damaged since"
 		}
-		g.newest, g.verified, g.signed = true, g.verified || whole, g.signed || signed
+		g.newest, g.verified, g.signed, g.sound = true, g.verified || whole, g.signed || signed, g.sound || s.sound()
 	}
 	return out
 }

@@ -102,6 +102,17 @@ type standing struct {
 	keep    bool
 	deleted time.Time // when the store took the standing delete mark; zero: none stands
 	removed time.Time // when the store took the first remove mark; zero: none
+	due     bool      // it had been pending for the whole window when that mark came
+}
+
+// goes is when a snapshot whose remove mark stands may be removed. Whoever may
+// write marks can forge one: without a deletion that was due, as after a prune that
+// did not wait, it leaves as much time to see it as a deletion does.
+func (v standing) goes() time.Time {
+	if v.due {
+		return v.removed
+	}
+	return v.removed.Add(UndeleteWindow)
 }
 
 // standings returns what the marks say of every snapshot they name.
@@ -121,7 +132,7 @@ func (l *markLog) standings() map[format.Marked]standing {
 				v.deleted = time.Time{}
 			case format.ActionRemove:
 				if v.removed.IsZero() {
-					v.removed = m.at
+					v.removed, v.due = m.at, !v.deleted.IsZero() && !v.deleted.Add(UndeleteWindow).After(m.at)
 				}
 			}
 			out[s] = v

@@ -140,11 +140,13 @@ func (p *PrunePlan) snapshots(inv *Inventory) {
 			v.Reasons = append([]string{protected[i]}, v.Reasons...)
 		}
 		switch {
+		case protected[i] != "": // whatever marks say, which whoever may write them can forge
+		case s.Removing && !p.options.Now && s.DeleteAt.After(p.At):
+			v.Action, v.Reasons = PruneWait, []string{"a mark says that it is being removed, and it was not due"}
 		case s.Removing: // its mark stands: nothing takes that back
 			v.Action, v.Reasons = PruneRemove, []string{"an earlier prune was interrupted, or a lock refused it"}
 		case s.Err != nil && s.State == StateReady:
 			v.Reasons = append(v.Reasons, "it cannot be read; delete it by name if nobody can")
-		case protected[i] != "":
 		case s.State == StatePending && (p.options.Now || !s.DeleteAt.After(p.At)):
 			v.Action, v.Reasons = PruneRemove, nil
 		case s.State == StatePending:

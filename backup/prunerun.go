@@ -162,11 +162,15 @@ func (x *pruning) condemn(ctx context.Context, ids []format.Marked, clock time.T
 		return markOf(format.ActionRemove, "", ids, func(id format.Marked) bool {
 			v := now[id]
 			if !v.removed.IsZero() {
-				before = append(before, id)
+				if x.options.Now || !v.goes().After(clock) {
+					before = append(before, id)
+				}
 				return false
 			}
-			due := x.options.Now || !v.deleted.IsZero() && !v.deleted.Add(UndeleteWindow).After(clock)
-			return !v.keep && due
+			if v.deleted.IsZero() { // nobody had it back since we planned
+				return !v.keep && x.options.Now && !x.pending(id)
+			}
+			return !v.keep && (x.options.Now || !v.deleted.Add(UndeleteWindow).After(clock))
 		}), nil
 	})
 	if err != nil {
@@ -182,6 +186,11 @@ func (x *pruning) condemn(ctx context.Context, ids []format.Marked, clock time.T
 		}
 	}
 	return going, nil
+}
+
+// pending tells whether the plan found the snapshot pending deletion.
+func (p *PrunePlan) pending(id format.Marked) bool {
+	return slices.ContainsFunc(p.Snapshots, func(s PlannedSnapshot) bool { return s.id == id && s.State == StatePending })
 }
 
 // clock reads the store's clock: it puts a mark and sees when the store took it.
@@ -313,6 +322,7 @@ func (s *Entry) superseded(path string) bool {
 	}
 	old := s.Verified[i]
 	return slices.ContainsFunc(s.Verified[i+1:], func(v Verified) bool {
-		return v.Level == old.Level && (v.whole() || !old.whole()) && (v.Signed || !old.Signed)
+		says := v.whole() || !old.whole() && (old.OK || !v.OK) // that a part is good does not unsay damage
+		return v.Level == old.Level && says && (v.Signed || !old.Signed)
 	})
 }

@@ -19,7 +19,7 @@ func Keep(ctx context.Context, store storage.Store, id string, keep bool, softwa
 		action = format.ActionKeep
 	}
 	return change(ctx, store, id, action, software, func(s *Entry, v standing) (bool, error) {
-		if keep && s.State == StatePending {
+		if keep && (s.State == StatePending || !v.deleted.IsZero() || !v.removed.IsZero()) {
 			return false, fmt.Errorf("%w: snapshot %s is pending deletion", ErrRetention, s.ID)
 		}
 		return v.keep != keep, nil
