@@ -120,3 +120,24 @@ func TestDamageIsNotUnsaid(t *testing.T) {
 		}
 	}
 }
+
+// TestNumbersAreNotReusedBesideAnotherLineage: the highest number of one lineage
+// is below those that another has had removed.
+func TestNumbersAreNotReusedBesideAnotherLineage(t *testing.T) {
+	p := newPruned(t, 1)
+	other := &pruned{testCluster: newTestCluster(t, 1), store: p.store}
+	other.cheap(t)
+	for range 3 {
+		other.snapshot(t)
+	}
+	if _, r := p.prune(t, PruneOptions{Policy: Policy{Last: 1}, Now: true}); !slices.Equal(r.Removed, []string{fmtID(2), fmtID(3)}) {
+		t.Fatalf("%+v", r)
+	}
+	s := NewSeries(p, p.store, p.options())
+	for _, want := range []string{fmtID(1), fmtID(5), fmtID(6)} {
+		if r, err := s.Take(t.Context()); err != nil || r.ID != want {
+			t.Fatalf("%+v, %v: want %s", r, err, want)
+		}
+		p.hsm(0).NewKey("one more")
+	}
+}

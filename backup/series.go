@@ -27,6 +27,7 @@ type Series struct {
 	known  *format.Manifest // the newest snapshot of the cluster; nil: to be looked for
 	items  *catalog         // of known
 	looked time.Time        // when the whole store was looked at
+	above  bool             // others have higher numbers than known, and some between may be used up
 
 	envelope struct { // the last one that was read, by its hash, and whom it names
 		name       format.Name
@@ -88,7 +89,7 @@ func (s *Series) learn(m *format.Manifest, added []packed) {
 // follow tells whether known is the newest snapshot, having learned those that
 // other hosts have taken since. If it cannot tell, the store is to be listed.
 func (s *Series) follow(ctx context.Context) bool {
-	if s.known == nil || time.Since(s.looked) > relook {
+	if s.known == nil || s.above || time.Since(s.looked) > relook {
 		return false
 	}
 	for range maxFollow {

@@ -128,6 +128,7 @@ type take struct {
 
 	// of one attempt
 	followed   bool             // the series knows the newest snapshot
+	highest    uint64           // number there is, unless followed
 	parent     *format.Manifest // nil: full
 	contents   *contents
 	fullReason string
@@ -360,13 +361,17 @@ func (t *take) survey(ctx context.Context) ([]uint64, error) {
 	if errors.Is(err, storage.ErrNoBucket) {
 		err = nil // a folder that the first Put makes; a missing bucket refuses the Put
 	}
+	t.highest = 0
+	if len(numbers) > 0 {
+		t.highest = numbers[len(numbers)-1]
+	}
 	return numbers, err
 }
 
 // learn has the series remember the newest snapshot.
 func (t *take) learn(m *format.Manifest) {
 	if !t.followed {
-		t.series.looked = time.Now()
+		t.series.looked, t.series.above = time.Now(), t.highest > m.Sequence
 	}
 	if t.contents.parent.store != nil {
 		t.series.items = t.contents.parent
@@ -375,9 +380,9 @@ func (t *take) learn(m *format.Manifest) {
 }
 
 // next returns the number of the snapshot to be written: the first free one
-// after the newest manifest that the cluster's lineage signed. What others put
-// under manifests/, with whatever number, is stepped over; it cannot use the
-// numbers up.
+// after the newest manifest that the cluster's lineage signed, that of a removed
+// snapshot excepted. What others put under manifests/, with whatever number, is
+// stepped over; it cannot use the numbers up.
 func (t *take) next(ctx context.Context, numbers []uint64) (uint64, error) {
 	if t.followed {
 		return t.series.known.Sequence + 1, nil
@@ -392,10 +397,36 @@ func (t *take) next(ctx context.Context, numbers []uint64) (uint64, error) {
 			break
 		}
 	}
-	for base++; slices.Contains(numbers, base); {
+	var removed map[uint64]bool
+	if len(numbers) > 0 && base < numbers[len(numbers)-1] { // below others' numbers, where some may have been removed
+		var err error
+		if removed, err = removedNumbers(ctx, t.store); err != nil {
+			return 0, err
+		}
+	}
+	for base++; slices.Contains(numbers, base) || removed[base]; {
 		base++
 	}
 	return base, nil
+}
+
+// removedNumbers lists the numbers of snapshots that were removed, which are not
+// used again; none if the credentials may not read marks.
+func removedNumbers(ctx context.Context, store storage.Store) (map[uint64]bool, error) {
+	log, err := readMarks(ctx, store)
+	if errors.Is(err, storage.ErrDenied) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	out := map[uint64]bool{}
+	for id, v := range log.standings() {
+		if !v.removed.IsZero() {
+			out[id.Sequence] = true
+		}
+	}
+	return out, nil
 }
 
 // newest yields the newest manifests that open, the last one first, maxBack of
