@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"path/filepath"
+	"slices"
 	"sync"
 	"testing"
+	"time"
 
 	"filippo.io/age"
 
@@ -112,7 +114,22 @@ func start(t *testing.T, p *profile.Profile) *running {
 	}
 	r := &running{t: t, profile: p, users: map[string]*cluster.Cluster{}}
 	r.auto = r.open(cluster.Credential{Identity: p.AppliancePath()})
+	r.awaitActive()
 	return r
+}
+
+// awaitActive waits until every HSM has caught up with the others.
+func (r *running) awaitActive() {
+	r.t.Helper()
+	for end := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) {
+		info, err := r.auto.Info(r.t.Context())
+		if err == nil && !slices.ContainsFunc(info.HSMs, func(h cluster.HSMInfo) bool { return h.State != string(hsm.StateActive) }) {
+			return
+		}
+		if time.Now().After(end) {
+			r.t.Fatalf("not all HSMs serve: %+v, %v", info, err)
+		}
+	}
 }
 
 func (r *running) open(c cluster.Credential) *cluster.Cluster {

@@ -4,8 +4,10 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -76,6 +78,7 @@ type timing struct {
 	call       time.Duration // one short call to one HSM
 	grace      time.Duration // for HSMs slower than those that suffice
 	ready      time.Duration // for HSMs without which too few are in use
+	starting   time.Duration // for HSMs that say they will serve soon, in Open
 	backoffMin time.Duration
 	backoffMax time.Duration
 	refresh    time.Duration // between two looks at members and settings
@@ -86,7 +89,7 @@ type timing struct {
 }
 
 var defaultTiming = timing{
-	connect: 10 * time.Second, call: 5 * time.Second, grace: time.Second,
+	connect: 10 * time.Second, call: 5 * time.Second, grace: time.Second, starting: 20 * time.Second,
 	backoffMin: 200 * time.Millisecond, backoffMax: 3 * time.Second,
 	refresh: 5 * time.Second, recheck: 2 * time.Second,
 	clock: time.Minute, cleanup: 5 * time.Second, close: 3 * time.Second,
@@ -97,7 +100,8 @@ func withTiming(t timing) Option { return func(c *Cluster) { c.timing = t } }
 // Open connects to the HSMs of the profile and to every other member it learns
 // of, all in parallel, and logs in. One HSM is enough; the others are kept trying
 // for. The password is sent to one HSM, so that a wrong one counts once; the
-// others take that one's ticket.
+// others take that one's ticket. While HSMs answer that they are starting (hsm.ErrStarting), Open waits for
+// a while.
 //
 // ErrNoHSM, with each address and why, if none answers; hsm.ErrLogin or
 // hsm.ErrLocked if the credential is refused; ErrMinCopies if WithPolicy names a
@@ -143,11 +147,17 @@ func profileMembers(p *profile.Profile) []hsm.Member {
 	return members
 }
 
+// starting tells whether an HSM answers that it will serve soon.
+func (c *Cluster) starting() bool {
+	return slices.ContainsFunc(c.all(), func(r *remote) bool { return errors.Is(r.downError(), hsm.ErrStarting) })
+}
+
 // awaitOpen waits until every HSM has been tried once, or one answers and the
 // grace for the others is over.
 func (c *Cluster) awaitOpen(ctx context.Context) error {
 	var grace <-chan time.Time
-	learned := false
+	learned, began := false, time.Now()
+	late := time.After(c.timing.starting)
 	for {
 		changed := c.changes()
 		tried := c.allTried() // before up: an HSM is up before it counts as tried
@@ -156,7 +166,7 @@ func (c *Cluster) awaitOpen(ctx context.Context) error {
 			if err := c.auth.refusal(); err != nil {
 				return err
 			}
-			if tried {
+			if tried && (!c.starting() || time.Since(began) > c.timing.starting) {
 				return c.noHSM()
 			}
 		}
@@ -173,6 +183,8 @@ func (c *Cluster) awaitOpen(ctx context.Context) error {
 		case <-changed:
 		case <-grace:
 			return nil
+		case <-late:
+			late = nil
 		case <-ctx.Done():
 			return fmt.Errorf("%w; %w", c.noHSM(), ctx.Err())
 		}

@@ -251,7 +251,11 @@ func (r *remote) check(ctx context.Context, s hsm.Session) error {
 		}
 	}
 	if !info.State.Serves() {
-		return fmt.Errorf("%w: %s at %s is %s", hsm.ErrUnavailable, info.ID, m.Address, info.State)
+		err := fmt.Errorf("%w: %s at %s is %s", hsm.ErrUnavailable, info.ID, m.Address, info.State)
+		if info.State == hsm.StateCatchingUp {
+			return fmt.Errorf("%w; %w", err, hsm.ErrStarting)
+		}
+		return err
 	}
 	r.c.applySettings(info.Settings)
 	return nil

@@ -48,6 +48,9 @@ var (
 	ErrCrypto = errors.New("cryptographic operation failed")
 	// ErrFull: the disk is full. Nothing was done.
 	ErrFull = errors.New("no space left")
+	// ErrStarting: the HSM does not serve yet and soon will. It comes with
+	// ErrUnavailable.
+	ErrStarting = errors.New("HSM is starting")
 	// ErrUnavailable: the HSM cannot be reached or does not serve yet. The
 	// operation may or may not have been done.
 	ErrUnavailable = errors.New("HSM is unavailable")

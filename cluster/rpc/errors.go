@@ -50,6 +50,7 @@ var table = []coded{
 	{18, "unavailable", hsm.ErrUnavailable, codes.Unavailable},
 	{19, "internal", ErrInternal, codes.Internal},
 	{20, "masking-key", hsm.ErrMaskingKey, codes.FailedPrecondition},
+	{21, "starting", hsm.ErrStarting, codes.Unavailable},
 }
 
 // textError is an error with the text of the other side that matches sentinels.

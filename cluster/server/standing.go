@@ -201,8 +201,19 @@ func (s *Server) takes() (done func(), err error) {
 }
 
 func (s *Server) notNow(state hsm.State) error {
-	return fmt.Errorf("%w: HSM %s is %s: %s", hsm.ErrUnavailable, s.config.ID, state, reasons[state])
+	err := fmt.Errorf("%w: HSM %s is %s: %s", hsm.ErrUnavailable, s.config.ID, state, reasons[state])
+	if state == hsm.StateCatchingUp {
+		return startingError{err}
+	}
+	return err
 }
+
+// startingError is hsm.ErrStarting beside what it says.
+type startingError struct{ error }
+
+func (e startingError) Unwrap() error { return e.error }
+
+func (e startingError) Is(target error) bool { return target == hsm.ErrStarting }
 
 // announceState tells the log when the state has changed.
 func (s *Server) announceState() {
