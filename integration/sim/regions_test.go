@@ -2,6 +2,7 @@ package sim
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync/atomic"
 	"time"
@@ -105,7 +106,13 @@ func (a *agent) cut(n *nemesis, d *dice) {
 // the source as it is.
 func (a *agent) join() {
 	before := a.src.root()
-	if _, err := a.run(synckey.Options{Destroyed: true, Users: true, MaxDestroyed: synckey.Unlimited()}); err != nil {
+	oneWay := synckey.Options{Destroyed: true, Users: true, MaxDestroyed: synckey.Unlimited()}
+	_, err := a.run(oneWay)
+	if errors.Is(err, hsm.ErrFuture) { // a region refuses what the other's clocks made ahead of time
+		time.Sleep(maxSkew)
+		_, err = a.run(oneWay)
+	}
+	if err != nil {
 		a.w.violate("synckey in calm: %v", err)
 	}
 	if a.src.root() != before {
