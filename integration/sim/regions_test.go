@@ -102,16 +102,23 @@ func (a *agent) cut(n *nemesis, d *dice) {
 	})
 }
 
+// patiently reconciles, once more if a region refuses what the other's clocks made
+// ahead of time.
+func (a *agent) patiently(o synckey.Options) (*synckey.Result, error) {
+	r, err := a.run(o)
+	if errors.Is(err, hsm.ErrFuture) {
+		time.Sleep(maxSkew)
+		return a.run(o)
+	}
+	return r, err
+}
+
 // join reconciles until both regions hold the same. First one way: that leaves
 // the source as it is.
 func (a *agent) join() {
 	before := a.src.root()
 	oneWay := synckey.Options{Destroyed: true, Users: true, MaxDestroyed: synckey.Unlimited()}
-	_, err := a.run(oneWay)
-	if errors.Is(err, hsm.ErrFuture) { // a region refuses what the other's clocks made ahead of time
-		time.Sleep(maxSkew)
-		_, err = a.run(oneWay)
-	}
+	_, err := a.patiently(oneWay)
 	if err != nil {
 		a.w.violate("synckey in calm: %v", err)
 	}
@@ -119,7 +126,7 @@ func (a *agent) join() {
 		a.w.violate("synckey from %s changed %s", a.src.name, a.src.name)
 	}
 	for range 5 {
-		r, err := a.run(everything)
+		r, err := a.patiently(everything)
 		switch {
 		case err != nil:
 			a.w.violate("synckey in calm: %v", err)
