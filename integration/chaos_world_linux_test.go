@@ -31,11 +31,12 @@ func newProxied(t testing.TB, m *machine, hsms int, more ...string) *proxied {
 		args = append(args, "--listen", a)
 	}
 	c := &proxied{testCluster: createCluster(t, m, "east", hsms, args...), net: n, stopped: map[int]bool{}}
+	behind := make([]string, hsms)
 	for i := range hsms {
-		n.hsms[i] = c.listenBehind(t, i)
+		behind[i] = c.listenBehind(t, i)
 	}
-	n.pids, n.owner = c.pids, c.owner
 	c.hsms = make([]*process, hsms)
+	n.know(behind, c.pids, c.owner)
 	for i := range hsms {
 		c.start(t, i)
 	}

@@ -55,6 +55,22 @@ func newNetwork(t testing.TB, hsms int) *network {
 	return n
 }
 
+// know is told where the HSMs listen, which processes may open connections, and
+// whose they are.
+func (n *network) know(hsms []string, pids func() []int, owner func(pid int) (hsm int, ok bool)) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	copy(n.hsms, hsms)
+	n.pids, n.owner = pids, owner
+}
+
+// address returns where an HSM listens.
+func (n *network) address(hsm int) string {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.hsms[hsm]
+}
+
 // set changes the rule of all links that fit.
 func (n *network) set(r rule, fits func(from, to int) bool) {
 	n.mu.Lock()
@@ -107,7 +123,7 @@ func (n *network) serve(c net.Conn, to int) {
 	if !n.pass(link) {
 		return
 	}
-	hsm, err := net.Dial("tcp", n.hsms[to])
+	hsm, err := net.Dial("tcp", n.address(to))
 	if err != nil {
 		return
 	}
@@ -238,9 +254,8 @@ func TestNetwork(t *testing.T) {
 			go func() { io.Copy(c, c); c.Close() }()
 		}
 	}()
-	n.hsms[0] = echo.Addr().String()
-	n.pids = func() []int { return []int{os.Getpid()} }
-	n.owner = func(int) (int, bool) { return 0, true } // this process plays an HSM that calls itself
+	self := func(int) (int, bool) { return 0, true } // this process plays an HSM that calls itself
+	n.know([]string{echo.Addr().String()}, func() []int { return []int{os.Getpid()} }, self)
 	c, err := net.Dial("tcp", n.addresses[0])
 	must(t, err)
 	defer c.Close()

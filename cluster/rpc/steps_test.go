@@ -78,23 +78,49 @@ func newStepSite(t *testing.T) (*session, *stepModule, *calls) {
 	m, c := &stepModule{open: make(chan struct{})}, &calls{}
 	s := &site{t: t, cluster: hsm.NewClusterID(), id: hsm.NewHSMID()}
 	s.serve(func(pki.Identity) hsm.Module { return m }, WithObserver(c.observe))
+	t.Cleanup(func() { // the server's own waits for the commits
+		select {
+		case <-m.open:
+		default:
+			close(m.open)
+		}
+	})
 	return open(t, s.dial(pki.KindClient, "steps")).(*session), m, c
 }
 
 // waiting waits until so many steps are queued.
 func waiting(t *testing.T, s *session, n int) {
 	t.Helper()
+	waitFor(t, s, 2, n)
+}
+
+// waitFor waits until so many calls are on their way and so many steps queued.
+func waitFor(t *testing.T, s *session, flying, queued int) {
+	t.Helper()
 	for end := time.Now().Add(time.Minute); ; time.Sleep(time.Millisecond) {
 		s.steps.mu.Lock()
-		have := len(s.steps.queue)
+		calls, have := s.steps.flying, len(s.steps.queue)
 		s.steps.mu.Unlock()
-		if have == n {
+		if calls == flying && have == queued {
 			return
 		}
 		if time.Now().After(end) {
-			t.Fatalf("%d steps wait, want %d", have, n)
+			t.Fatalf("%d calls are on their way and %d steps wait, want %d and %d", calls, have, flying, queued)
 		}
 	}
+}
+
+// stage begins n steps: one goes alone, one in the second call, the others wait.
+func stage(t *testing.T, s *session, n int, begin func(i int)) {
+	t.Helper()
+	for i := range 2 {
+		begin(i)
+		waitFor(t, s, i+1, 0)
+	}
+	for i := 2; i < n; i++ {
+		begin(i)
+	}
+	waiting(t, s, n-2)
 }
 
 // TestStepsShareCalls: while calls are on their way further steps wait and go
@@ -104,10 +130,10 @@ func TestStepsShareCalls(t *testing.T) {
 	const callers = 200
 	errs := make([]error, callers)
 	var all sync.WaitGroup
-	for i := range callers {
+	commit := func(i int) {
 		all.Go(func() { errs[i] = s.Commit(t.Context(), hsm.OpID{byte(i % 3), 1, byte(i)}) })
 	}
-	waiting(t, s, callers-2) // one went alone, one in the second call
+	stage(t, s, callers, commit)
 	close(m.open)
 	all.Wait()
 	for i, err := range errs {
@@ -123,9 +149,7 @@ func TestStepsShareCalls(t *testing.T) {
 	if n := c.count("Steps"); n < 4 || n > 6 {
 		t.Errorf("%d calls with several steps", n)
 	}
-	if s.steps.flying != 0 || len(s.steps.queue) != 0 {
-		t.Errorf("%d calls and %d steps are left", s.steps.flying, len(s.steps.queue))
-	}
+	waitFor(t, s, 0, 0)
 }
 
 // TestAStepGivenUpIsNotSent: its caller is not kept waiting.
@@ -169,10 +193,9 @@ func TestAStepGivenUpIsNotSent(t *testing.T) {
 func TestStepsEndWithTheSession(t *testing.T) {
 	s, m, _ := newStepSite(t)
 	errs := make(chan error, 10)
-	for i := range cap(errs) {
+	stage(t, s, cap(errs), func(i int) {
 		go func() { errs <- s.Commit(t.Context(), hsm.OpID{0, 1, byte(i)}) }()
-	}
-	waiting(t, s, cap(errs)-2)
+	})
 	s.replica.module.Close()
 	for range cap(errs) {
 		if err := <-errs; !errors.Is(err, hsm.ErrSession) {
