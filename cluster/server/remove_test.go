@@ -144,3 +144,33 @@ func TestDoubtAfterARemoval(t *testing.T) {
 		})
 	}
 }
+
+// TestARevocationUnderWayWhenTheHSMLeaves: neither waits for the other.
+func TestARevocationUnderWayWhenTheHSMLeaves(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, 2)
+	b := w.boxes[1]
+	root, m := b.root(), w.boxes[0].member(b.id())
+	m.Leaving = true
+	b.server.place.reading.Lock() // it does not know yet that it leaves
+	w.change(root, hsm.Change{Kind: hsm.ChangeMember, Member: &m})
+	ended := make(chan error, 1)
+	go func() {
+		_, err := root.Change(t.Context(), hsm.Change{Kind: hsm.ChangeRevoke, Revoked: &hsm.Revocation{Kind: "client", Name: "old", Until: time.Now()}})
+		ended <- err
+	}()
+	w.eventually("no revocation", func() bool {
+		r, err := b.server.device.soft.Revocations(t.Context())
+		return err == nil && len(r) == 1
+	})
+	b.server.place.reading.Unlock()
+	select {
+	case err := <-ended:
+		if err != nil {
+			t.Fatal(err)
+		}
+	case <-time.After(10 * time.Second):
+		t.Fatal("the revocation and the removal wait for each other")
+	}
+	w.eventually("it does not leave", func() bool { return b.info().State == hsm.StateLeaving })
+}

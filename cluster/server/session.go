@@ -120,8 +120,8 @@ func (s servedSession) Change(ctx context.Context, c hsm.Change) (hsm.MaskedObje
 	if err != nil {
 		return hsm.MaskedObject{}, err
 	}
-	defer done()
 	m, err := s.Session.Change(ctx, c)
+	done()                                        // before locate, which waits for it on an HSM that leaves
 	if err == nil && c.Kind == hsm.ChangeRevoke { // whoever is told so can rely on it
 		err = s.server.locate(context.WithoutCancel(ctx))
 	}

@@ -192,10 +192,19 @@ func (s *Server) serves() error {
 // takes is serves for what adds or changes keys, users or settings. The caller
 // calls done when that has ended.
 func (s *Server) takes() (done func(), err error) {
+	refused := func() error {
+		if state := s.phase(); !state.Serves() || state == hsm.StateLeaving {
+			return s.notNow(state)
+		}
+		return nil
+	}
+	if err := refused(); err != nil { // not after what is under way has ended
+		return nil, err
+	}
 	s.place.changing.RLock()
-	if state := s.phase(); !state.Serves() || state == hsm.StateLeaving {
+	if err := refused(); err != nil {
 		s.place.changing.RUnlock()
-		return nil, s.notNow(state)
+		return nil, err
 	}
 	return s.place.changing.RUnlock, nil
 }
