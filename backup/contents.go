@@ -38,11 +38,11 @@ var _ hsm.Sketcher = (*contents)(nil)
 
 // packed is a pack that is stored, with its index.
 type packed struct {
-	entry format.PackEntry
-	items []hsm.Object
-	epoch uint64
-	root  hsm.Root   // of the items alone
-	cells []hsm.Cell // of the items alone, format.MaxCells
+	entry  format.PackEntry
+	items  []hsm.Object
+	epochs []uint64   // of the masking keys that it needs
+	root   hsm.Root   // of the items alone
+	cells  []hsm.Cell // of the items alone, format.MaxCells
 }
 
 func emptyContents(lineage hsm.Lineage, keys hsm.FingerprintKeys, hsms []NamedSource) *contents {

@@ -218,7 +218,7 @@ func (w *packWorker) finish(ctx context.Context) error {
 			Pack: pack.Name, Size: uint64(len(pack.Stored)), Objects: uint64(len(pack.Index.Items)),
 			Index: indexName, IndexSize: uint64(len(index)), Alternate: w.alternate,
 		},
-		items: pack.Index.Items, epoch: pack.Epoch, root: root, cells: cells,
+		items: pack.Index.Items, epochs: pack.Epochs, root: root, cells: cells,
 	})
 	return nil
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"maps"
 	"runtime"
 	"slices"
 	"sync"
@@ -608,9 +609,13 @@ func (t *take) manifest(ctx context.Context, sequence uint64) (*format.Manifest,
 		m.Parent, m.Epoch = t.parent.Sequence, t.parent.Epoch
 		m.Packs = c.unpiled(t.parent.Packs)
 	}
+	needs := map[uint64]bool{} // masking keys, by epoch
 	for _, p := range c.added {
 		m.Packs = append(m.Packs, p.entry)
-		m.Epoch = max(m.Epoch, p.epoch)
+		for _, epoch := range p.epochs {
+			m.Epoch = max(m.Epoch, epoch)
+			needs[epoch] = true
+		}
 	}
 	for _, h := range t.hsms {
 		m.Answered = append(m.Answered, h.ID)
@@ -622,26 +627,37 @@ func (t *take) manifest(ctx context.Context, sequence uint64) (*format.Manifest,
 	for _, ids := range [][]hsm.HSMID{m.Answered, m.Covers, m.Missing} {
 		slices.Sort(ids)
 	}
-	m.Envelope, err = t.envelope(ctx, m.Epoch)
+	m.Envelope, err = t.envelope(ctx, m.Epoch, slices.Sorted(maps.Keys(needs)))
 	return m, err
 }
 
 // envelope returns the name of a durable recovery envelope that fits: the
-// parent's, or a new one if the custodians changed, if an object needs a newer
-// masking key, or if the old one is damaged.
-func (t *take) envelope(ctx context.Context, epoch uint64) (format.Name, error) {
+// parent's, or a new one if the custodians changed, if an object that is new needs a
+// masking key which the old one lacks, or if that is damaged. A key that was adopted
+// from a clone may be older than the newest one, and new here all the same.
+func (t *take) envelope(ctx context.Context, epoch uint64, needs []uint64) (format.Name, error) {
 	if p := t.parent; p != nil && p.Custody == t.custody && p.Epoch == epoch {
-		_, err := fetch(ctx, t.store, format.EnvelopePath(p.Envelope), p.Envelope, format.MaxEnvelope)
-		if err == nil {
-			return p.Envelope, nil
+		e, err := loadEnvelope(ctx, t.store, p.Envelope)
+		if known := e.Epochs; err == nil {
+			if len(known) == 0 { // of old software
+				known = []uint64{p.Epoch}
+			}
+			if lacking(known, needs) == 0 {
+				return p.Envelope, nil
+			}
 		}
-		if !damaged(err) {
+		if err != nil && !damaged(err) {
 			return format.Name{}, err
 		}
-		t.note("sealed the recovery envelope again: %v", err)
+		if err != nil {
+			t.note("sealed the recovery envelope again: %v", err)
+		}
+	}
+	if epoch != 0 && !slices.Contains(needs, epoch) {
+		needs = append(needs, epoch)
 	}
 	s := t.sealed
-	if s == nil || !slices.Contains(s.content.Epochs, epoch) { // it may be older than an object
+	if s == nil || len(s.content.Epochs) == 0 || lacking(s.content.Epochs, needs) != 0 { // it may be older than an object
 		var err error
 		if s, err = t.seal(ctx); err != nil {
 			return format.Name{}, err
@@ -649,11 +665,22 @@ func (t *take) envelope(ctx context.Context, epoch uint64) (format.Name, error) 
 	}
 	// It was sealed after all packs were gathered: an HSM that sealed an object
 	// under a new masking key holds that key, but this may be another HSM.
-	if known := s.content.Epochs; epoch != 0 && len(known) > 0 && !slices.Contains(known, epoch) {
+	if epoch := lacking(s.content.Epochs, needs); epoch != 0 {
 		return format.Name{}, fmt.Errorf("%w: recovery envelope: the HSM that sealed it lacks the masking key of epoch %d; wait until the rotation has reached every HSM", hsm.ErrUnavailable, epoch)
 	}
 	name := format.NameOf(s.stored)
 	return name, put(ctx, t.store, format.EnvelopePath(name), s.stored)
+}
+
+// lacking returns an epoch of those needed that is not known, or 0. Old envelopes
+// do not say what they know.
+func lacking(known, needs []uint64) uint64 {
+	for _, epoch := range needs {
+		if len(known) > 0 && !slices.Contains(known, epoch) {
+			return epoch
+		}
+	}
+	return 0
 }
 
 // commit signs the manifest and writes it. Until the put the snapshot does not

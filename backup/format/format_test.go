@@ -24,7 +24,7 @@ func TestPackRoundTrip(t *testing.T) {
 			t.Fatalf("object %d differs", i)
 		}
 	}
-	if p.Name != NameOf(p.Stored) || p.Epoch != 1 || len(p.Index.Blocks) != 3 || p.Index.Blocks[0].Objects != 10 {
+	if p.Name != NameOf(p.Stored) || len(p.Epochs) != 1 || p.Epochs[0] != 1 || len(p.Index.Blocks) != 3 || p.Index.Blocks[0].Objects != 10 {
 		t.Fatalf("%+v", p.Index)
 	}
 }

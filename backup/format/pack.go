@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"math"
 
 	"filippo.io/age"
@@ -30,7 +31,7 @@ type Pack struct {
 	Name   Name
 	Stored []byte // valid until the writer is reset
 	Index  Index
-	Epoch  uint64 // the newest masking key that its objects need
+	Epochs []uint64 // of the masking keys that its objects need, ascending
 }
 
 // PackWriter makes packs in memory, one after the other, from blocks of masked
@@ -44,7 +45,7 @@ type PackWriter struct {
 	age        io.WriteCloser
 	index      Index
 	last       hsm.KeyRef
-	epoch      uint64
+	epochs     []uint64
 	clear      []byte   // scratch: lengths and clear parts
 	opaque     []byte   // scratch: opaque parts
 	parts      [][]byte // scratch: the clear parts of a block
@@ -128,7 +129,10 @@ func (w *PackWriter) columns(objects []hsm.MaskedObject) error {
 			return err
 		}
 		w.opaque = opaque
-		w.parts, w.last, w.epoch = append(w.parts, part), m.Ref, max(w.epoch, epoch)
+		w.parts, w.last = append(w.parts, part), m.Ref
+		if i, known := slices.BinarySearch(w.epochs, epoch); !known && epoch != 0 {
+			w.epochs = slices.Insert(w.epochs, i, epoch)
+		}
 		w.clear = binary.AppendUvarint(w.clear, uint64(len(part)))
 		w.clear = binary.AppendUvarint(w.clear, uint64(len(w.opaque)-before))
 		w.index.Items = append(w.index.Items, m.Object)
@@ -188,13 +192,13 @@ func (w *PackWriter) Finish() (Pack, error) {
 	}
 	name := NameOf(w.buf.Bytes())
 	w.index.Pack, w.index.PackSize = name, uint64(w.buf.Len())
-	return Pack{Name: name, Stored: w.buf.Bytes(), Index: w.index, Epoch: w.epoch}, nil
+	return Pack{Name: name, Stored: w.buf.Bytes(), Index: w.index, Epochs: w.epochs}, nil
 }
 
 // Reset makes the writer ready for the next pack and takes its buffer back.
 func (w *PackWriter) Reset() {
 	w.buf.Reset()
-	w.age, w.index, w.last, w.epoch = nil, Index{}, 0, 0
+	w.age, w.index, w.last, w.epochs = nil, Index{}, 0, nil
 }
 
 // PackReader reads a pack block by block. It authenticates what it yields as
