@@ -255,3 +255,19 @@ func TestRevocationsOnlyGrow(t *testing.T) {
 		t.Errorf("a crypto user revokes: %v, want ErrDenied", err)
 	}
 }
+
+// TestADoubtStays: an admin whose knowledge of a member is from before it was set
+// back does not take back that it was.
+func TestADoubtStays(t *testing.T) {
+	h := withUser(t, open(t, testOptions(vfs.NewMem())))
+	m := hsm.Member{ID: hsm.NewHSMID(), Name: "n", Address: "127.0.0.1:1"}
+	for _, doubt := range []int64{0, 7, 0, 5} {
+		m.Doubt, m.Leaving = doubt, !m.Leaving
+		apply(t, login(t, h, "admin"), hsm.Change{Kind: hsm.ChangeMember, Member: &m})
+	}
+	for _, got := range must[[]hsm.Member](t)(h.members()) {
+		if got.ID == m.ID && (got.Doubt != 7 || got.Leaving) {
+			t.Fatalf("%+v", got)
+		}
+	}
+}

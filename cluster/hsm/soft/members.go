@@ -76,7 +76,10 @@ func memberValues(cur *held, m *hsm.Member) map[string][]byte {
 	add(registerLeaving, hsm.BoolValue(m.Leaving), !m.Leaving)
 	add(registerDrained, hsm.BoolValue(m.Drained), !m.Drained)
 	add(registerReplaces, counterValue(uint64(m.Replaces)), m.Replaces == 0)
-	add(registerDoubt, counterValue(uint64(m.Doubt)), m.Doubt == 0)
+	// Whoever changes a member as it was a while ago takes no doubt back.
+	was, _ := registerOf(cur, registerDoubt)
+	doubt := max(m.Doubt, int64(counter(was)))
+	add(registerDoubt, counterValue(uint64(doubt)), doubt == 0)
 	add(registerSettled, append(counterValue(uint64(m.Settled)), hsm.BoolValue(m.Keep)...), m.Settled == 0)
 	return values
 }
