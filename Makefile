@@ -12,7 +12,7 @@ FUZZTIME    ?= 30s
 # The simulation runs one goroutine at a time, and is the same in each run: it needs
 # no race detector, which would make it ten times slower.
 test: check servers
-	CGO_ENABLED=1 $(GO) test -race -timeout 30m -p 2 $$($(GO) list ./... | grep -v '/integration/sim$$')
+	CGO_ENABLED=1 $(GO) test -race -timeout 30m -p 1 $$($(GO) list ./... | grep -v '/integration/sim$$')
 	$(GO) test -timeout 30m ./integration/sim
 
 check:

@@ -89,7 +89,7 @@ type timing struct {
 }
 
 var defaultTiming = timing{
-	connect: 10 * time.Second, call: 5 * time.Second, grace: time.Second, starting: 20 * time.Second,
+	connect: 10 * time.Second, call: 5 * time.Second, grace: time.Second, starting: 30 * time.Second,
 	backoffMin: 200 * time.Millisecond, backoffMax: 3 * time.Second,
 	refresh: 5 * time.Second, recheck: 2 * time.Second,
 	clock: time.Minute, cleanup: 5 * time.Second, close: 3 * time.Second,
@@ -147,9 +147,16 @@ func profileMembers(p *profile.Profile) []hsm.Member {
 	return members
 }
 
-// starting tells whether an HSM answers that it will serve soon.
+// errNoAnswer: an HSM takes its time, on a busy machine perhaps.
+var errNoAnswer = errors.New("no answer")
+
+// starting tells whether an HSM answers that it will serve soon, or is there and has
+// not answered in time.
 func (c *Cluster) starting() bool {
-	return slices.ContainsFunc(c.all(), func(r *remote) bool { return errors.Is(r.downError(), hsm.ErrStarting) })
+	return slices.ContainsFunc(c.all(), func(r *remote) bool {
+		err := r.downError()
+		return errors.Is(err, hsm.ErrStarting) || errors.Is(err, errNoAnswer)
+	})
 }
 
 // awaitOpen waits until every HSM has been tried once, or one answers and the

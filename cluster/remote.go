@@ -199,7 +199,7 @@ func (r *remote) dialNew(ctx context.Context, old *link) error {
 	l, err := r.dial(limited)
 	if err != nil {
 		if limited.Err() != nil && ctx.Err() == nil {
-			return fmt.Errorf("%w: no answer from %s within %s", hsm.ErrUnavailable, r.describe().Address, r.c.timing.connect)
+			return fmt.Errorf("%w: %w from %s within %s", hsm.ErrUnavailable, errNoAnswer, r.describe().Address, r.c.timing.connect)
 		}
 		return err
 	}
