@@ -61,7 +61,7 @@ func renew(folder string, c *Config, keys *secrets) ([]byte, error) {
 		return nil, err
 	}
 	path := filepath.Join(folder, certFile)
-	if err := errors.Join(os.RemoveAll(path+".new"), writeFile(path+".new", cert, 0o644), os.Rename(path+".new", path), syncDir(folder)); err != nil {
+	if err := replaceFile(path, cert, 0o644); err != nil {
 		return nil, fmt.Errorf("%w %s: %w", ErrFolder, folder, err)
 	}
 	return cert, nil

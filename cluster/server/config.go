@@ -146,6 +146,22 @@ func writeFile(path string, b []byte, mode os.FileMode) error {
 	return errors.Join(err, f.Sync(), f.Close())
 }
 
+// replaceFile puts a whole file in the place of another. It stops at the first
+// error: until the rename, which comes after all bytes are durable, the file before
+// is there.
+func replaceFile(path string, b []byte, mode os.FileMode) error {
+	if err := os.RemoveAll(path + ".new"); err != nil {
+		return err
+	}
+	if err := writeFile(path+".new", b, mode); err != nil {
+		return err
+	}
+	if err := os.Rename(path+".new", path); err != nil {
+		return err
+	}
+	return syncDir(filepath.Dir(path))
+}
+
 func syncDir(path string) error {
 	d, err := os.Open(path)
 	if err != nil {

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"os"
 	"path/filepath"
 	"slices"
 	"sync"
@@ -50,7 +49,7 @@ func (s *Server) changeKeyring(f func(*hsm.Keyring) (*hsm.Keyring, error)) (*hsm
 		return now, err
 	}
 	path := filepath.Join(s.folder, sealedFile)
-	if err := errors.Join(os.RemoveAll(path+".new"), writeFile(path+".new", sealed, 0o600), os.Rename(path+".new", path), syncDir(s.folder)); err != nil {
+	if err := replaceFile(path, sealed, 0o600); err != nil {
 		return now, fmt.Errorf("%w %s: %w", ErrFolder, s.folder, err)
 	}
 	if err := s.device.soft.SetKeyring(k); err != nil {
