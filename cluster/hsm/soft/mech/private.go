@@ -258,7 +258,9 @@ func (k *privateKey) inner() []byte {
 	return marshal(sec1Private{Version: 1, PrivateKey: scalar, PublicKey: bitString(k.pub.bits)})
 }
 
-// scalar returns the private number of an ec key in fixed length.
+// scalar returns the private number of an ec key in fixed length, in a slice of its own:
+// callers clear it. [ecdsa.PrivateKey.Bytes] hands out the very bytes that Sign reads
+// (its cached internal key), and clearing those spoils a signature made at that moment.
 func (k *privateKey) scalar() []byte {
 	if k.k1 != nil {
 		b := k.k1.d.Bytes()
@@ -268,5 +270,5 @@ func (k *privateKey) scalar() []byte {
 	if err != nil {
 		panic("mech: an ec key that was valid is valid no more")
 	}
-	return b
+	return bytes.Clone(b)
 }

@@ -347,6 +347,20 @@ func TestMAC(t *testing.T) {
 	}
 }
 
+// TestScalarsAreCopies clears what scalar returns, as its callers do, and looks whether
+// the key that signs was cleared with it.
+func TestScalarsAreCopies(t *testing.T) {
+	for _, name := range []string{"secp224r1", "prime256v1", "secp384r1", "secp521r1", "secp256k1"} {
+		k := private(t, name)
+		want := k.k().scalar()
+		kept := bytes.Clone(want)
+		clear(k.k().scalar())
+		if got := k.k().scalar(); !bytes.Equal(want, kept) || !bytes.Equal(got, kept) {
+			t.Errorf("%s: clearing a copy of the private number cleared the key", name)
+		}
+	}
+}
+
 // TestKeysAreShared uses each key from many goroutines, for the race detector.
 func TestKeysAreShared(t *testing.T) {
 	var wg sync.WaitGroup
@@ -362,9 +376,10 @@ func TestKeysAreShared(t *testing.T) {
 				}
 				if err == nil && k.Spec().Type == EC {
 					_, err = k.ECDH(k.Public())
+					k.PKCS8()
 				}
 				if err != nil {
-					t.Error(err)
+					t.Errorf("%s with %s: %v", c.key, c.mechanism, err)
 				}
 			})
 		}
