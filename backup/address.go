@@ -28,6 +28,14 @@ func (t *take) seal(ctx context.Context) (*sealed, error) {
 		return nil, fmt.Errorf("recovery envelope: the HSM sealed something else than %d of %d custodians: %w",
 			t.settings.Threshold, len(t.settings.Custodians), errors.Join(err, hsm.ErrInvalid))
 	}
+	if e.Signed() {
+		if err := checkEnvelope(e, t.desc.Lineage); err != nil {
+			return nil, fmt.Errorf("recovery envelope: what the HSM sealed: %w", err)
+		}
+		if e.Custody != t.custody {
+			return nil, fmt.Errorf("%w: recovery envelope: the HSM sealed it to other custodians than the cluster's settings name", hsm.ErrInvalid)
+		}
+	}
 	return &sealed{stored: stored, content: e}, nil
 }
 
@@ -53,21 +61,26 @@ func (t *take) address(ctx context.Context, parent *format.Manifest) error {
 	return nil
 }
 
-// lineageRecipients reads them from the parent's envelope, which the parent's
-// signature covers, so that an increment need not have one sealed.
+// lineageRecipients reads them from the parent's envelope, if an HSM of the lineage
+// signed that, so that an increment need not have one sealed; else an HSM says. That the parent's manifest
+// is signed proves less: whoever got hold of an appliance's credential once could
+// have had a manifest signed that names an envelope of their own making, and every
+// increment from then on would be encrypted to them. Such a parent is suspect.
 func (t *take) lineageRecipients(ctx context.Context, parent *format.Manifest) ([]string, error) {
+	t.suspect = ""
+	var found format.Envelope
+	var doubt error
 	if parent != nil {
-		known := &t.series.envelope
-		if known.recipients != nil && known.name == parent.Envelope {
-			return known.recipients, nil
-		}
-		e, err := loadEnvelope(ctx, t.store, parent.Envelope)
-		switch {
-		case err == nil && len(e.PackRecipients) > 0:
-			known.name, known.recipients = parent.Envelope, e.PackRecipients
-			return e.PackRecipients, nil
-		case err != nil && !damaged(err):
+		var err error
+		if found, err = t.foundEnvelope(ctx, parent.Envelope); err != nil && !damaged(err) {
 			return nil, err
+		}
+		if doubt = err; err == nil {
+			doubt = checkEnvelope(found, t.desc.Lineage)
+		}
+		if doubt == nil {
+			t.suspect = mismatch(found, parent)
+			return found.PackRecipients, nil
 		}
 	}
 	if t.sealed == nil {
@@ -76,7 +89,38 @@ func (t *take) lineageRecipients(ctx context.Context, parent *format.Manifest) (
 			return nil, err
 		}
 	}
-	return t.sealed.content.PackRecipients, nil
+	told := t.sealed.content.PackRecipients
+	if parent != nil && !damaged(doubt) && (found.Signed() || len(found.PackRecipients) > 0 && !slices.Equal(found.PackRecipients, told)) {
+		t.suspect = fmt.Sprintf("no HSM of the lineage sealed the recovery envelope of snapshot %s: whoever had the lineage sign that snapshot made it up; revoke the appliance credentials that could",
+			format.ID(parent.Sequence))
+	}
+	return told, nil
+}
+
+// mismatch tells what an envelope that an HSM sealed has to do with a manifest that
+// it does not fit, or "".
+func mismatch(e format.Envelope, m *format.Manifest) string {
+	switch id := format.ID(m.Sequence); {
+	case e.Custody != m.Custody:
+		return fmt.Sprintf("snapshot %s names a recovery envelope of other custodians than it says", id)
+	case m.Epoch != 0 && lacking(e.Epochs, []uint64{m.Epoch}) != 0:
+		return fmt.Sprintf("the recovery envelope of snapshot %s lacks the masking key of epoch %d", id, m.Epoch)
+	}
+	return ""
+}
+
+// foundEnvelope reads an envelope, which a series remembers. Who sealed it is to be
+// checked.
+func (t *take) foundEnvelope(ctx context.Context, name format.Name) (format.Envelope, error) {
+	known := &t.series.envelope
+	if known.there && known.name == name {
+		return known.content, nil
+	}
+	e, err := loadEnvelope(ctx, t.store, name)
+	if err == nil {
+		known.name, known.content, known.there = name, e, true
+	}
+	return e, err
 }
 
 func loadEnvelope(ctx context.Context, store storage.Store, name format.Name) (format.Envelope, error) {

@@ -19,8 +19,10 @@ import (
 
 // SealEnvelope encrypts the content of a recovery envelope so that threshold of
 // the custodians together can read it, and fewer cannot, and names the lineage's
-// own recipients of packs, whose identities follow from the content. It runs inside the
-// HSM: nobody else has the content. It returns the bytes to be stored.
+// own recipients of packs, whose identities follow from the content. It signs the
+// whole for the lineage, so that whoever finds it can tell it from one that was made
+// elsewhere. It runs inside the HSM: nobody else has the content. It returns the
+// bytes to be stored.
 func SealEnvelope(ctx context.Context, secret hsm.Secret, custodians []string, threshold int) ([]byte, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
@@ -33,9 +35,11 @@ func SealEnvelope(ctx context.Context, secret hsm.Secret, custodians []string, t
 		return nil, fmt.Errorf("recovery envelope: content of %d bytes, at most %d", n, format.MaxRecovery)
 	}
 	e := format.Envelope{Threshold: threshold, Custodians: len(recipients)}
-	if err := describe(&e, secret); err != nil {
+	keyring, ca, err := hsm.DecodeRecovery(secret)
+	if err != nil {
 		return nil, fmt.Errorf("recovery envelope: %w", err)
 	}
+	ca.Wipe()
 	if threshold == 1 {
 		if _, err := ParseRecipients(custodians); err != nil { // hybrid and others in one file
 			return nil, err
@@ -44,22 +48,42 @@ func SealEnvelope(ctx context.Context, secret hsm.Secret, custodians []string, t
 	} else {
 		err = sealShared(&e, secret, recipients)
 	}
+	if err == nil {
+		err = describe(&e, keyring, custodians)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("recovery envelope: %w", err)
 	}
 	return format.EncodeEnvelope(e)
 }
 
-// describe says in clear what whoever takes snapshots has to know of the content.
-func describe(e *format.Envelope, content hsm.Secret) error {
-	keyring, ca, err := hsm.DecodeRecovery(content)
+// describe says in clear what whoever takes snapshots has to know of the content and
+// of the custodians, and signs that together with what was sealed.
+func describe(e *format.Envelope, keyring *hsm.Keyring, custodians []string) (err error) {
+	e.Epochs, e.Custody = keyring.Epochs(), fingerprint(custodians, e.Threshold)
+	if e.PackRecipients, err = packRecipients(keyring); err != nil {
+		return err
+	}
+	part, err := e.SignedPart()
 	if err != nil {
 		return err
 	}
-	ca.Wipe()
-	e.Epochs = keyring.Epochs()
-	e.PackRecipients, err = packRecipients(keyring)
-	return err
+	e.Signature = keyring.Sign(hsm.PurposeEnvelope, part)
+	return nil
+}
+
+// checkEnvelope verifies the signature of an envelope: hsm.ErrSignature or
+// hsm.ErrLineage if an HSM of the lineage did not seal it. An envelope of older
+// software has none, and nothing is known of who sealed it.
+func checkEnvelope(e format.Envelope, lineage hsm.Lineage) error {
+	if !e.Signed() {
+		return fmt.Errorf("%w: the recovery envelope has none", hsm.ErrSignature)
+	}
+	part, err := e.SignedPart()
+	if err != nil {
+		return err
+	}
+	return e.Signature.Verify(lineage, hsm.PurposeEnvelope, part)
 }
 
 func sealShared(e *format.Envelope, secret hsm.Secret, recipients []Recipient) error {

@@ -32,7 +32,8 @@ type testCluster struct {
 	mu      sync.Mutex
 	down    map[hsm.HSMID]bool
 	wrap    func(NamedSource) NamedSource
-	sealed  int          // envelopes
+	sealed  int // envelopes
+	reseal  func([]byte) []byte
 	signing func([]byte) // called before each signature
 }
 
@@ -152,7 +153,11 @@ func (c *testCluster) Envelope(ctx context.Context, custodians []string, thresho
 	c.mu.Lock()
 	c.sealed++
 	c.mu.Unlock()
-	return SealEnvelope(ctx, hsm.EncodeRecovery(c.keyring, c.ca), custodians, threshold)
+	stored, err := SealEnvelope(ctx, hsm.EncodeRecovery(c.keyring, c.ca), custodians, threshold)
+	if err == nil && c.reseal != nil {
+		stored = c.reseal(stored)
+	}
+	return stored, err
 }
 
 func (c *testCluster) Settings(context.Context) (hsm.Settings, error) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"slices"
 	"sync"
 
@@ -59,37 +60,105 @@ func (s *Snapshot) Recovery(ctx context.Context) (*hsm.Keyring, hsm.Secret, erro
 	return o.keyring, hsm.NewSecret(slices.Clone(o.ca.Reveal())), nil
 }
 
-// recover tries the snapshot's own envelope, then others. What it returns when
-// none opens is what the own one said, or what the store did.
+// recover tries the snapshot's own envelope, then others, until every masking key
+// that is needed is there. Masking keys are joined: what one envelope lacks another
+// may hold. What it returns when none opens is what the own one said, or what the
+// store did.
 func (s *Snapshot) recover(ctx context.Context) (opened, error) {
+	needs, known, err := s.needs(ctx)
+	if err != nil {
+		return opened{}, err
+	}
 	o, err := s.open(ctx, s.manifest.Envelope)
+	if err == nil {
+		err = o.serves(needs, s.manifest.Envelope)
+	}
 	if err == nil || !errors.Is(err, ErrIdentity) && !damaged(err) || len(s.options.Identities) == 0 {
 		return o, err
 	}
-	numbers, listErr := sequences(ctx, s.store)
-	if listErr != nil {
-		return opened{}, listErr
-	}
-	tried := map[format.Name]bool{s.manifest.Envelope: true}
-	for _, n := range slices.Backward(numbers) {
-		m, _, manifestErr := loadManifest(ctx, s.store, n)
-		if n < s.manifest.Sequence && errors.Is(err, ErrIdentity) {
-			break // who is no custodian any more is not let in by the back door
+	for other, otherErr := range s.otherEnvelopes(ctx, errors.Is(err, ErrIdentity)) {
+		if otherErr != nil {
+			return opened{}, otherErr
 		}
-		if manifestErr != nil && !useless(manifestErr) && !errors.Is(manifestErr, ErrNoSnapshot) {
-			return opened{}, manifestErr
-		}
-		if manifestErr != nil || m.Lineage != s.Lineage() || tried[m.Envelope] {
-			continue // what the lineage did not sign names nothing of its own
-		}
-		if tried[m.Envelope] = true; len(tried) > maxEnvelopes {
-			break
-		}
-		if o, otherErr := s.open(ctx, m.Envelope); !useless(otherErr) {
-			return o, otherErr
+		if o = o.join(other); known && o.serves(needs, s.manifest.Envelope) == nil {
+			return o, nil
 		}
 	}
-	return opened{}, err
+	if o.keyring == nil {
+		return opened{}, err
+	}
+	return o, o.serves(needs, s.manifest.Envelope)
+}
+
+// needs lists the epochs of the masking keys without which the snapshot cannot be
+// restored: those that its envelope says it holds. known is false if that is
+// damaged; then there is the manifest's newest epoch, and there may be others.
+func (s *Snapshot) needs(ctx context.Context) (epochs []uint64, known bool, err error) {
+	if s.manifest.Epoch != 0 {
+		epochs = append(epochs, s.manifest.Epoch)
+	}
+	e, err := loadEnvelope(ctx, s.store, s.manifest.Envelope)
+	if damaged(err) {
+		return epochs, false, nil
+	}
+	return append(epochs, e.Epochs...), true, err
+}
+
+// serves checks that the masking keys of all epochs are there.
+func (o opened) serves(needs []uint64, own format.Name) error {
+	if epoch := lacking(o.keyring.Epochs(), needs); epoch != 0 {
+		return fmt.Errorf("%w: %s lacks the masking key of epoch %d", ErrCorrupt, format.EnvelopePath(own), epoch)
+	}
+	return nil
+}
+
+// join adds the masking keys of another envelope of the lineage. Of two keys for one
+// epoch the first stays.
+func (o opened) join(other opened) opened {
+	if o.keyring == nil {
+		return other
+	}
+	if k, err := o.keyring.Join(other.keyring); err == nil {
+		o.keyring = k
+	}
+	return o
+}
+
+// otherEnvelopes yields what other snapshots' envelopes hold, the newest first, as
+// far as they open; newer only leaves those of older snapshots out: who is no
+// custodian any more is not let in by the back door. An error ends it.
+func (s *Snapshot) otherEnvelopes(ctx context.Context, newer bool) iter.Seq2[opened, error] {
+	return func(yield func(opened, error) bool) {
+		numbers, err := sequences(ctx, s.store)
+		if err != nil {
+			yield(opened{}, err)
+			return
+		}
+		tried := map[format.Name]bool{s.manifest.Envelope: true}
+		for _, n := range slices.Backward(numbers) {
+			if n < s.manifest.Sequence && newer {
+				return
+			}
+			m, _, err := loadManifest(ctx, s.store, n)
+			if err != nil && !useless(err) && !errors.Is(err, ErrNoSnapshot) {
+				yield(opened{}, err)
+				return
+			}
+			if err != nil || m.Lineage != s.Lineage() || tried[m.Envelope] {
+				continue // what the lineage did not sign names nothing of its own
+			}
+			if tried[m.Envelope] = true; len(tried) > maxEnvelopes {
+				return
+			}
+			o, err := s.open(ctx, m.Envelope)
+			if useless(err) {
+				continue
+			}
+			if !yield(o, err) || err != nil {
+				return
+			}
+		}
+	}
 }
 
 // useless tells whether err is a reason to try another envelope; a store that
@@ -103,7 +172,7 @@ func useless(err error) bool {
 	return false
 }
 
-// open opens one envelope, and checks that it serves this snapshot.
+// open opens one envelope of the lineage.
 func (s *Snapshot) open(ctx context.Context, name format.Name) (opened, error) {
 	path := format.EnvelopePath(name)
 	stored, err := fetch(ctx, s.store, path, name, format.MaxEnvelope)
@@ -123,8 +192,6 @@ func (s *Snapshot) open(ctx context.Context, name format.Name) (opened, error) {
 		return opened{}, fmt.Errorf("%s: %w", path, err)
 	case keyring.Lineage() != s.Lineage():
 		return opened{}, fmt.Errorf("%w: %s is of %s, the manifest of %s", hsm.ErrLineage, path, keyring.Lineage(), s.Lineage())
-	case s.manifest.Epoch != 0 && !slices.Contains(keyring.Epochs(), s.manifest.Epoch):
-		return opened{}, fmt.Errorf("%w: %s lacks the masking key of epoch %d", ErrCorrupt, path, s.manifest.Epoch)
 	}
 	hybrid, classic, err := packIdentities(keyring)
 	return opened{keyring: keyring, ca: ca, packs: []Identity{hybrid, classic}}, err

@@ -29,9 +29,10 @@ type Series struct {
 	looked time.Time        // when the whole store was looked at
 	above  bool             // others have higher numbers than known, and some between may be used up
 
-	envelope struct { // the last one that was read, by its hash, and whom it names
-		name       format.Name
-		recipients []string
+	envelope struct { // the last one that was read, by its hash
+		there   bool
+		name    format.Name
+		content format.Envelope
 	}
 
 	mu     sync.Mutex
@@ -71,7 +72,7 @@ func (s *Series) Take(ctx context.Context) (*Report, error) {
 }
 
 // forget makes the next take look at the whole store.
-func (s *Series) forget() { s.known, s.items, s.desc, s.envelope.recipients = nil, nil, nil, nil }
+func (s *Series) forget() { s.known, s.items, s.desc, s.envelope.there = nil, nil, nil, false }
 
 // learn remembers the newest snapshot. added are packs of it whose items are at
 // hand.

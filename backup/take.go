@@ -2,6 +2,7 @@ package backup
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -133,6 +134,7 @@ type take struct {
 	parent     *format.Manifest // nil: full
 	contents   *contents
 	fullReason string
+	suspect    string // why the parent is not to be built on although it is signed, or ""
 	notes      []string
 }
 
@@ -515,7 +517,10 @@ func (t *take) choose(ctx context.Context, m *format.Manifest) error {
 	if err := t.address(ctx, m); err != nil {
 		return err
 	}
-	if t.fullReason = t.unfit(m); t.fullReason == "" {
+	if t.suspect != "" {
+		t.note("%s", t.suspect)
+	}
+	if t.fullReason = cmp.Or(t.suspect, t.unfit(m)); t.fullReason == "" {
 		t.parent = m
 	}
 	return nil
@@ -631,26 +636,20 @@ func (t *take) manifest(ctx context.Context, sequence uint64) (*format.Manifest,
 	return m, err
 }
 
-// envelope returns the name of a durable recovery envelope that fits: the
-// parent's, or a new one if the custodians changed, if an object that is new needs a
+// envelope returns the name of a durable recovery envelope that fits: the parent's,
+// if an HSM signed it, or a new one if the custodians changed, if an object that is new needs a
 // masking key which the old one lacks, or if that is damaged. A key that was adopted
 // from a clone may be older than the newest one, and new here all the same.
 func (t *take) envelope(ctx context.Context, epoch uint64, needs []uint64) (format.Name, error) {
 	if p := t.parent; p != nil && p.Custody == t.custody && p.Epoch == epoch {
 		e, err := loadEnvelope(ctx, t.store, p.Envelope)
-		if known := e.Epochs; err == nil {
-			if len(known) == 0 { // of old software
-				known = []uint64{p.Epoch}
-			}
-			if lacking(known, needs) == 0 {
-				return p.Envelope, nil
-			}
-		}
-		if err != nil && !damaged(err) {
+		switch {
+		case err != nil && !damaged(err):
 			return format.Name{}, err
-		}
-		if err != nil {
+		case err != nil:
 			t.note("sealed the recovery envelope again: %v", err)
+		case checkEnvelope(e, t.desc.Lineage) == nil && e.Custody == t.custody && lacking(e.Epochs, needs) == 0:
+			return p.Envelope, nil
 		}
 	}
 	if epoch != 0 && !slices.Contains(needs, epoch) {

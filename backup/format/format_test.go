@@ -110,6 +110,10 @@ func TestEnvelopeRoundTrip(t *testing.T) {
 		{Threshold: 1, Custodians: 3, Sealed: []byte{1}},
 		{Threshold: 2, Custodians: 2, Shares: [][]byte{{1}, {2}}, Sealed: []byte{1}},
 		{Threshold: 1, Custodians: 1, Sealed: []byte{1}, PackRecipients: []string{"age1x"}, Epochs: []uint64{1, 9}},
+		{
+			Threshold: 1, Custodians: 1, Sealed: []byte{1}, PackRecipients: []string{"age1x"}, Epochs: []uint64{1, 9}, Custody: [32]byte{7},
+			Signature: hsm.LineageSignature{Public: make([]byte, 32), Signature: make([]byte, 64)},
+		},
 	} {
 		b, err := EncodeEnvelope(e)
 		if err != nil {

@@ -109,7 +109,7 @@ func checkVector(t *testing.T, v vector) {
 	case "index":
 		_, err = DecodeIndex(v.stored)
 	case "envelope":
-		_, err = DecodeEnvelope(v.stored)
+		err = openEnvelope(v.stored)
 	case "mark":
 		_, err = DecodeMark(v.stored)
 	case "copy":
@@ -127,6 +127,20 @@ func checkVector(t *testing.T, v vector) {
 	if want := expectations[v.expect]; !errors.Is(err, want) || len(objects) != v.objects {
 		t.Fatalf("%d objects and %v, want %d and %s", len(objects), err, v.objects, v.expect)
 	}
+}
+
+// openEnvelope decodes an envelope and verifies its signature if it has one, with
+// the key that stands beside it.
+func openEnvelope(stored []byte) error {
+	e, err := DecodeEnvelope(stored)
+	if err != nil || !e.Signed() {
+		return err
+	}
+	part, err := e.SignedPart()
+	if err != nil {
+		return err
+	}
+	return e.Signature.Verify(hsm.LineageOf(e.Signature.Public), hsm.PurposeEnvelope, part)
 }
 
 func writeVectors(t *testing.T) {
@@ -416,7 +430,7 @@ func envelopeVectors(t testing.TB) (out []vector) {
 	add("ok_2_of_3", "ok", "three shares", stored)
 	edit("ok_1_of_3", "ok", "no shares", func(b *envelopeBody) { b.Threshold, b.Shares = 1, nil })
 	add("version_2", "version", "a later version of the file", bytes.Replace(stored, []byte(" v1\n"), []byte(" v2\n"), 1))
-	edit("body_version_3", "version", "a later version of the body", func(b *envelopeBody) { b.Version = 3 })
+	edit("body_version_4", "version", "a later version of the body", func(b *envelopeBody) { b.Version = 4 })
 	edit("ok_packs", "ok", "version 2 names recipients of packs", func(b *envelopeBody) { b.Version, b.Packs, b.Epochs = 2, []string{"age1a", "age1b"}, []uint64{1, 7} })
 	edit("epochs_missing", "corrupt", "version 2 without epochs", func(b *envelopeBody) { b.Version, b.Packs = 2, []string{"age1a"} })
 	edit("epochs_twice", "corrupt", "one epoch twice", func(b *envelopeBody) { b.Version, b.Packs, b.Epochs = 2, []string{"age1a"}, []uint64{1, 1} })
@@ -427,6 +441,28 @@ func envelopeVectors(t testing.TB) (out []vector) {
 		b.Version, b.Epochs, b.Packs = 2, []uint64{1}, []string{"a", "b", "c", "d", "e"}
 	})
 	edit("packs_line_break", "corrupt", "a recipient of two lines", func(b *envelopeBody) { b.Version, b.Epochs, b.Packs = 2, []uint64{1}, []string{"age1\na"} })
+	signed := func(name, expect, comment string, change func(*envelopeBody)) {
+		edit(name, expect, comment, func(b *envelopeBody) {
+			k := hsm.NewKeyring()
+			b.Version, b.Packs, b.Epochs, b.Custody = 3, []string{"age1a"}, []uint64{1}, make([]byte, 32)
+			part, err := encMode.Marshal(b)
+			if err != nil {
+				t.Fatal(err)
+			}
+			s := k.Sign(hsm.PurposeEnvelope, part)
+			b.Public, b.Signature = s.Public, s.Signature
+			change(b)
+		})
+	}
+	signed("ok_signed", "ok", "version 3 is signed", func(*envelopeBody) {})
+	signed("signature_bit", "signature", "one bit of the signature", func(b *envelopeBody) { b.Signature[0] ^= 1 })
+	signed("signed_custody_bit", "signature", "one bit of the fingerprint of the custodians", func(b *envelopeBody) { b.Custody[0] ^= 1 })
+	signed("signed_packs", "signature", "another recipient of packs than was signed", func(b *envelopeBody) { b.Packs = []string{"age1b"} })
+	signed("signed_content", "signature", "another content than was signed", func(b *envelopeBody) { b.Sealed = []byte{5} })
+	signed("signature_missing", "corrupt", "version 3 without a signature", func(b *envelopeBody) { b.Public, b.Signature = nil, nil })
+	signed("custody_size", "corrupt", "a fingerprint of 31 bytes", func(b *envelopeBody) { b.Custody = b.Custody[1:] })
+	signed("public_key_size", "corrupt", "a public key of 31 bytes", func(b *envelopeBody) { b.Public = b.Public[1:] })
+	signed("signature_in_version_2", "corrupt", "version 2 with a signature", func(b *envelopeBody) { b.Version = 2 })
 	add("truncated", "corrupt", "the last byte is missing", stored[:len(stored)-1])
 	add("trailing_byte", "corrupt", "one byte more", append(slices.Clone(stored), 0))
 	edit("threshold_0", "corrupt", "nobody is needed", func(b *envelopeBody) { b.Threshold = 0 })
@@ -436,8 +472,8 @@ func envelopeVectors(t testing.TB) (out []vector) {
 	edit("shares_at_threshold_1", "corrupt", "shares that nobody needs", func(b *envelopeBody) { b.Threshold = 1 })
 	edit("no_content", "corrupt", "nothing sealed", func(b *envelopeBody) { b.Sealed = nil })
 	body := stored[len(envelopeHeader):]
-	unknown := slices.Concat([]byte(envelopeHeader), []byte{body[0] + 1}, body[1:], []byte{8, 1})
-	add("unknown_field", "corrupt", "field 8", unknown)
+	unknown := slices.Concat([]byte(envelopeHeader), []byte{body[0] + 1}, body[1:], []byte{11, 1})
+	add("unknown_field", "corrupt", "field 11", unknown)
 	add("not_shortest", "corrupt", "version 1 in two bytes", slices.Concat([]byte(envelopeHeader), body[:2], []byte{0x18, 1}, body[3:]))
 	return out
 }

@@ -283,6 +283,9 @@ const (
 	// PurposeVerified: records of verification. No HSM signs them; whoever opens
 	// the recovery envelope to verify a snapshot does.
 	PurposeVerified Purpose = "verified"
+	// PurposeEnvelope: recovery envelopes. No HSM signs for whoever asks; what seals
+	// an envelope, and so knows for whom, signs it there.
+	PurposeEnvelope Purpose = "envelope"
 )
 
 // LineageSignature is an Ed25519 signature (RFC 8032) with the public key that

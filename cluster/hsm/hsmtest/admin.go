@@ -116,6 +116,12 @@ func testSign(w *world) {
 	}
 	_, err := n.appliance().Sign(n.ctx(), "anything", message)
 	w.want("unknown purpose", err, hsm.ErrInvalid)
+	for _, s := range []hsm.Session{n.admin(), n.appliance(), n.hsm()} {
+		for _, p := range []hsm.Purpose{hsm.PurposeEnvelope, hsm.PurposeVerified} {
+			_, err := s.Sign(n.ctx(), p, message)
+			w.want("a purpose that nobody may ask for", err, hsm.ErrInvalid)
+		}
+	}
 }
 
 func testInfo(w *world) {
