@@ -111,10 +111,30 @@ func refParse(b []byte) bool {
 		return false
 	}
 	fits := c.Destroyed == (len(e.Sealed) == 0) && c.Destroyed == (e.Epoch == 0) && len(c.Lineage) == 16 && len(c.Birth) == 16 &&
-		c.Kind >= 1 && c.Kind <= 5 && (c.Kind >= 4) == (c.Cluster != 0) && c.Ref != 0 && c.Ref < 1<<63 && c.Core.Pair < 1<<63 && c.Core.Size < 1<<31 &&
+		c.Kind >= 1 && c.Kind <= 7 && (c.Kind >= 4) == (c.Cluster != 0) && c.Ref != 0 && c.Ref < 1<<63 && c.Core.Pair < 1<<63 && c.Core.Size < 1<<31 &&
 		(c.Core.Created == nil || *c.Core.Created != refStamp{})
-	erased := len(c.Registers) == 0 && reflect.DeepEqual(c.Core, refCore{Owner: c.Core.Owner})
+	erased := refLasts(c) && reflect.DeepEqual(c.Core, refCore{Owner: c.Core.Owner})
 	return fits && (!c.Destroyed || erased)
+}
+
+// refLasts tells whether all registers are such as a tombstone keeps.
+func refLasts(c refClear) bool {
+	for name, reg := range c.Registers {
+		switch name {
+		case "attr/trusted":
+		case "attr/sensitive", "attr/wrap-with-trusted":
+			if string(reg.Value) != "\x01" {
+				return false
+			}
+		case "attr/extractable", "attr/modifiable":
+			if string(reg.Value) == "\x01" {
+				return false
+			}
+		default:
+			return false
+		}
+	}
+	return len(c.Registers) == 0 || c.Kind == 1
 }
 
 // mustPeek demands that a peek and a split without allocation find what the

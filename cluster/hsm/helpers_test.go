@@ -153,6 +153,19 @@ func tombstone(t testing.TB, k *Keyring) *Record {
 	return r
 }
 
+// strictTombstone keeps every register that a tombstone can.
+func strictTombstone(t testing.TB, k *Keyring) *Record {
+	t.Helper()
+	r := aesRecord(t, k)
+	r.Core.SensitiveAtBirth = false
+	for name, v := range map[string]bool{"sensitive": true, "extractable": false, "modifiable": false, "wrap-with-trusted": true, "trusted": true} {
+		r.Set(AttributeRegister(name), BoolValue(v), at(7))
+	}
+	r = born(t, k, r)
+	r.Destroy()
+	return r
+}
+
 func mask(t testing.TB, k *Keyring, r *Record) MaskedObject {
 	t.Helper()
 	return result(k.Mask(r))(t)

@@ -489,7 +489,7 @@ func (r *Record) check() error {
 		return fmt.Errorf("its size is %d", r.Core.Size)
 	}
 	if r.Destroyed && !r.erased() {
-		return errors.New("a tombstone holds nothing but its owner")
+		return errors.New("a tombstone holds its owner and what lasts, no more")
 	}
 	if !r.validTexts() {
 		return errors.New("a name is not UTF-8")
@@ -499,7 +499,12 @@ func (r *Record) check() error {
 
 // erased tells whether the record holds what Destroy leaves, and no more.
 func (r *Record) erased() bool {
-	return len(r.Registers) == 0 && len(r.Hidden) == 0 && r.Material.Len() == 0 && r.Core.equal(&Core{Owner: r.Core.Owner})
+	for name, reg := range r.Registers {
+		if !lasts(r.Kind, name, reg) {
+			return false
+		}
+	}
+	return len(r.Hidden) == 0 && r.Material.Len() == 0 && r.Core.equal(&Core{Owner: r.Core.Owner})
 }
 
 func (r *Record) validTexts() bool {

@@ -145,28 +145,37 @@ func TestTombstoneIsSmall(t *testing.T) {
 	if len(m.Bytes) > 128 {
 		t.Errorf("a tombstone takes %d bytes", len(m.Bytes))
 	}
+	if m = mask(t, k, strictTombstone(t, k)); len(m.Bytes) > 340 {
+		t.Errorf("a tombstone with all that lasts takes %d bytes", len(m.Bytes))
+	}
 }
 
 // What Mask accepts, Unmask opens; the rest is refused before it is written.
 func TestMaskRefuses(t *testing.T) {
 	k := testKeyring(t, 1)
 	for name, change := range map[string]func(*Record){
-		"kind 0":                     func(r *Record) { r.Kind = 0 },
-		"kind 6":                     func(r *Record) { r.Kind = 6 },
-		"reference 0":                func(r *Record) { r.Ref = 0 },
-		"a reference of 64 bits":     func(r *Record) { r.Ref = 1 << 63 },
-		"a pair of 64 bits":          func(r *Record) { r.Core.Pair = 1 << 63 },
-		"a key of a cluster":         func(r *Record) { r.Cluster = 1 },
-		"a member of no cluster":     func(r *Record) { r.Kind = KindMember },
-		"a negative size":            func(r *Record) { r.Core.Size = -1 },
-		"a size beyond 31 bits":      func(r *Record) { r.Core.Size = 1 << 31 },
-		"an owner not UTF-8":         func(r *Record) { r.Core.Owner = "\xff" },
-		"a register name not UTF-8":  func(r *Record) { r.Registers["\xff"] = Register{} },
-		"a hidden name not UTF-8":    func(r *Record) { r.Hidden["\xff"] = Register{} },
-		"a tombstone with material":  func(r *Record) { m := r.Material; r.Destroy(); r.Material = m },
-		"a tombstone with registers": func(r *Record) { r.Destroy(); r.Set("attr/label", nil, at(1)) },
-		"a tombstone with hidden":    func(r *Record) { r.Destroy(); r.Hidden["x"] = Register{} },
-		"a tombstone with a core":    func(r *Record) { r.Destroy(); r.Core.Type = "aes" },
+		"kind 0":                          func(r *Record) { r.Kind = 0 },
+		"kind 6":                          func(r *Record) { r.Kind = 6 },
+		"reference 0":                     func(r *Record) { r.Ref = 0 },
+		"a reference of 64 bits":          func(r *Record) { r.Ref = 1 << 63 },
+		"a pair of 64 bits":               func(r *Record) { r.Core.Pair = 1 << 63 },
+		"a key of a cluster":              func(r *Record) { r.Cluster = 1 },
+		"a member of no cluster":          func(r *Record) { r.Kind = KindMember },
+		"a negative size":                 func(r *Record) { r.Core.Size = -1 },
+		"a size beyond 31 bits":           func(r *Record) { r.Core.Size = 1 << 31 },
+		"an owner not UTF-8":              func(r *Record) { r.Core.Owner = "\xff" },
+		"a register name not UTF-8":       func(r *Record) { r.Registers["\xff"] = Register{} },
+		"a hidden name not UTF-8":         func(r *Record) { r.Hidden["\xff"] = Register{} },
+		"a tombstone with material":       func(r *Record) { m := r.Material; r.Destroy(); r.Material = m },
+		"a tombstone with registers":      func(r *Record) { r.Destroy(); r.Set("attr/label", nil, at(1)) },
+		"a tombstone that is extractable": func(r *Record) { r.Destroy(); r.Set("attr/extractable", BoolValue(true), at(1)) },
+		"a user's tombstone with registers": func(r *Record) {
+			r.Kind = KindUser
+			r.Destroy()
+			r.Set("attr/sensitive", BoolValue(true), at(1))
+		},
+		"a tombstone with hidden": func(r *Record) { r.Destroy(); r.Hidden["x"] = Register{} },
+		"a tombstone with a core": func(r *Record) { r.Destroy(); r.Core.Type = "aes" },
 		"too many shares": func(r *Record) {
 			for i := range 10000 {
 				r.Set(ShareRegister(fmt.Sprint(i)), BoolValue(true), at(1))

@@ -65,6 +65,8 @@ func BoolValue(v bool) []byte {
 const (
 	attrPrefix  = "attr/"  // attr/NAME: a key attribute
 	sharePrefix = "share/" // share/USER: shared with USER
+
+	registerTrusted = attrPrefix + "trusted"
 )
 
 // The registers of a member that change one way only.
@@ -101,10 +103,14 @@ func Merge(a, b *Record) (*Record, error) {
 	if a.Kind != b.Kind || a.Ref != b.Ref || a.Cluster != b.Cluster || a.Birth != b.Birth || !sameThing(a, b) {
 		return nil, fmt.Errorf("%w: %s %s was born twice; compare both with key show and destroy the one that is not wanted", ErrConflict, a.Kind, a.Ref)
 	}
-	if c := compareState(a, b); c > 0 {
-		return a.Clone(), nil
-	} else if c < 0 {
-		return b.Clone(), nil
+	if c := compareState(a, b); c != 0 {
+		later, earlier := a, b
+		if c < 0 {
+			later, earlier = b, a
+		}
+		m := later.Clone()
+		mergeRegisters(m.Registers, earlier.lasting())
+		return m, nil
 	}
 	m := a.Clone()
 	mergeRegisters(m.Registers, b.Registers)
@@ -196,12 +202,61 @@ func cloneRegisters(m map[string]Register) map[string]Register {
 }
 
 // Destroy turns the record into its tombstone: material, registers and all of
-// the core but the owner are erased, and what stays is the same on whichever
-// HSM the destruction happens.
+// the core but the owner are erased. What stays is the same on whichever HSM
+// the destruction happens; of a key, also what no later life may forget: the
+// one-way attributes that have gone their way, and its trust.
 func (r *Record) Destroy() {
+	r.Registers, r.Hidden, r.Material = r.lasting(), map[string]Register{}, Secret{}
 	r.Destroyed = true
-	r.Registers, r.Hidden, r.Material = map[string]Register{}, map[string]Register{}, Secret{}
 	r.Core = Core{Owner: r.Core.Owner}
+}
+
+// lasting returns the registers of a key that outlive its destruction and go on
+// into every later incarnation, so that a key brought back from an old snapshot
+// is no looser than it was: one-way attributes that have their last value, and
+// trusted. Those that say what the birth says too are left out. It commutes with
+// Merge (TestMergeLaws), and shares values with r.
+func (r *Record) lasting() map[string]Register {
+	out := map[string]Register{}
+	for name, reg := range r.Registers {
+		if lasts(r.Kind, name, reg) && (r.Destroyed || !r.bornWith(name, reg)) {
+			out[name] = reg
+		}
+	}
+	return out
+}
+
+// lasts tells whether a tombstone of this kind may hold the register.
+func lasts(k Kind, name string, reg Register) bool {
+	if k != KindKey {
+		return false
+	}
+	winner, oneWay := oneWay[name]
+	return name == registerTrusted || oneWay && strings.HasPrefix(name, attrPrefix) && reg.Bool() == winner
+}
+
+// bornWith tells whether the core of a live key says as much as the register:
+// nobody trusts a key before it is born.
+func (r *Record) bornWith(name string, reg Register) bool {
+	switch name {
+	case attrPrefix + "sensitive":
+		return r.Core.SensitiveAtBirth
+	case attrPrefix + "extractable":
+		return !r.Core.ExtractableAtBirth
+	case registerTrusted:
+		return reg.Stamp.Compare(r.Core.Created) <= 0
+	}
+	return false
+}
+
+// Revived returns the next incarnation of the key whose tombstone r is, in the
+// state of from, which is of the same birth and from before: but what is in r
+// lasts.
+func (r *Record) Revived(from *Record) *Record {
+	next := from.Clone()
+	next.Incarnation = r.Incarnation + 1
+	mergeRegisters(next.Registers, r.lasting())
+	return next
 }
 
 // Latest returns the latest stamp in the record, for the clock to observe.

@@ -24,7 +24,7 @@ func states(k *Keyring, base *Record) *rapid.Generator[*Record] {
 }
 
 var registerNames = []string{
-	"attr/label", "attr/id", "attr/sign", "attr/extractable", "attr/sensitive", "attr/wrap-with-trusted", "attr/modifiable", "share/bob", "verifier",
+	"attr/label", "attr/id", "attr/sign", "attr/extractable", "attr/sensitive", "attr/wrap-with-trusted", "attr/modifiable", "attr/trusted", "share/bob", "verifier",
 }
 
 func drawRegisters(t *rapid.T, what string) map[string]Register {
@@ -49,7 +49,14 @@ func merged(t rapid.TB, a, b *Record) *Record {
 
 func TestMergeLaws(t *testing.T) {
 	k := testKeyring(t, 1)
-	gen := states(k, aesRecord(t, k))
+	loose := aesRecord(t, k)
+	loose.Core.Created, loose.Core.SensitiveAtBirth = Stamp{Time: 1, HSM: 1}, false
+	for name, base := range map[string]*Record{"born sensitive": aesRecord(t, k), "born loose": loose} {
+		t.Run(name, func(t *testing.T) { checkMergeLaws(t, states(k, born(t, k, base))) })
+	}
+}
+
+func checkMergeLaws(t *testing.T, gen *rapid.Generator[*Record]) {
 	same := func(t *rapid.T, law string, a, b *Record) {
 		if !sameRecord(a, b) {
 			t.Fatalf("not %s", law)
@@ -84,15 +91,51 @@ func checkState(t *rapid.T, a, b, m *Record) {
 	}
 }
 
-// checkOneWay: within one incarnation a one-way attribute never returns.
+// checkOneWay: a one-way attribute never returns, whatever has been destroyed and
+// revived; unless the birth says it, a tombstone says it too.
 func checkOneWay(t *rapid.T, a, b, m *Record) {
 	for name, winner := range oneWay {
 		for _, r := range []*Record{a, b} {
 			reg, ok := r.Registers[name]
-			if ok && r.Incarnation == m.Incarnation && !m.Destroyed && reg.Bool() == winner && m.Registers[name].Bool() != winner {
+			if !ok || reg.Bool() != winner || r.bornWith(name, reg) && (m.Destroyed || r.Incarnation < m.Incarnation) {
+				continue
+			}
+			if kept, ok := m.Registers[name]; !ok || kept.Bool() != winner {
 				t.Fatalf("%s went back to %v", name, !winner)
 			}
 		}
+	}
+}
+
+// TestRevivedIsNoLooser: what lasted in the tombstone holds in the next life.
+func TestRevivedIsNoLooser(t *testing.T) {
+	k := testKeyring(t, 1)
+	old := aesRecord(t, k)
+	old.Core.SensitiveAtBirth = false
+	for name, winner := range map[string]bool{"sensitive": true, "extractable": false, "modifiable": false, "wrap-with-trusted": true} {
+		old.Set(AttributeRegister(name), BoolValue(!winner), at(1))
+	}
+	old.Set(registerTrusted, BoolValue(false), at(0))
+	old = born(t, k, old)
+	last := old.Clone()
+	for name, winner := range map[string]bool{"sensitive": true, "extractable": false, "modifiable": false, "wrap-with-trusted": true, "trusted": true} {
+		last.Set(AttributeRegister(name), BoolValue(winner), at(5))
+	}
+	last.Destroy()
+	back := result(k.Unmask(mask(t, k, last)))(t)
+	next := back.Revived(old)
+	if next.Incarnation != 1 || next.Destroyed || !next.Material.Equal(old.Material) {
+		t.Errorf("revived: %v", next)
+	}
+	for _, r := range []*Record{next, merged(t, merged(t, next, old), last)} {
+		if !r.Flag("sensitive") || r.Flag("extractable") || r.Flag("modifiable") || !r.Flag("wrap-with-trusted") || !r.Flag("trusted") {
+			t.Errorf("looser than before: %v", r.Registers)
+		}
+	}
+	bare := last.Clone() // as it was written before registers lasted
+	bare.Registers = map[string]Register{}
+	if got := result(k.Unmask(mask(t, k, bare)))(t); !sameRecord(got, bare) || !sameRecord(merged(t, bare, last), last) {
+		t.Error("a tombstone without registers does not merge")
 	}
 }
 

@@ -43,6 +43,7 @@ func goodVectors(t testing.TB, out map[string]vector) {
 	add("member", "an object of one cluster", k, mask(t, k, memberRecord(t, k)))
 	add("lockout", "an object of one cluster", k, mask(t, k, born(t, k, &Record{Kind: KindLockout, Ref: 5, Cluster: 1<<64 - 1})))
 	add("tombstone", "no sealed part, no epoch, the owner alone", k, mask(t, k, tombstone(t, k)))
+	add("tombstone_lasting", "what no later life may forget", k, mask(t, k, strictTombstone(t, k)))
 	add("revived", "incarnation 1", k, mask(t, k, revived))
 	add("lengths", "heads of every width", k, mask(t, k, lengths))
 	add("utf8", "names beyond ASCII", k, mask(t, k, born(t, k, utf8Name)))
@@ -168,6 +169,8 @@ func clearVectors(t testing.TB, out map[string]vector) {
 	dead := func(n byte, tail ...byte) []byte { return append(withBirth(head(1, n)), tail...) }
 	refuse(t, out, "tombstone_core", "a tombstone that still has a class", authentic(t, k, dead(6, append([]byte{7, 0xf5, 8, 0xa1, 1}, appendText(nil, "secret-key")...)...), nil, 0))
 	refuse(t, out, "tombstone_register", "a tombstone that still has a register", authentic(t, k, dead(7, append([]byte{7, 0xf5, 8, 0xa0, 9, 0xa1}, register("a")...)...), nil, 0))
+	extractable := append(appendText(nil, "attr/extractable"), 0x83, 1, 1, 0x41, 1)
+	refuse(t, out, "tombstone_extractable", "a tombstone that says again what it may not", authentic(t, k, dead(7, append([]byte{7, 0xf5, 8, 0xa0, 9, 0xa1}, extractable...)...), nil, 0))
 }
 
 // sealedVectors hold sealed parts that no HSM writes, authenticated all the

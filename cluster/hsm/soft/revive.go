@@ -7,7 +7,8 @@ import (
 )
 
 // revive raises a destroyed key to its next incarnation, in an authentic state
-// from before it was destroyed. Nothing else ever brings a destroyed key back,
+// from before it was destroyed; what of its attributes changes one way stays as
+// it was last, and so does trust (hsm.Record.Revived). Nothing else ever brings a destroyed key back,
 // and whoever revives the same state on two HSMs makes the same record.
 func (s *session) revive(c hsm.Change) (hsm.MaskedObject, error) {
 	if !s.isUser() && s.who.Role != hsm.RoleAdmin {
@@ -40,11 +41,7 @@ func (s *session) revive(c hsm.Change) (hsm.MaskedObject, error) {
 		case !cur.rec.Destroyed:
 			return nil, fmt.Errorf("%w: %s is not destroyed", hsm.ErrExist, c.Ref)
 		}
-		if err := s.mayRevive(from); err != nil {
-			return nil, err
-		}
-		r := from.Clone()
-		r.Incarnation = cur.rec.Incarnation + 1
-		return r, nil
+		r := cur.rec.Revived(from)
+		return r, s.mayRevive(r)
 	})
 }

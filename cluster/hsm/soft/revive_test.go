@@ -1,0 +1,73 @@
+package soft
+
+import (
+	"slices"
+	"testing"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+
+	"github.com/hsmbackup/hsmbackup/cluster/hsm"
+)
+
+// extractOne returns one masked object.
+func extractOne(t *testing.T, s hsm.Session, ref hsm.KeyRef) (out hsm.MaskedObject) {
+	t.Helper()
+	for m, err := range s.Extract(t.Context(), slices.Values([]hsm.KeyRef{ref})) {
+		out = must[hsm.MaskedObject](t)(m, err)
+	}
+	return out
+}
+
+// insertMasked brings an object in as server-side sync does.
+func insertMasked(t *testing.T, h *HSM, m hsm.MaskedObject) {
+	t.Helper()
+	must[hsm.Inserted](t)(peer(t, h).Insert(t.Context(), each([]hsm.MaskedObject{m})))
+}
+
+// TestRevivedKeyIsNoLooser: an owner who destroys a key and brings it back in an
+// old state does not undo what changes one way only.
+func TestRevivedKeyIsNoLooser(t *testing.T) {
+	h := withUser(t, open(t, testOptions(vfs.NewMem())))
+	s := login(t, h, "alice")
+	r := aesRequest
+	r.Attributes = map[string]string{"sensitive": "false", "extractable": "true", "wrap-with-trusted": "false", "modifiable": "true"}
+	k := createAs(t, s, r)
+	old := extractOne(t, s, k.Ref)
+	for _, set := range [][2]string{{"sensitive", "true"}, {"extractable", "false"}, {"wrap-with-trusted", "true"}, {"modifiable", "false"}} {
+		wantErr(t, set[0], setAttribute(t, s, k.Ref, set[0], set[1]), nil)
+	}
+	must[hsm.MaskedObject](t)(s.Change(t.Context(), hsm.Change{Kind: hsm.ChangeDestroy, Ref: k.Ref}))
+	must[hsm.MaskedObject](t)(s.Change(t.Context(), hsm.Change{Kind: hsm.ChangeRevive, Ref: k.Ref, Masked: &old}))
+	got := must[hsm.KeyInfo](t)(s.Key(t.Context(), k.Ref)).Attributes
+	for name, want := range map[string]string{"sensitive": "true", "extractable": "false", "wrap-with-trusted": "true", "modifiable": "false"} {
+		if got[name] != want {
+			t.Errorf("%s is %s again, want %s", name, got[name], want)
+		}
+	}
+	wantErr(t, "made extractable", setAttribute(t, s, k.Ref, "extractable", "true"), hsm.ErrAttribute)
+}
+
+// TestRevivedKeyStaysTrusted: a clone where a key is not trusted yet may destroy it,
+// and its tombstone spreads; the owner does not get the key back untrusted.
+func TestRevivedKeyStaysTrusted(t *testing.T) {
+	o := testOptions(vfs.NewMem())
+	h := withUser(t, open(t, o))
+	s := login(t, h, "alice")
+	r := aesRequest
+	r.Attributes = map[string]string{"extractable": "false", "encrypt": "false", "decrypt": "false", "wrap": "true"}
+	k := createAs(t, s, r)
+	old := extractOne(t, s, k.Ref)
+	root := login(t, h, "admin")
+	wantErr(t, "trust", setAttribute(t, root, k.Ref, "trusted", "true"), nil)
+	rec := must[*hsm.Record](t)(o.Keyring.Unmask(old))
+	rec.Destroy()
+	insertMasked(t, h, must[hsm.MaskedObject](t)(o.Keyring.Mask(rec)))
+	revive := hsm.Change{Kind: hsm.ChangeRevive, Ref: k.Ref, Masked: &old}
+	_, err := s.Change(t.Context(), revive)
+	wantErr(t, "the owner revives it", err, hsm.ErrDenied)
+	must[hsm.MaskedObject](t)(root.Change(t.Context(), revive))
+	if got := must[hsm.KeyInfo](t)(s.Key(t.Context(), k.Ref)).Attributes["trusted"]; got != "true" {
+		t.Errorf("trusted is %s after an admin revived it, want true", got)
+	}
+	wantErr(t, "the owner makes it decrypt", setAttribute(t, s, k.Ref, "decrypt", "true"), hsm.ErrAttribute)
+}
