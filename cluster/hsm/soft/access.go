@@ -17,6 +17,23 @@ const (
 	accessOwner        // everything
 )
 
+// registerOwned has no value; its stamp tells since when the owner has the key, if
+// that is not its creation: an admin has revived it for a later user of the name.
+const registerOwned = "owned"
+
+// owns tells whether a key belongs to the user who has this name now. Names are
+// given again when a user is deleted, keys are not: who was created after a key
+// does not own it. Nothing of a tombstone is anyone's but its name.
+func (h *HSM) owns(name string, r *hsm.Record) bool {
+	if r.Core.Owner != name || r.Destroyed {
+		return r.Core.Owner == name
+	}
+	u, _ := h.users.get(name)
+	return u.incarnation == 0 || !before(r.Core.Created, u.created) || !before(r.Registers[registerOwned].Stamp, u.created)
+}
+
+func before(a, b hsm.Stamp) bool { return a.Compare(b) < 0 }
+
 // access follows cloudhsm.md §1.4 and §2.3: an owner may do all; a user it is
 // shared with may use it; every crypto user may use a public key; admins,
 // appliances and HSMs see and do not use.
@@ -24,7 +41,7 @@ func (s *session) access(r *hsm.Record) access {
 	switch {
 	case !s.isUser():
 		return accessSee
-	case r.Core.Owner == s.who.Name:
+	case s.h.owns(s.who.Name, r):
 		return accessOwner
 	case s.h.sharedWith(r, s.who.Name), r.Core.Class == hsm.ClassPublic:
 		return accessUse

@@ -395,6 +395,10 @@ func TestRevivalDoesNotUndoTrust(t *testing.T) {
 	wantErr(t, "destroy a trusted key", change(alice, hsm.Change{Kind: hsm.ChangeDestroy}), hsm.ErrAttribute)
 	wantErr(t, "no more trust", setAttribute(t, admin, kek.Ref, "trusted", "false"), nil)
 	wantErr(t, "destroy", change(alice, hsm.Change{Kind: hsm.ChangeDestroy}), nil)
-	wantErr(t, "revive it trusted", change(alice, hsm.Change{Kind: hsm.ChangeRevive, Masked: &trusted}), hsm.ErrDenied)
+	wantErr(t, "revive the state that was trusted", change(alice, hsm.Change{Kind: hsm.ChangeRevive, Masked: &trusted}), nil)
+	if got := must[hsm.KeyInfo](t)(alice.Key(t.Context(), kek.Ref)).Attributes["trusted"]; got != "false" {
+		t.Errorf("trusted is %s after an admin has withdrawn it, want false", got)
+	}
+	wantErr(t, "destroy again", change(alice, hsm.Change{Kind: hsm.ChangeDestroy}), nil)
 	wantErr(t, "revive it", change(alice, hsm.Change{Kind: hsm.ChangeRevive, Masked: &decrypts}), nil)
 }

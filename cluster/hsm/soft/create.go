@@ -141,6 +141,9 @@ func (s *session) record(b newborn, ref, pair hsm.KeyRef, wanted map[string]stri
 	if err := b.keepCareful(registers, wanted); err != nil {
 		return nil, err
 	}
+	if err := s.laterThanOwner(); err != nil {
+		return nil, err
+	}
 	at := s.h.clock.Next()
 	r := &hsm.Record{
 		Kind: hsm.KindKey, Ref: ref, Registers: map[string]hsm.Register{}, Hidden: map[string]hsm.Register{}, Material: hsm.NewSecret(b.secret),
@@ -158,6 +161,16 @@ func (s *session) record(b newborn, ref, pair hsm.KeyRef, wanted map[string]stri
 	b.rememberBirth(r)
 	r.Birth, err = s.h.keys().Birth(r)
 	return r, err
+}
+
+// laterThanOwner sees to it that a key made from now on is later than its owner,
+// as owns asks, also after this HSM's clock was set back.
+func (s *session) laterThanOwner() error {
+	u, _ := s.h.users.get(s.who.Name)
+	if u.incarnation == 0 {
+		return nil
+	}
+	return s.h.clock.Observe(u.created)
 }
 
 // keepCareful makes a key that a trusted key unwrapped one that only trusted keys
@@ -267,6 +280,9 @@ func (h *HSM) ownersKnown(recs []*hsm.Record) error {
 			if _, err := h.users.cryptoUser(name); err != nil {
 				return fmt.Errorf("key %s belongs to %q, shared with %q: %w; make the user first, or bring it with synckey --users", r.Ref, r.Core.Owner, r.Shares(), err)
 			}
+		}
+		if !h.owns(r.Core.Owner, r) {
+			return fmt.Errorf("%w: key %s belongs to a %q who was deleted; the user of that name now is another one", hsm.ErrNotFound, r.Ref, r.Core.Owner)
 		}
 	}
 	return nil

@@ -411,7 +411,7 @@ func (h *HSM) liveOf(refs []hsm.KeyRef) ([]*held, error) {
 func (s *session) mayUndo(m *mark, r *hsm.Record) error {
 	committed := time.UnixMilli(int64(m.Time))
 	switch {
-	case r.Kind != hsm.KindKey || r.Core.Owner != s.who.Name:
+	case r.Kind != hsm.KindKey || !s.h.owns(s.who.Name, r):
 		return fmt.Errorf("%w: key %s belongs to %q; only its owner undoes its creation", hsm.ErrDenied, r.Ref, r.Core.Owner)
 	case !m.Born:
 		return fmt.Errorf("%w: key %s existed before this operation copied it here, so it stays; to destroy it, use key delete", hsm.ErrDenied, r.Ref)

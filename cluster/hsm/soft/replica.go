@@ -79,7 +79,7 @@ func (r replica) listOwned(ctx context.Context, from pebble.Reader) iter.Seq2[hs
 			return
 		}
 		for _, ref := range refs {
-			o, err := r.s.h.digest(from, r.scope, ref)
+			o, err := r.owned(from, ref)
 			if err = errors.Join(err, ctx.Err()); err != nil {
 				r.fail(yield, err)
 				return
@@ -89,6 +89,19 @@ func (r replica) listOwned(ctx context.Context, from pebble.Reader) iter.Seq2[hs
 			}
 		}
 	}
+}
+
+// owned reads what listing knows of an object with the session's user as owner,
+// nil if it belongs to an earlier user of that name.
+func (r replica) owned(from pebble.Reader, ref hsm.KeyRef) (*hsm.Object, error) {
+	if u, _ := r.s.h.users.get(r.s.who.Name); u.incarnation == 0 { // there was none
+		return r.s.h.digest(from, r.scope, ref)
+	}
+	cur, err := r.s.h.readFrom(from, r.scope, ref)
+	if cur == nil || err != nil || !r.s.mayCopy(cur.rec) {
+		return nil, err
+	}
+	return &cur.obj, nil
 }
 
 func (r replica) fail(yield func(hsm.Object, error) bool, err error) {
@@ -111,7 +124,7 @@ func (h *HSM) digest(from pebble.Reader, scope hsm.Scope, ref hsm.KeyRef) (*hsm.
 
 // mayCopy tells whether the session may read and insert this object.
 func (s *session) mayCopy(r *hsm.Record) bool {
-	return !s.isUser() || r.Kind == hsm.KindKey && r.Core.Owner == s.who.Name
+	return !s.isUser() || r.Kind == hsm.KindKey && s.h.owns(s.who.Name, r)
 }
 
 // FingerprintKeys implements hsm.Sketcher.

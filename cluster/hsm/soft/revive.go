@@ -6,10 +6,20 @@ import (
 	"github.com/hsmbackup/hsmbackup/cluster/hsm"
 )
 
+// hand gives a key that belonged to an earlier user to the one who has the name
+// now. Only an admin comes here with one; the stamp is the same on every HSM.
+func (h *HSM) hand(r *hsm.Record) {
+	if u, _ := h.users.get(r.Core.Owner); !h.owns(u.name, r) {
+		r.Set(registerOwned, nil, u.created)
+	}
+}
+
 // revive raises a destroyed key to its next incarnation, in an authentic state
 // from before it was destroyed; what of its attributes changes one way stays as
 // it was last, and so does trust (hsm.Record.Revived). Nothing else ever brings a destroyed key back,
-// and whoever revives the same state on two HSMs makes the same record.
+// An owner revives its own keys, an admin all; if the owner was deleted
+// meanwhile, and is there again, the key is the new user's from now on.
+// Whoever revives the same state on two HSMs makes the same record.
 func (s *session) revive(c hsm.Change) (hsm.MaskedObject, error) {
 	if !s.isUser() && s.who.Role != hsm.RoleAdmin {
 		return hsm.MaskedObject{}, s.denied(hsm.RoleAdmin, hsm.RoleCryptoUser)
@@ -24,12 +34,13 @@ func (s *session) revive(c hsm.Change) (hsm.MaskedObject, error) {
 	if from.Kind != hsm.KindKey || from.Ref != c.Ref || from.Destroyed {
 		return hsm.MaskedObject{}, fmt.Errorf("%w: revive %s: the masked object is of %s %s, destroyed %t", hsm.ErrInvalid, c.Ref, from.Kind, from.Ref, from.Destroyed)
 	}
-	if s.isUser() && from.Core.Owner != s.who.Name {
+	if s.isUser() && !s.h.owns(s.who.Name, from) {
 		return hsm.MaskedObject{}, notFound(c.Ref)
 	}
 	if _, err := s.h.shareable(from.Core.Owner); err != nil {
 		return hsm.MaskedObject{}, fmt.Errorf("revive %s: its owner: %w", c.Ref, err)
 	}
+	s.h.hand(from)
 	return s.h.update(hsm.ScopeLineage, c.Ref, func(cur *held) (*hsm.Record, error) {
 		switch {
 		case cur == nil:

@@ -71,3 +71,52 @@ func TestRevivedKeyStaysTrusted(t *testing.T) {
 	}
 	wantErr(t, "the owner makes it decrypt", setAttribute(t, s, k.Ref, "decrypt", "true"), hsm.ErrAttribute)
 }
+
+// TestKeysFollowTheUserNotTheName: whoever gets a name again gets none of the keys
+// that belong to the former user, neither live ones nor those that were destroyed.
+func TestKeysFollowTheUserNotTheName(t *testing.T) {
+	h := withUser(t, open(t, testOptions(vfs.NewMem())))
+	root, former := login(t, h, "admin"), login(t, h, "alice")
+	dead, live := createKey(t, former), createKey(t, former)
+	oldDead, oldLive := extractOne(t, former, dead.Ref), extractOne(t, former, live.Ref)
+	for _, ref := range []hsm.KeyRef{dead.Ref, live.Ref} {
+		apply(t, former, hsm.Change{Kind: hsm.ChangeDestroy, Ref: ref})
+	}
+	apply(t, root, hsm.Change{Kind: hsm.ChangeUserDelete, User: "alice"})
+	apply(t, root, hsm.Change{Kind: hsm.ChangeUserCreate, User: "alice", Role: hsm.RoleCryptoUser, Password: hsm.NewSecret([]byte(testPassword))})
+	anew := login(t, h, "alice")
+	_, err := anew.Change(t.Context(), hsm.Change{Kind: hsm.ChangeRevive, Ref: dead.Ref, Masked: &oldDead})
+	wantErr(t, "the new user revives a key of the former one", err, hsm.ErrNotFound)
+
+	// A key that an HSM away from all this still had.
+	foreign := must[*hsm.Record](t)(h.keys().Unmask(oldLive))
+	foreign.Incarnation = 1
+	kept := must[hsm.MaskedObject](t)(h.keys().Mask(foreign))
+	_, err = anew.Insert(t.Context(), each([]hsm.MaskedObject{kept}))
+	wantErr(t, "the new user inserts it", err, hsm.ErrDenied)
+	insertMasked(t, h, kept)
+	_, err = anew.Key(t.Context(), live.Ref)
+	wantErr(t, "the new user looks at it", err, hsm.ErrNotFound)
+	_, err = anew.Change(t.Context(), hsm.Change{Kind: hsm.ChangeDestroy, Ref: live.Ref})
+	wantErr(t, "the new user destroys it", err, hsm.ErrNotFound)
+	if got := extractOne(t, anew, live.Ref); got.Bytes != nil {
+		t.Error("the new user extracts it")
+	}
+	for o, err := range anew.Objects(t.Context()) {
+		if err != nil || !o.Tombstone {
+			t.Errorf("the new user lists %v, %v", o, err)
+		}
+	}
+	own := createKey(t, anew)
+	_, err = anew.Key(t.Context(), own.Ref)
+	wantErr(t, "its own key", err, nil)
+
+	// An admin may give it to the new user, by name of the key.
+	apply(t, root, hsm.Change{Kind: hsm.ChangeRevive, Ref: dead.Ref, Masked: &oldDead})
+	_, err = anew.Use(t.Context(), hsm.Use{Kind: hsm.UseMAC, Key: dead.Ref, Data: []byte("x"), Params: hsm.Params{Mechanism: "aes-cmac"}})
+	wantErr(t, "the new user uses a key given to it", err, nil)
+	for _, ref := range []hsm.KeyRef{own.Ref, dead.Ref} {
+		apply(t, anew, hsm.Change{Kind: hsm.ChangeDestroy, Ref: ref})
+	}
+	apply(t, root, hsm.Change{Kind: hsm.ChangeUserDelete, User: "alice"}) // the former one's key keeps nobody
+}

@@ -240,17 +240,36 @@ func (h *HSM) deleteUser(c hsm.Change) (hsm.MaskedObject, error) {
 		if err := h.stillThere(u, cur); err != nil {
 			return nil, err
 		}
-		owned, err := refsUnder(h.store.db, userPrefix(u.name), relOwner)
+		owned, err := h.countOwned(u)
 		if err != nil {
-			return nil, h.store.wrap("read", err)
+			return nil, err
 		}
-		if n := len(owned) + h.ops.countBy(u.name); n > 0 {
+		if n := owned + h.ops.countBy(u.name); n > 0 {
 			return nil, fmt.Errorf("%w: user %q owns %d keys; destroy them first", hsm.ErrDenied, u.name, n)
 		}
 		r := cur.rec.Clone()
 		r.Destroy()
 		return r, nil
 	})
+}
+
+// countOwned counts the live keys of a user, without those of earlier users of its
+// name.
+func (h *HSM) countOwned(u user) (n int, err error) {
+	refs, err := refsUnder(h.store.db, userPrefix(u.name), relOwner)
+	if err != nil || u.incarnation == 0 {
+		return len(refs), h.store.wrap("read", err)
+	}
+	for _, ref := range refs {
+		cur, err := h.read(hsm.ScopeLineage, ref)
+		if err != nil {
+			return n, err
+		}
+		if cur != nil && h.owns(u.name, cur.rec) {
+			n++
+		}
+	}
+	return n, nil
 }
 
 // listUsers lists the live users by name.
