@@ -21,7 +21,7 @@ var mayImport = []struct {
 	pkg string
 	may []string
 }{
-	{"cmd/...", []string{"clone", "synckey", "backup", "cluster", "cluster/cloudhsm", "cluster/hsm", "cluster/metrics", "cluster/profile", "cluster/server/...", "storage", "storage/open"}},
+	{"cmd/...", []string{"clone", "synckey", "backup", "cluster", "cluster/cloudhsm", "cluster/hsm", "cluster/metrics", "cluster/pkcs11", "cluster/profile", "cluster/server/...", "storage", "storage/open"}},
 	{"clone", []string{"synckey", "backup", "cluster", "cluster/keytest", "cluster/hsm", "cluster/hsm/soft/mech", "cluster/profile", "cluster/reconcile", "cluster/server", "storage"}},
 	{"synckey", []string{"cluster", "cluster/hsm", "cluster/keytest", "cluster/reconcile"}},
 	{"cluster/keytest", []string{"cluster", "cluster/hsm", "cluster/hsm/soft/mech"}},
@@ -32,6 +32,9 @@ var mayImport = []struct {
 	{"cluster/server/audit", nil},
 	{"cluster/server/seal", []string{"cluster/hsm"}},
 	{"cluster/metrics", nil},
+	{"cluster/pkcs11/ck", nil},
+	{"cluster/pkcs11/rpc", []string{"cluster/pkcs11/ck"}},
+	{"cluster/pkcs11", []string{"cluster", "cluster/hsm", "cluster/metrics", "cluster/pkcs11/...", "cluster/profile"}},
 	{"cluster/profile", []string{"cluster/hsm"}},
 	{"cluster/rpc/...", []string{"cluster/hsm", "cluster/rpc/..."}},
 	{"cluster/reconcile/...", []string{"cluster/hsm", "cluster/reconcile"}},

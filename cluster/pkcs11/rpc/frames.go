@@ -1,0 +1,81 @@
+package rpc
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+)
+
+// errFrame: a header that no peer sends. The connection ends.
+var errFrame = errors.New("malformed frame")
+
+// frame is one request.
+type frame struct {
+	code uint32
+	body []byte
+}
+
+// frames reads frames from a stream. Its buffer grows as bytes arrive, not as they are
+// announced. What it has read and not returned is kept: next may be called again
+// after a deadline has passed.
+type frames struct {
+	from io.Reader
+	buf  []byte
+	// large is called before a frame is read that is larger than largeFrame, and
+	// what it returns when it is there.
+	large func() (done func(), err error)
+}
+
+const readStep = 16 << 10
+
+// next returns the next frame; io.EOF at the end of the stream between two frames.
+func (f *frames) next() (frame, error) {
+	for len(f.buf) < headerSize {
+		if err := f.more(headerSize); err != nil {
+			return frame{}, err
+		}
+	}
+	code, options, body := binary.BigEndian.Uint32(f.buf), binary.BigEndian.Uint32(f.buf[4:]), binary.BigEndian.Uint32(f.buf[8:])
+	if code == 0 || options > maxOptions || body > MaxFrame {
+		return frame{}, fmt.Errorf("%w: code %d, %d bytes of options, %d of body; at most %d and %d", errFrame, code, options, body, maxOptions, MaxFrame)
+	}
+	need := headerSize + int(options) + int(body)
+	if need > largeFrame && f.large != nil {
+		done, err := f.large()
+		if err != nil {
+			return frame{}, err
+		}
+		defer done()
+	}
+	for len(f.buf) < need {
+		if err := f.more(need); err != nil {
+			return frame{}, err
+		}
+	}
+	whole := f.buf[headerSize+int(options) : need : need]
+	f.buf = f.buf[need:]
+	if len(f.buf) > 0 {
+		f.buf = append([]byte(nil), f.buf...) // what is returned belongs to the caller
+	} else {
+		f.buf = nil
+	}
+	return frame{code: code, body: whole}, nil
+}
+
+// more reads once, at most as much as is needed and a step.
+func (f *frames) more(need int) error {
+	step := max(min(need-len(f.buf), len(f.buf)), readStep)
+	if cap(f.buf)-len(f.buf) < step {
+		f.buf = append(make([]byte, 0, len(f.buf)+step), f.buf...)
+	}
+	n, err := f.from.Read(f.buf[len(f.buf):cap(f.buf)])
+	f.buf = f.buf[:len(f.buf)+n]
+	switch {
+	case n > 0:
+		return nil
+	case err == io.EOF && len(f.buf) > 0:
+		return io.ErrUnexpectedEOF
+	}
+	return err
+}
