@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"sync"
 	"time"
 
@@ -27,6 +28,8 @@ type CopyOptions struct {
 	// Progress is called now and then, never twice at a time: objects of the
 	// repository that are there of all, and the bytes that were copied.
 	Progress func(Progress)
+
+	wait func(context.Context, time.Duration) error // of tests; nil: as long as it says
 }
 
 // CopyReport is what Copy did.
@@ -93,13 +96,19 @@ func (c *copying) run(ctx context.Context) error {
 	for range maxTries {
 		// If we die in here, there are objects that no manifest names. The next run
 		// reads them back and goes on.
-		if err := c.objects(ctx, names, covered); err != nil {
+		strays, err := c.objects(ctx, names, covered)
+		if err != nil {
 			return err
 		}
 		// From the manifest on the copy exists, whole, unless a prune that did not
-		// know of it was removing an object just then: we look once more.
+		// know of it was removing an object just then: once that is over we look again.
 		if err := c.manifest(ctx); err != nil {
 			return err
+		}
+		if strays {
+			if err := c.sweepsOver(ctx, format.ManifestPath(c.source.id.Sequence)); err != nil {
+				return err
+			}
 		}
 		if err := presence(ctx, c.to, c.source.manifest); !errors.Is(err, ErrCorrupt) {
 			return err
@@ -179,8 +188,31 @@ func (c *copying) record(ctx context.Context) error {
 }
 
 // objects brings over what is missing, and reads back everything that no whole
-// snapshot of the destination vouches for.
-func (c *copying) objects(ctx context.Context, names []string, covered map[string][]int) error {
+// snapshot of the destination vouches for. strays tells whether it relies on objects
+// that were there and that no snapshot there needs.
+func (c *copying) objects(ctx context.Context, names []string, covered map[string][]int) (strays bool, err error) {
+	there, err := c.present(ctx)
+	if err != nil {
+		return false, err
+	}
+	stray := func(name string) bool { return there[name] && len(covered[name]) == 0 }
+	if strays = slices.ContainsFunc(names, stray); strays {
+		// A sweep that began before the record may be about to remove them.
+		if err := c.sweepsOver(ctx, format.CopyPath(c.source.id.Sequence)); err != nil {
+			return false, err
+		}
+		if there, err = c.present(ctx); err != nil {
+			return false, err
+		}
+	}
+	if err := extendLocks(ctx, c.to, present(names, there)); err != nil {
+		return false, err
+	}
+	return strays, c.bring(ctx, names, there, stray)
+}
+
+// present lists what is there of packs, indexes and envelopes.
+func (c *copying) present(ctx context.Context) (map[string]bool, error) {
 	there := map[string]bool{}
 	for _, prefix := range objectPrefixes {
 		for info, err := range c.to.List(ctx, prefix) {
@@ -188,14 +220,49 @@ func (c *copying) objects(ctx context.Context, names []string, covered map[strin
 				break
 			}
 			if err != nil {
-				return fmt.Errorf("destination: list %s: %w", prefix, err)
+				return nil, fmt.Errorf("destination: list %s: %w", prefix, err)
 			}
 			there[info.Name] = true
 		}
 	}
-	if err := extendLocks(ctx, c.to, present(names, there)); err != nil {
-		return err
+	return there, nil
+}
+
+// sweepsOver waits until every sweep of the destination is over that began before the
+// store took our object: those that begin later see it, and leave alone what
+// it needs. A sweep marks the beginning of each of its turns, and a turn takes
+// sweepTurn at most.
+func (c *copying) sweepsOver(ctx context.Context, object string) error {
+	ours, err := storedAt(ctx, c.to, object)
+	if err != nil {
+		return fmt.Errorf("destination: %w", err)
 	}
+	log, err := readMarks(ctx, c.to)
+	if err != nil {
+		return fmt.Errorf("destination: %w", err)
+	}
+	var left time.Duration
+	for _, m := range log.marks {
+		if m.Action == format.ActionSweep && !m.at.After(ours) {
+			left = max(left, m.at.Add(2*sweepTurn).Sub(ours))
+		}
+	}
+	if left <= 0 {
+		return nil
+	}
+	if c.options.wait != nil {
+		return c.options.wait(ctx, left)
+	}
+	select {
+	case <-time.After(left):
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// bring copies what is not there and reads back what is new or stray.
+func (c *copying) bring(ctx context.Context, names []string, there map[string]bool, stray func(string) bool) error {
 	return parallel(ctx, copyWorkers, len(names), func(ctx context.Context, i int) error {
 		name, copied := names[i], int64(0)
 		if !there[name] {
@@ -204,7 +271,7 @@ func (c *copying) objects(ctx context.Context, names []string, covered map[strin
 				return err
 			}
 		}
-		if !there[name] || len(covered[name]) == 0 {
+		if !there[name] || stray(name) {
 			if err := readBack(ctx, c.to, name); err != nil {
 				return fmt.Errorf("destination: %w", err)
 			}

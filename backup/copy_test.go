@@ -1,11 +1,14 @@
 package backup
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -222,4 +225,94 @@ func copyUnderFault(t *testing.T, p *pruned, source bool, fault storagetest.Faul
 	mustCopy(t, p.store, to, "2")
 	mustVerify(t, p.testCluster, to, "2")
 	return f.Calls() >= fault.N
+}
+
+// hookedStore calls something before each deletion.
+type hookedStore struct {
+	storage.Store
+	deleting func(name string)
+}
+
+func (s *hookedStore) Delete(ctx context.Context, name string) error {
+	if s.deleting != nil {
+		s.deleting(name)
+	}
+	return s.Store.Delete(ctx, name)
+}
+
+// TestCopyOntoWhatASweepIsRemoving: a sweep has read the manifests, and the objects of
+// the snapshot that it is about to delete, since no manifest needs them, are what a
+// copy finds there. The copy waits for the sweep, and is whole afterwards.
+func TestCopyOntoWhatASweepIsRemoving(t *testing.T) {
+	p := newPruned(t, 1)
+	to := newClockStore(t)
+	needs := neededBy(p.open(t, p.store, "1").manifest)
+	for _, name := range needs { // an earlier copy got that far
+		stored, err := storage.ReadAll(t.Context(), p.store, name, format.MaxStoredPack)
+		if err == nil {
+			err = put(t.Context(), to, name, stored)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	to.tick(2 * DefaultGrace)
+	plan, err := PlanPrune(t.Context(), to, PruneOptions{Policy: Policy{Last: 1}, Grace: DefaultGrace, At: to.now})
+	if err != nil || len(plan.Objects) != len(needs) {
+		t.Fatalf("%+v, %v", plan, err)
+	}
+	waiting, swept, copied := make(chan struct{}), make(chan struct{}), make(chan error, 1)
+	wait := sync.OnceFunc(func() { close(waiting) })
+	start := sync.OnceFunc(func() {
+		go func() {
+			_, err := Copy(context.Background(), p.store, to, "1", CopyOptions{wait: func(context.Context, time.Duration) error {
+				wait()
+				<-swept
+				return nil
+			}})
+			wait() // or believes that it is done
+			copied <- err
+		}()
+		<-waiting
+	})
+	_, err = plan.Execute(t.Context(), &hookedStore{Store: to, deleting: func(string) { start() }})
+	close(swept)
+	if err := errors.Join(err, <-copied); err != nil {
+		t.Fatal(err)
+	}
+	mustVerify(t, p.testCluster, to, "1")
+}
+
+// TestSweepTakesTurns: each turn begins with a mark and with a look at the manifests.
+func TestSweepTakesTurns(t *testing.T) {
+	p := newPruned(t, 1)
+	for i := range 40 {
+		b := fmt.Appendf(nil, "orphan %d", i)
+		if err := put(t.Context(), p.store, format.PackPath(format.NameOf(b)), b); err != nil {
+			t.Fatal(err)
+		}
+	}
+	p.store.tick(2 * DefaultGrace)
+	plan, err := PlanPrune(t.Context(), p.store, PruneOptions{Policy: Policy{Last: 1}, Grace: DefaultGrace, At: p.store.now, perTurn: 7})
+	if err != nil || len(plan.Objects) != 40 {
+		t.Fatalf("%+v, %v", plan, err)
+	}
+	r, err := plan.Execute(t.Context(), p.store)
+	if err != nil || r.Objects != 40 {
+		t.Fatalf("%+v, %v", r, err)
+	}
+	log, err := readMarks(t.Context(), p.store)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sweeps := 0
+	for _, m := range log.marks {
+		if m.Action == format.ActionSweep {
+			sweeps++
+		}
+	}
+	if sweeps != 6 {
+		t.Errorf("%d sweep marks for six turns", sweeps)
+	}
+	p.restorable(t)
 }

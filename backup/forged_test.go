@@ -141,3 +141,56 @@ func TestNumbersAreNotReusedBesideAnotherLineage(t *testing.T) {
 		p.hsm(0).NewKey("one more")
 	}
 }
+
+// TestNumbersOfDamagedSnapshotsAreNotReused: the newest manifest is damaged, deleted by
+// name and removed; or somebody took it out of the store by hand, and a record of it
+// is left. What was made of the number elsewhere is not mistaken for the next one.
+func TestNumbersOfDamagedSnapshotsAreNotReused(t *testing.T) {
+	for name, lose := range map[string]func(*pruned){
+		"deleted by name": func(p *pruned) {
+			damageManifest(t, p.store.Store, 3, []byte("hsmbackup manifest v1\nbad"))
+			if _, err := Delete(t.Context(), p.store, "3", "test"); err != nil {
+				t.Fatal(err)
+			}
+			if _, r := p.prune(t, PruneOptions{Policy: Policy{Last: Unlimited}, Now: true}); !slices.Equal(r.Removed, []string{fmtID(3)}) {
+				t.Fatalf("%+v", r)
+			}
+		},
+		"gone, marked": func(p *pruned) {
+			if _, err := Keep(t.Context(), p.store, "3", true, "test"); err != nil {
+				t.Fatal(err)
+			}
+			p.take(t, format.ManifestPath(3))
+		},
+		"gone, verified": func(p *pruned) {
+			r, err := Verify(t.Context(), p.store, "3", LevelHashes, OpenOptions{})
+			if err == nil {
+				err = r.Record(t.Context(), p.store, LevelHashes, 0, 0, "test")
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			p.take(t, format.ManifestPath(3))
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			p := newPruned(t, 3)
+			lose(p)
+			for _, want := range []string{fmtID(4), fmtID(5)} {
+				if r := p.snapshot(t); r.ID != want {
+					t.Fatalf("snapshot %s, want %s", r.ID, want)
+				}
+				p.store.tick(DefaultGrace)
+			}
+			mustVerify(t, p.testCluster, p.store, "")
+		})
+	}
+}
+
+// take takes an object out of the store by hand.
+func (p *pruned) take(t *testing.T, name string) {
+	t.Helper()
+	if err := p.store.Store.Delete(t.Context(), name); err != nil {
+		t.Fatal(err)
+	}
+}

@@ -415,7 +415,7 @@ func (inv *Inventory) protected() []string {
 			continue
 		}
 		if s.Err != nil {
-			if highest {
+			if highest && errors.Is(s.Err, ErrVersion) { // by another program; what none can read is deleted by name
 				out[i] = "it has the highest number"
 			}
 			highest = false

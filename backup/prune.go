@@ -30,6 +30,8 @@ type PruneOptions struct {
 	// Progress is called now and then, never twice at a time: objects that were
 	// dealt with of all, and their bytes.
 	Progress func(Progress)
+
+	perTurn int // of tests: how many objects a turn of the sweep deletes
 }
 
 // PruneAction is what a plan does with a snapshot.
@@ -77,6 +79,7 @@ type PrunePlan struct {
 	Notes     []string          `json:"notes,omitempty"`
 
 	options PruneOptions
+	older   time.Time // what the store took before may be needed by a manifest that cannot be read
 }
 
 // Count tells how many snapshots have an action.
@@ -206,7 +209,8 @@ func (p *PrunePlan) objects(ctx context.Context, store storage.Store, inv *Inven
 			if !ours(info.Name) || inv.needs(info.Name, going) {
 				continue
 			}
-			if p.Held == "" && !info.Modified.IsZero() && !info.Modified.After(p.At.Add(-p.options.Grace)) && !removed.After(p.At.Add(-p.options.Grace)) {
+			limit := p.At.Add(-p.options.Grace)
+			if p.Held == "" && !removed.After(limit) && p.spare(info.Modified, limit) {
 				p.Objects = append(p.Objects, PlannedObject{Name: info.Name, Size: info.Size, stored: info.Modified})
 				p.Bytes += info.Size
 				continue
@@ -234,16 +238,32 @@ func ours(name string) bool {
 	return format.IsPackPath(name) || format.IsIndexPath(name) || format.IsEnvelopePath(name)
 }
 
-// hold sets why no object may be removed.
+// spare tells whether an object that no manifest names, and that the store took at
+// a time, is old enough to go and too young to be needed by what cannot be read.
+func (p *PrunePlan) spare(stored, limit time.Time) bool {
+	return !stored.IsZero() && !stored.After(limit) && stored.After(p.older)
+}
+
+// hold sets why no object may be removed, or none that is older than a manifest
+// which cannot be read. What that needs is not known, but a manifest is written
+// after all it names: so whatever the store took later, the grace period allowed
+// for, it does not need. Anybody who may create objects can put such a manifest.
 func (p *PrunePlan) hold(inv *Inventory, going []bool) {
 	var unknown []string
 	for _, i := range inv.unknown {
-		if !going[i] {
-			unknown = append(unknown, inv.Snapshots[i].ID)
+		if going[i] {
+			continue
 		}
+		s := inv.Snapshots[i]
+		if unknown = append(unknown, s.ID); s.stored.IsZero() {
+			p.Held = fmt.Sprintf("what %s needs is not known, since it cannot be read; upgrade, or delete it by name", s.ID)
+			continue
+		}
+		p.older = later(p.older, s.stored.Add(max(p.options.Grace, DefaultGrace)))
 	}
-	if p.Held == "" && len(unknown) > 0 {
-		p.Held = fmt.Sprintf("what %s needs is not known, since it cannot be read; upgrade, or delete it by name", strings.Join(unknown, ", "))
+	if len(unknown) > 0 && p.Held == "" {
+		p.Notes = append(p.Notes, fmt.Sprintf("what %s needs is not known, since it cannot be read: objects from before %s stay; upgrade, or delete it by name",
+			strings.Join(unknown, ", "), p.older.UTC().Format(time.RFC3339)))
 	}
 	for n, info := range inv.copies {
 		if p.Held == "" && info.Modified.After(p.At.Add(-UndeleteWindow)) {

@@ -362,8 +362,9 @@ func TestUndeleteAndPruneRace(t *testing.T) {
 	}
 }
 
-// TestDamagedManifestHoldsObjectsBack: what it needs is not known, so no object
-// goes until it is deleted by name.
+// TestDamagedManifestHoldsObjectsBack: what it needs is not known, so no object that
+// was there before it goes until it is deleted by name. What came a day later it cannot
+// need.
 func TestDamagedManifestHoldsObjectsBack(t *testing.T) {
 	p := newPruned(t, 3)
 	put(t.Context(), p.store, format.PackPath(format.NameOf([]byte("orphan"))), []byte("orphan"))
@@ -371,7 +372,13 @@ func TestDamagedManifestHoldsObjectsBack(t *testing.T) {
 	p.full(t)
 	o := PruneOptions{Policy: Policy{Last: 1}, Now: true, Grace: 0}
 	plan, r := p.prune(t, o)
-	if r.Objects != 0 || !strings.Contains(plan.Held, fmtID(2)) || slices.Contains(r.Removed, fmtID(2)) {
+	if r.Objects != 0 || len(plan.Notes) != 1 || !strings.Contains(plan.Notes[0], fmtID(2)) || slices.Contains(r.Removed, fmtID(2)) {
+		t.Fatalf("%+v, %+v", plan, r)
+	}
+	p.store.tick(time.Hour)
+	young := format.PackPath(format.NameOf([]byte("young orphan")))
+	put(t.Context(), p.store, young, []byte("young orphan"))
+	if plan, r = p.prune(t, o); r.Objects != 1 || plan.Objects[0].Name != young {
 		t.Fatalf("%+v, %+v", plan, r)
 	}
 	if _, err := Delete(t.Context(), p.store, "2", "test"); err != nil {
@@ -379,6 +386,43 @@ func TestDamagedManifestHoldsObjectsBack(t *testing.T) {
 	}
 	if plan, r = p.prune(t, o); plan.Held != "" || !slices.Equal(r.Removed, []string{fmtID(2)}) || r.Objects == 0 || count(t, p.store, "packs/") != 1 {
 		t.Fatalf("%+v, %+v", plan, r)
+	}
+	p.restorable(t)
+}
+
+// TestJunkManifestIsDeletedByName: whoever may only add objects puts a manifest under
+// the highest number there is, of no version and of one to come. It does not hold the
+// packs back that come and go later, and where nothing at all can read it, naming it is enough.
+func TestJunkManifestIsDeletedByName(t *testing.T) {
+	p := newPruned(t, 2)
+	if err := put(t.Context(), p.store, format.ManifestPath(9999999999), []byte("junk")); err != nil {
+		t.Fatal(err)
+	}
+	o := PruneOptions{Policy: Policy{Last: 1}, Now: true}
+	p.full(t)
+	if _, r := p.prune(t, o); r.Objects != 0 || len(r.Removed) != 2 {
+		t.Fatalf("%+v", r)
+	}
+	for range 3 {
+		p.store.tick(2 * DefaultGrace)
+		p.full(t)
+		p.prune(t, o)
+	}
+	if n := count(t, p.store, "packs/"); n != 4 { // two and one from before the junk, and one that is needed
+		t.Fatalf("%d packs", n)
+	}
+	if _, err := Delete(t.Context(), p.store, "9999999999", "test"); err != nil {
+		t.Fatal(err)
+	}
+	p.store.tick(UndeleteWindow)
+	o.Now = false
+	p.prune(t, o)
+	p.prune(t, o)
+	if count(t, p.store, "packs/") != 1 || count(t, p.store, "manifests/") != 1 {
+		t.Fatal(names(t, p.store))
+	}
+	if r := p.snapshot(t); r.ID != fmtID(7) {
+		t.Fatalf("%+v", r)
 	}
 	p.restorable(t)
 }

@@ -212,44 +212,80 @@ func (x *pruning) clock(ctx context.Context) (time.Time, error) {
 	return time.Time{}, fmt.Errorf("%w: mark %s is not listed after it was stored", ErrCorrupt, path)
 }
 
-// sweep removes what no manifest needs. The manifests are read again first, after
-// the removal of those that went: a snapshot that was written until now is among
-// them and keeps its packs; one that is written later has seen that its parent
-// is gone, or begins with packs too young to go. If we die here, fewer objects
+// sweepTurn is how long a sweep deletes on what it has read of the manifests. A copy
+// that finds objects which nothing needs waits twice as long before it relies on
+// them (copy.go), so that a sweep that has not seen it is over, and its last
+// request too.
+const sweepTurn = time.Minute
+
+// sweep removes what no manifest needs, in turns. If we die here, fewer objects
 // are left that nothing needs.
 func (x *pruning) sweep(ctx context.Context) error {
-	if len(x.Objects) == 0 {
-		return nil
+	left := x.Objects
+	done := Progress{TotalObjects: len(left)}
+	for len(left) > 0 {
+		until := time.Now().Add(sweepTurn)
+		spare, err := x.look(ctx, left)
+		if err != nil || x.Held != "" {
+			return err
+		}
+		now := spare[:min(len(spare), cmp.Or(x.options.perTurn, len(spare)))]
+		again, err := x.sweepUntil(ctx, until, now, &done)
+		if err != nil {
+			return err
+		}
+		if len(now) > 0 && len(again) == len(now) {
+			return fmt.Errorf("no object could be deleted within %v: %w", sweepTurn, context.DeadlineExceeded)
+		}
+		left = append(again, spare[len(now):]...)
 	}
+	return nil
+}
+
+// look reads the manifests again, after the removal of those that went: a snapshot
+// that was written until now is among them and keeps its packs; one that is written
+// later has seen that its parent is gone, or begins with packs too young to go. The
+// mark that it begins with tells others that a turn has begun.
+func (x *pruning) look(ctx context.Context, objects []PlannedObject) ([]PlannedObject, error) {
 	clock, err := x.clock(ctx)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	inv := &Inventory{needed: map[string][]int{}, copies: map[uint64]storage.Info{}}
 	if inv.log, err = readMarks(ctx, x.store); err != nil {
-		return err
+		return nil, err
 	}
 	if err := inv.manifests(ctx, x.store); err != nil {
-		return err
+		return nil, err
 	}
 	if err := inv.copyRecords(ctx, x.store); err != nil {
-		return err
+		return nil, err
 	}
-	again := PrunePlan{At: clock}
+	again := PrunePlan{At: clock, options: x.options}
 	again.hold(inv, make([]bool, len(inv.Snapshots)))
 	limit := clock.Add(-x.options.Grace)
 	if again.Held != "" || inv.log.bad != nil || inv.log.lastRemove().After(limit) {
 		x.Held = cmp.Or(again.Held, "the grace period has begun anew")
-		return nil
+		return nil, nil
 	}
-	objects := slices.DeleteFunc(slices.Clone(x.Objects), func(o PlannedObject) bool {
-		return len(inv.needed[o.Name]) > 0 || o.stored.After(limit)
-	})
-	done := Progress{TotalObjects: len(objects)}
-	return parallel(ctx, readers, len(objects), func(ctx context.Context, i int) error {
-		gone, err := x.delete(ctx, objects[i].Name)
+	return slices.DeleteFunc(slices.Clone(objects), func(o PlannedObject) bool {
+		return len(inv.needed[o.Name]) > 0 || !again.spare(o.stored, limit)
+	}), nil
+}
+
+// sweepUntil deletes objects until the turn is over, and returns what is left.
+func (x *pruning) sweepUntil(ctx context.Context, until time.Time, objects []PlannedObject, done *Progress) ([]PlannedObject, error) {
+	turn, cancel := context.WithDeadline(ctx, until)
+	defer cancel()
+	over := make([]bool, len(objects))
+	err := parallel(turn, readers, len(objects), func(turn context.Context, i int) error {
+		gone, err := x.delete(turn, objects[i].Name)
+		if err != nil {
+			return err
+		}
 		x.mu.Lock()
 		defer x.mu.Unlock()
+		over[i] = true
 		if gone {
 			x.report.Objects++
 			x.report.Bytes += objects[i].Size
@@ -257,10 +293,20 @@ func (x *pruning) sweep(ctx context.Context) error {
 		done.Objects++
 		done.Bytes += objects[i].Size
 		if x.options.Progress != nil {
-			x.options.Progress(done)
+			x.options.Progress(*done)
 		}
-		return err
+		return nil
 	})
+	if err != nil && (ctx.Err() != nil || turn.Err() == nil) {
+		return nil, err
+	}
+	var left []PlannedObject
+	for i, o := range objects {
+		if !over[i] {
+			left = append(left, o)
+		}
+	}
+	return left, nil
 }
 
 // delete removes one object. What a lock keeps is noted and no error.

@@ -383,9 +383,10 @@ func (t *take) learn(m *format.Manifest) {
 }
 
 // next returns the number of the snapshot to be written: the first free one
-// after the newest manifest that the cluster's lineage signed, that of a removed
-// snapshot excepted. What others put under manifests/, with whatever number, is
-// stepped over; it cannot use the numbers up.
+// after the newest manifest that the cluster's lineage signed, those excepted of
+// which marks and records tell, so that no number is used twice although its
+// manifest was damaged and then deleted. What others put under manifests/, with
+// whatever number, is stepped over; it cannot use the numbers up.
 func (t *take) next(ctx context.Context, numbers []uint64) (uint64, error) {
 	if t.followed {
 		return t.series.known.Sequence + 1, nil
@@ -400,36 +401,18 @@ func (t *take) next(ctx context.Context, numbers []uint64) (uint64, error) {
 			break
 		}
 	}
-	var removed map[uint64]bool
-	if len(numbers) > 0 && base < numbers[len(numbers)-1] { // below others' numbers, where some may have been removed
-		var err error
-		if removed, err = removedNumbers(ctx, t.store); err != nil {
-			return 0, err
-		}
-	}
-	for base++; slices.Contains(numbers, base) || removed[base]; {
-		base++
-	}
-	return base, nil
-}
-
-// removedNumbers lists the numbers of snapshots that were removed, which are not
-// used again; none if the credentials may not read marks.
-func removedNumbers(ctx context.Context, store storage.Store) (map[uint64]bool, error) {
-	log, err := readMarks(ctx, store)
-	if errors.Is(err, storage.ErrDenied) {
-		return nil, nil
-	}
+	used, err := usedNumbers(ctx, t.store, base)
 	if err != nil {
-		return nil, err
+		return 0, err
 	}
-	out := map[uint64]bool{}
-	for id, v := range log.standings() {
-		if !v.removed.IsZero() {
-			out[id.Sequence] = true
+	for base++; ; base++ {
+		if slices.Contains(numbers, base) || used[base] {
+			continue
+		}
+		if there, err := recorded(ctx, t.store, base); err != nil || !there {
+			return base, err
 		}
 	}
-	return out, nil
 }
 
 // newest yields the newest manifests that open, the last one first, maxBack of
