@@ -60,6 +60,12 @@ func (s *Snapshot) Parts(ctx context.Context) ([]iter.Seq2[hsm.MaskedObject, err
 	return parts, nil
 }
 
+// PartsName names what Parts returns, all of it and in that order: another snapshot,
+// or one that is split otherwise, has another name.
+func (s *Snapshot) PartsName() string {
+	return fmt.Sprintf("parts v1 %d %d of %s", smallPack, groupSize, s.id.Manifest)
+}
+
 // Unsettled lists the objects of which the snapshot holds several states.
 func (s *Snapshot) Unsettled() (refs []hsm.KeyRef) {
 	for _, v := range s.manifest.Unsettled {

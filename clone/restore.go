@@ -26,14 +26,18 @@ type Restored struct {
 	// RootEqual is false only for an unsettled snapshot (backup/FORMAT.md),
 	// whose manifest cannot tell the root its contents merge to.
 	RootEqual bool
-	Seconds   float64
+	// Resumed is how many objects were there from a call that was killed.
+	Resumed int
+	Seconds float64
 }
 
 // Restore makes a new cluster from a snapshot that was opened with identities:
 // a new cluster id, the same lineage, users, keys, references and trust anchor.
 // spec says where and how large; its keyring, CA and objects come from the
 // snapshot. The folder appears whole, every HSM with the root of the snapshot's
-// manifest, or not at all; after an interruption the same call starts over.
+// manifest, or not at all. If the process dies, the same call goes on with what had
+// been loaded by then, and does not read it from the store again; a call that
+// fails leaves nothing.
 //
 // backup.ErrIdentity if the identities are not those of enough custodians;
 // backup.ErrCorrupt if anything of the snapshot is damaged or missing, or does
@@ -71,7 +75,7 @@ func (r *Restored) fill(ctx context.Context, s *backup.Snapshot, into hsm.Sessio
 	c := &counter{report: progress, total: int64(s.Summary().Objects)}
 	var err error
 	if loader, ok := into.(hsm.Loader); ok {
-		err = load(ctx, s, loader, into, c)
+		r.Resumed, err = load(ctx, s, loader, into, c)
 	} else {
 		_, err = reconcile.Copy(ctx, s, into, reconcile.OnProgress(func(a reconcile.Progress) { c.set(int64(a.Objects), a.Bytes) }))
 	}
@@ -94,23 +98,25 @@ func (r *Restored) fill(ctx context.Context, s *backup.Snapshot, into hsm.Sessio
 }
 
 // load fills an empty HSM: with the objects of which the snapshot holds one state
-// as they are, and then with the others, which merge.
-func load(ctx context.Context, s *backup.Snapshot, loader hsm.Loader, into hsm.Replica, c *counter) error {
+// as they are, and then with the others, which merge. resumed is how many were there
+// from a load that died.
+func load(ctx context.Context, s *backup.Snapshot, loader hsm.Loader, into hsm.Replica, c *counter) (resumed int, err error) {
 	parts, err := s.Parts(ctx)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	for i, p := range parts {
 		parts[i] = c.count(p)
 	}
-	if _, err := loader.Load(ctx, parts); err != nil {
-		return err
+	n, err := loader.Load(ctx, s.PartsName(), parts)
+	if err != nil {
+		return 0, err
 	}
-	if s.Settled() {
-		return nil
+	if c.found(int64(n.Unchanged)); s.Settled() {
+		return n.Unchanged, nil
 	}
 	_, err = into.Insert(ctx, c.count(s.Extract(ctx, slices.Values(s.Unsettled()))))
-	return err
+	return n.Unchanged, err
 }
 
 // counter counts objects as they pass. It is safe for concurrent use.
@@ -129,6 +135,13 @@ func (c *counter) set(done, bytes int64) {
 	if c.report != nil {
 		c.report(c.done, c.total, c.bytes)
 	}
+}
+
+// found counts objects that need not pass.
+func (c *counter) found(n int64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.done += n
 }
 
 // countStep is how many objects pass between two reports.

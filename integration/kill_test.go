@@ -5,9 +5,11 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"iter"
 	"maps"
 	"net/http"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -15,10 +17,16 @@ import (
 	"testing"
 	"time"
 
+	"github.com/hsmbackup/hsmbackup/backup"
+	"github.com/hsmbackup/hsmbackup/clone"
 	"github.com/hsmbackup/hsmbackup/cluster"
 	"github.com/hsmbackup/hsmbackup/cluster/hsm"
+	"github.com/hsmbackup/hsmbackup/cluster/hsm/hsmtest"
 	"github.com/hsmbackup/hsmbackup/cluster/profile"
+	"github.com/hsmbackup/hsmbackup/cluster/rpc/pki"
+	"github.com/hsmbackup/hsmbackup/cluster/server"
 	"github.com/hsmbackup/hsmbackup/integration/miniotest"
+	"github.com/hsmbackup/hsmbackup/storage/file"
 )
 
 // Every command is killed with SIGKILL at many points and then run again as it
@@ -169,9 +177,107 @@ func (b backedUp) restoredWell(t *testing.T, dir string) {
 	if root := west.root(t); root != b.root {
 		t.Errorf("%s has root %s, the snapshot %s", dir, root, b.root)
 	}
-	if _, err := os.Stat(b.path(dir + ".new")); err == nil {
-		t.Errorf("%s.new is left", dir)
+	b.leftNothing(t, dir)
+}
+
+// leftNothing demands that nothing is left beside a folder of what was made there.
+func (m *machine) leftNothing(t *testing.T, dir string) {
+	t.Helper()
+	left, err := filepath.Glob(m.path("." + dir + ".*"))
+	if must(t, err); len(left) > 0 {
+		t.Errorf("%v is left", left)
 	}
+}
+
+// TestKillRestoreGoesOn kills a restore of many keys again and again, each time when it
+// has come some way further. The next run does not begin anew: it says how many objects
+// were there, more each time, and the last one ends with the snapshot's root.
+func TestKillRestoreGoesOn(t *testing.T) {
+	t.Parallel()
+	m := newMachine(t)
+	store, identity, root := manyKeys(t, m, 30_000)
+	restore := []string{"restore", "--from", store, "--identity", identity, "--name", "payments", "--region", "west", "--hsms", "2", "--dir", m.path("west"), "--json"}
+	notes := func() int {
+		names, err := filepath.Glob(m.path(".west.hsmbackup-load/*.unit"))
+		must(t, err)
+		return len(names)
+	}
+	var kills []int
+	for {
+		before := notes()
+		p := m.start(t, restore...)
+		for deadline := time.Now().Add(2 * time.Minute); notes() <= before && p.alive(); time.Sleep(time.Millisecond) {
+			if time.Now().After(deadline) {
+				t.Fatal("the restore does not come any further")
+			}
+		}
+		p.kill()
+		if notes() <= before { // it was over, or about to be
+			break
+		}
+		kills = append(kills, notes())
+	}
+	if len(kills) < 3 {
+		t.Fatalf("killed with %v units loaded, want three kills or more", kills)
+	}
+	if _, err := os.Stat(m.path("west")); err != nil {
+		var r struct {
+			Objects int
+			Resumed int `json:"resumed_objects"`
+			Root    string
+		}
+		m.json(t, &r, restore[:len(restore)-1]...)
+		if r.Resumed < r.Objects/2 || r.Root != root {
+			t.Errorf("%d of %d objects were there, root %s, want %s", r.Resumed, r.Objects, r.Root, root)
+		}
+	}
+	m.leftNothing(t, "west")
+	west := &testCluster{machine: m, dir: m.path("west")}
+	west.startAll(t)
+	defer west.killAll()
+	if got := west.root(t); got != root {
+		t.Errorf("it has root %s, the snapshot %s", got, root)
+	}
+	t.Logf("killed with %v units loaded", kills)
+}
+
+// manyKeys takes a snapshot of so many keys, in packs of 2 MiB.
+func manyKeys(t *testing.T, m *machine, n int) (store, identity, root string) {
+	t.Helper()
+	identity, recipient := custodian(t, m, "custodian.txt")
+	keyring := hsm.NewKeyring()
+	ca, err := pki.NewAuthority(keyring.Lineage())
+	must(t, err)
+	objects := hsmtest.Multiply(keyring, "admin", n)
+	prof, err := server.Create(t.Context(), server.Spec{
+		Name: "payments", Region: "east", Dir: m.path("east"), HSMs: 1, Listen: []string{"127.0.0.1:0"}, MinCopies: 1, Version: "test", SealEnvelope: backup.SealEnvelope,
+		Keyring: keyring, CA: ca.PEM(), Fill: func(ctx context.Context, into hsm.Session) error {
+			all := func(yield func(hsm.MaskedObject, error) bool) {
+				for _, m := range objects {
+					if !yield(m, nil) {
+						return
+					}
+				}
+			}
+			if _, err := into.(hsm.Loader).Load(ctx, "", []iter.Seq2[hsm.MaskedObject, error]{all}); err != nil {
+				return err
+			}
+			_, err := into.Change(ctx, hsm.Change{Kind: hsm.ChangeSettings, Settings: &hsm.Settings{MinCopies: 1, Custodians: []string{recipient}, Threshold: 1}})
+			return err
+		},
+	})
+	must(t, err)
+	east := &testCluster{machine: m, dir: prof.Folder()}
+	east.startAll(t)
+	defer east.killAll()
+	c := openAppliance(t, east)
+	defer c.Close()
+	store = m.path("store")
+	to, err := file.Open(store)
+	must(t, err)
+	r, err := backup.Take(t.Context(), clone.Origin(c), to, backup.TakeOptions{PackSize: 2 << 20})
+	must(t, err)
+	return store, identity, hex.EncodeToString(r.Root.Sum[:])
 }
 
 func TestKillClusterCreate(t *testing.T) {

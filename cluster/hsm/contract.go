@@ -303,5 +303,10 @@ type Loader interface {
 	// visible before all is there, and durable: after an error, or if the process
 	// dies, the replica is as empty as before. ErrExist if it is not; ErrInvalid if a
 	// part does not ascend; otherwise as Insert.
-	Load(ctx context.Context, parts []iter.Seq2[MaskedObject, error]) (Inserted, error)
+	//
+	// job names all parts together, number, order and contents. A replica that keeps
+	// what a load has come to does not read those parts again that an earlier load of the
+	// same job had read when its process died: their objects count as Unchanged. An
+	// empty job is never gone on with.
+	Load(ctx context.Context, job string, parts []iter.Seq2[MaskedObject, error]) (Inserted, error)
 }

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -24,7 +25,8 @@ import (
 //
 // All of it is made in a hidden folder beside DIR, .NAME.hsmbackup-new, and
 // renamed to DIR as the last step, so DIR holds a whole cluster or is as it was
-// before; what an interrupted run left is removed by the next one. When Create
+// before; what an interrupted run left is removed by the next one, but for the
+// objects that it had loaded (.NAME.hsmbackup-load): Fill goes on with those. When Create
 // returns, the cluster is on disk.
 //
 // ErrFolder if DIR is not empty, cannot be made, or is being created by another
@@ -43,7 +45,11 @@ func Create(ctx context.Context, s Spec) (*profile.Profile, error) {
 		return nil, err
 	}
 	defer unlock()
-	if err := build(ctx, s, staging); err != nil {
+	// If we die before the end, what was loaded is there for the next run. If we fail
+	// we leave nothing.
+	loaded := strings.TrimSuffix(staging, "-new") + "-load"
+	defer os.RemoveAll(loaded)
+	if err := build(ctx, s, staging, loaded); err != nil {
 		return nil, errors.Join(err, os.RemoveAll(staging))
 	}
 	// If we die before the rename DIR is as it was, and the staging folder is
@@ -93,6 +99,7 @@ func mustBeEmpty(dir string) error {
 type layout struct {
 	spec    Spec
 	dir     string
+	loaded  string   // what Fill loads, beside dir
 	keys    *secrets // without a TLS key: each HSM has its own
 	ca      *pki.Authority
 	profile *profile.Profile
@@ -100,11 +107,12 @@ type layout struct {
 	members []hsm.Member
 }
 
-func build(ctx context.Context, s Spec, dir string) error {
+func build(ctx context.Context, s Spec, dir, loaded string) error {
 	l, err := newLayout(s, dir)
 	if err != nil {
 		return err
 	}
+	l.loaded = loaded
 	for _, c := range l.hsms {
 		if err := l.folder(c); err != nil {
 			return fmt.Errorf("lay out %s: %w", c.Name, err)
@@ -274,7 +282,7 @@ func (l *layout) adaptPolicy(ctx context.Context, d *device) error {
 
 func (l *layout) open(ctx context.Context, c *Config) (*device, error) {
 	return openDevice(ctx, l.path(c), c, l.keys, deviceOptions{
-		create: true, version: l.spec.Version, sealEnvelope: l.spec.SealEnvelope, iterations: l.spec.Iterations, now: time.Now, log: slog.Default(),
+		create: true, loaded: l.loaded, version: l.spec.Version, sealEnvelope: l.spec.SealEnvelope, iterations: l.spec.Iterations, now: time.Now, log: slog.Default(),
 	})
 }
 

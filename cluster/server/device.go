@@ -24,7 +24,8 @@ type device struct {
 
 // deviceOptions are what a process adds to the folder.
 type deviceOptions struct {
-	create       bool // make object store and audit log; otherwise they must be there
+	create       bool   // make object store and audit log; otherwise they must be there
+	loaded       string // where an interrupted load is gone on with (soft.Options.LoadDir)
 	version      string
 	sealEnvelope SealEnvelope
 	changed      func() // members, invitations or revocations have changed
@@ -47,7 +48,7 @@ func openDevice(ctx context.Context, folder string, c *Config, keys *secrets, o 
 	}
 	if d.soft, err = soft.Open(soft.Options{
 		Existing: !o.create, Dir: filepath.Join(folder, storeDir), ID: c.ID, Cluster: c.Cluster, ClusterName: c.ClusterName, Region: c.Region, Zone: c.Zone,
-		Version: o.version, Keyring: keys.keyring, CA: keys.ca, Seal: o.sealEnvelope, Now: o.now, Audit: d.record, Iterations: o.iterations, ClusterChanged: o.changed,
+		Version: o.version, Keyring: keys.keyring, CA: keys.ca, Seal: o.sealEnvelope, Now: o.now, Audit: d.record, Iterations: o.iterations, ClusterChanged: o.changed, LoadDir: o.loaded,
 	}); err != nil {
 		return nil, err
 	}

@@ -193,13 +193,16 @@ func (p *program) restorePlan(s backup.Summary) error {
 func (p *program) restored(r *clone.Restored, named bool) error {
 	doc := map[string]any{
 		"snapshot": r.Snapshot, "name": r.Profile.Name, "id": r.Profile.ID, "lineage": r.Profile.Lineage, "region": r.Profile.Region, "profile": r.Profile.Path(),
-		"hsms": len(r.Profile.HSMs), "objects": r.Objects, "bytes": r.Bytes, "root": r.Root, "root_equal": r.RootEqual, "seconds": r.Seconds,
+		"hsms": len(r.Profile.HSMs), "objects": r.Objects, "bytes": r.Bytes, "root": r.Root, "root_equal": r.RootEqual, "resumed_objects": r.Resumed, "seconds": r.Seconds,
 	}
 	whose := r.Profile.Lineage.String()
 	if !named {
 		whose += ", as the store names it; --lineage makes sure of it"
 	}
 	return p.result(doc, func(w io.Writer) {
+		if r.Resumed > 0 {
+			fmt.Fprintf(w, "%d objects were there from a restore that was interrupted\n", r.Resumed)
+		}
 		fmt.Fprintf(w, "restored snapshot %s as cluster %s %s in %s: %d objects, %s, %.2f s\n%s\nroot %s\nstart it with: hsmbackup cluster start %s\n",
 			r.Snapshot, r.Profile.Name, r.Profile.ID, r.Profile.Region, r.Objects, size(r.Bytes), r.Seconds, whose, r.Root, r.Profile.Folder())
 	})

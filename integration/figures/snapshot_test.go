@@ -77,7 +77,7 @@ func newVault(b *testing.B) *vault {
 	s := spec(filepath.Join(v.dir, "cluster"))
 	s.Keyring, s.CA = v.keyring, ca.PEM()
 	s.Fill = func(ctx context.Context, into hsm.Session) error {
-		if _, err := into.(hsm.Loader).Load(ctx, partsOf(v.objects)); err != nil {
+		if _, err := into.(hsm.Loader).Load(ctx, "", partsOf(v.objects)); err != nil {
 			return err
 		}
 		policy := hsm.Settings{MinCopies: 2, Custodians: []string{recipient}, Threshold: 1}

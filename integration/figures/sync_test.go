@@ -43,7 +43,7 @@ func filled(tb testing.TB, dir string, n int) server.Spec {
 		if !ok {
 			return fmt.Errorf("the HSM cannot be loaded")
 		}
-		_, err := loader.Load(ctx, []iter.Seq2[hsm.MaskedObject, error]{ascending(keyring, n)})
+		_, err := loader.Load(ctx, "", []iter.Seq2[hsm.MaskedObject, error]{ascending(keyring, n)})
 		return err
 	}
 	return s

@@ -23,19 +23,19 @@ const loadFolder = "load"
 // and authenticated as by Insert; then, since there is nothing to merge with, it
 // goes into tables in the order of the store, which the store takes over as they
 // are: no lookups, no log, no compaction.
-func (s *session) Load(ctx context.Context, parts []iter.Seq2[hsm.MaskedObject, error]) (n hsm.Inserted, err error) {
+func (s *session) Load(ctx context.Context, job string, parts []iter.Seq2[hsm.MaskedObject, error]) (n hsm.Inserted, err error) {
 	done, err := s.enter(ctx, hsm.RoleHSM)
 	if err != nil {
 		return n, err
 	}
 	defer done()
-	l, err := s.h.startLoad()
+	l, err := s.h.startLoad(job, len(parts))
 	if err != nil {
 		return n, err
 	}
 	defer func() {
 		err = errors.Join(err, l.clean())
-		s.audit("insert", 0, fmt.Sprintf("loaded %d", n.Added), err)
+		s.audit("insert", 0, fmt.Sprintf("loaded %d", n.Added+n.Unchanged), err)
 	}()
 	if err := l.read(ctx, parts); err != nil {
 		return n, err
@@ -43,15 +43,19 @@ func (s *session) Load(ctx context.Context, parts []iter.Seq2[hsm.MaskedObject, 
 	if err := l.finish(ctx); err != nil {
 		return n, err
 	}
-	return hsm.Inserted{Added: len(l.refs)}, nil
+	return hsm.Inserted{Added: len(l.refs) - l.resumed, Unchanged: l.resumed}, nil
 }
 
 var _ hsm.Loader = (*session)(nil)
 
 // load is one Load.
 type load struct {
-	h   *HSM
-	dir string
+	h       *HSM
+	dir     string
+	job     string
+	keep    bool         // the tables, for a later load of the job
+	done    map[int]bool // parts that an earlier one has read
+	resumed int          // objects in them
 
 	mu      sync.Mutex
 	names   int // of tables
@@ -62,15 +66,28 @@ type load struct {
 	special []arrival    // users and policies, which are kept in memory
 }
 
-func (h *HSM) startLoad() (*load, error) {
-	l := &load{h: h, dir: h.opts.FS.PathJoin(h.store.dir, loadFolder), state: reconcile.NewState(h.keys().FingerprintKeys(), 0)}
+func (h *HSM) startLoad(job string, parts int) (*load, error) {
+	fs := h.opts.FS
+	l := &load{h: h, dir: fs.PathJoin(h.store.dir, loadFolder), job: job, state: reconcile.NewState(h.keys().FingerprintKeys(), 0), done: map[int]bool{}}
 	if err := l.mustBeEmpty(); err != nil {
 		return nil, err
 	}
-	if err := errors.Join(h.opts.FS.RemoveAll(l.dir), h.opts.FS.MkdirAll(l.dir, 0o700)); err != nil {
+	if err := fs.RemoveAll(l.dir); err != nil {
 		return nil, h.store.wrap("load", err)
 	}
-	return l, nil
+	if l.keep = job != "" && h.opts.LoadDir != ""; l.keep {
+		l.dir = h.opts.LoadDir
+	}
+	if err := fs.MkdirAll(l.dir, 0o700); err != nil {
+		return nil, h.store.wrap("load", err)
+	}
+	if !l.keep {
+		return l, nil
+	}
+	if err := syncFolder(fs, fs.PathDir(l.dir)); err != nil {
+		return nil, h.store.wrap("load", err)
+	}
+	return l, l.resume(parts)
 }
 
 func (l *load) mustBeEmpty() error {
@@ -80,18 +97,30 @@ func (l *load) mustBeEmpty() error {
 	return nil
 }
 
-// clean removes the tables that the store has not taken over.
-func (l *load) clean() error { return l.h.store.wrap("load", l.h.opts.FS.RemoveAll(l.dir)) }
+// clean removes the tables that the store has not taken over, but for those that
+// are kept.
+func (l *load) clean() error {
+	return l.h.store.wrap("load", l.h.opts.FS.RemoveAll(l.h.opts.FS.PathJoin(l.h.store.dir, loadFolder)))
+}
+
+// numbered is a part and its number.
+type numbered struct {
+	number  int
+	objects iter.Seq2[hsm.MaskedObject, error]
+}
 
 // read opens the objects of all parts and writes the tables.
 func (l *load) read(ctx context.Context, parts []iter.Seq2[hsm.MaskedObject, error]) error {
-	next := make(chan iter.Seq2[hsm.MaskedObject, error])
+	next := make(chan numbered)
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error {
 		defer close(next)
-		for _, p := range parts {
+		for i, p := range parts {
+			if l.done[i] {
+				continue
+			}
 			select {
-			case next <- p:
+			case next <- numbered{i, p}:
 			case <-ctx.Done():
 				return context.Cause(ctx)
 			}
@@ -125,6 +154,10 @@ func (l *load) finish(ctx context.Context) error {
 		return err
 	}
 	for _, group := range disjoint(l.tables) {
+		group, err := l.handOver(group)
+		if err != nil {
+			return h.store.wrap("load", err)
+		}
 		if err := h.store.guard(func() error { return h.store.db.Ingest(ctx, group) }); err != nil {
 			return err
 		}

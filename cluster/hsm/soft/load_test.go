@@ -75,7 +75,7 @@ func TestLoadIsInsert(t *testing.T) {
 	for _, parts := range []int{1, 3, 100} {
 		o.Dir = t.TempDir()
 		h := open(t, o)
-		n, err := peer(t, h).Load(t.Context(), dealt(all, parts))
+		n, err := peer(t, h).Load(t.Context(), "", dealt(all, parts))
 		if err != nil || n.Added != len(all) {
 			t.Fatal(n, err)
 		}
@@ -127,7 +127,7 @@ func TestLoadRefuses(t *testing.T) {
 		"twice":        {append(dealt(all, 2), each(all[7:8])), hsm.ErrInvalid},
 		"not in order": {[]iter.Seq2[hsm.MaskedObject, error]{each([]hsm.MaskedObject{all[1], all[0]})}, hsm.ErrInvalid},
 	} {
-		if _, err := s.Load(t.Context(), c.parts); !errors.Is(err, c.want) {
+		if _, err := s.Load(t.Context(), "", c.parts); !errors.Is(err, c.want) {
 			t.Errorf("%s: %v, want %v", name, err, c.want)
 		}
 		if n := h.info().Root.Count; n != 0 {
@@ -136,13 +136,13 @@ func TestLoadRefuses(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, err := s.Load(ctx, dealt(all, 2)); !errors.Is(err, context.Canceled) {
+	if _, err := s.Load(ctx, "", dealt(all, 2)); !errors.Is(err, context.Canceled) {
 		t.Errorf("canceled: %v", err)
 	}
-	if _, err := s.Load(t.Context(), dealt(all, 2)); err != nil {
+	if _, err := s.Load(t.Context(), "", dealt(all, 2)); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := s.Load(t.Context(), dealt(all, 2)); !errors.Is(err, hsm.ErrExist) {
+	if _, err := s.Load(t.Context(), "", dealt(all, 2)); !errors.Is(err, hsm.ErrExist) {
 		t.Errorf("again: %v, want ErrExist", err)
 	}
 	for _, p := range []hsm.Principal{{Role: hsm.RoleAppliance, Name: "backup"}} {
@@ -151,7 +151,7 @@ func TestLoadRefuses(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := other.(hsm.Loader).Load(t.Context(), dealt(all, 2)); !errors.Is(err, hsm.ErrDenied) {
+		if _, err := other.(hsm.Loader).Load(t.Context(), "", dealt(all, 2)); !errors.Is(err, hsm.ErrDenied) {
 			t.Errorf("%s: %v, want ErrDenied", p.Role, err)
 		}
 	}

@@ -2,6 +2,7 @@ package soft
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"fmt"
 	"iter"
@@ -56,16 +57,14 @@ func (t *table) set(key, value []byte) error {
 }
 
 // end writes the rest of a table, durably.
-func (l *load) end(t *table) error {
+func (w *loadWorker) end(t *table) error {
 	if t == nil {
 		return nil
 	}
 	if err := t.w.Close(); err != nil {
-		return l.h.store.wrap("load", err)
+		return w.h.store.wrap("load", err)
 	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.tables = append(l.tables, t)
+	w.done = append(w.done, t)
 	return nil
 }
 
@@ -79,6 +78,13 @@ type loadWorker struct {
 	state            *reconcile.State
 	live             int64
 	special          []arrival
+
+	// of the unit
+	parts []int
+	done  []*table
+	bytes int
+
+	before int // bytes of the units before
 }
 
 type indexEntry struct {
@@ -86,30 +92,56 @@ type indexEntry struct {
 	rel byte
 }
 
-func (w *loadWorker) run(ctx context.Context, parts <-chan iter.Seq2[hsm.MaskedObject, error]) error {
+func (w *loadWorker) run(ctx context.Context, parts <-chan numbered) error {
 	defer w.abandon()
 	for part := range parts {
-		var last hsm.KeyRef
-		for m, err := range part {
-			if err == nil {
-				err = ctx.Err()
-			}
-			if err == nil && m.Ref <= last {
-				err = fmt.Errorf("%w: %s after %s in a part to be loaded", hsm.ErrInvalid, m.Ref, last)
-			}
-			if err != nil {
-				return err
-			}
-			last = m.Ref
-			if err := w.take(m); err != nil {
+		if err := w.part(ctx, part.objects); err != nil {
+			return err
+		}
+		if w.parts = append(w.parts, part.number); w.keep && w.bytes >= w.unit() {
+			if err := w.endUnit(); err != nil {
 				return err
 			}
 		}
 	}
+	return w.endUnit()
+}
+
+// unit is how many bytes make a unit.
+func (w *loadWorker) unit() int {
+	return cmp.Or(w.h.opts.loadUnit, min(max(w.before/unitShare, unitMin), unitMax))
+}
+
+func (w *loadWorker) part(ctx context.Context, objects iter.Seq2[hsm.MaskedObject, error]) error {
+	var last hsm.KeyRef
+	for m, err := range objects {
+		if err == nil {
+			err = ctx.Err()
+		}
+		if err == nil && m.Ref <= last {
+			err = fmt.Errorf("%w: %s after %s in a part to be loaded", hsm.ErrInvalid, m.Ref, last)
+		}
+		if err != nil {
+			return err
+		}
+		last = m.Ref
+		if err := w.take(m); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// endUnit makes the tables of some whole parts durable, and has the load know of
+// them. If we die in here, the parts are read again.
+func (w *loadWorker) endUnit() error {
 	if err := w.endTables(); err != nil {
 		return err
 	}
 	if err := w.endEntries(); err != nil {
+		return err
+	}
+	if err := w.keepUnit(w.parts, w.done); err != nil {
 		return err
 	}
 	w.load.mu.Lock()
@@ -118,6 +150,9 @@ func (w *loadWorker) run(ctx context.Context, parts <-chan iter.Seq2[hsm.MaskedO
 	w.load.live += w.live
 	w.load.refs = append(w.load.refs, w.refs...)
 	w.load.special = append(w.load.special, w.special...)
+	w.load.tables = append(w.load.tables, w.done...)
+	w.state, w.live, w.refs, w.special = reconcile.NewState(w.h.keys().FingerprintKeys(), 0), 0, w.refs[:0], nil
+	w.parts, w.done, w.bytes, w.before = nil, nil, 0, w.before+w.bytes
 	return nil
 }
 
@@ -146,7 +181,7 @@ func (w *loadWorker) take(m hsm.MaskedObject) error {
 	if err := w.digests.set(digestKey(hsm.ScopeLineage, m.Ref), encodeDigest(m.Object)); err != nil {
 		return w.h.store.wrap("load", err)
 	}
-	w.last, w.refs = m.Ref, append(w.refs, m.Ref)
+	w.last, w.refs, w.bytes = m.Ref, append(w.refs, m.Ref), w.bytes+len(m.Bytes)
 	w.state.Update(nil, &m.Object)
 	return w.note(m, rec)
 }

@@ -49,6 +49,12 @@ type Options struct {
 	ClusterChanged func()
 	// Iterations of new password verifiers; 0 is DefaultIterations.
 	Iterations int
+	// LoadDir is a folder on the file system of Dir where a load keeps its tables, so
+	// that a later one of the same job goes on with them (hsm.Loader). Whoever names
+	// it removes it. Empty: nothing is kept.
+	LoadDir string
+
+	loadUnit int // bytes of a unit in tests; 0: what fits
 }
 
 func (o *Options) complete() error {
