@@ -17,6 +17,13 @@ import (
 	"time"
 )
 
+// MaxEpoch is the highest epoch of a masking key: numbers up to it survive JSON.
+const MaxEpoch = 1<<53 - 1
+
+// maxEpochAhead is how far in the future a masking key may have been made, by its
+// epoch, that an HSM adopts: clocks are wrong, but not by years.
+const maxEpochAhead = 365 * 24 * time.Hour
+
 // KeySize is the size in bytes of the lineage secret and of a masking key.
 const KeySize = 32
 
@@ -55,15 +62,16 @@ func NewKeyring() *Keyring {
 }
 
 // OpenKeyring rebuilds a keyring from what a seal or an envelope holds.
-// ErrInvalid if a key has the wrong size or there is no masking key.
+// ErrInvalid if a key has the wrong size, an epoch is 0 or above MaxEpoch, or there
+// is no masking key.
 func OpenKeyring(secret Secret, masking map[uint64]Secret) (*Keyring, error) {
 	if secret.Len() != KeySize || len(masking) == 0 {
 		return nil, fmt.Errorf("%w: keyring: want a lineage secret of %d bytes and a masking key", ErrInvalid, KeySize)
 	}
 	k := &Keyring{secret: secret.clone(), masking: make(map[uint64]Secret, len(masking))}
 	for epoch, m := range masking {
-		if m.Len() != KeySize || epoch == noEpoch {
-			return nil, fmt.Errorf("%w: keyring: masking key of epoch %d: want %d bytes and an epoch above 0", ErrInvalid, epoch, KeySize)
+		if m.Len() != KeySize || epoch == noEpoch || epoch > MaxEpoch {
+			return nil, fmt.Errorf("%w: keyring: masking key of epoch %d: want %d bytes and an epoch from 1 to 2^53-1", ErrInvalid, epoch, KeySize)
 		}
 		k.masking[epoch] = m.clone()
 		k.epoch = max(k.epoch, epoch)
@@ -140,17 +148,33 @@ func (k *Keyring) Sealing(epoch uint64) (*Keyring, error) {
 // before one HSM seals under it, all have to hold it. Its epoch is the second of
 // its making and a random number, so that clones that rotate on their own do not
 // give one epoch to two keys, and later ones are larger; it stays below 2^53,
-// for the sake of JSON.
-func (k *Keyring) Rotated(now time.Time) *Keyring {
+// for the sake of JSON. ErrInvalid if no such number is left.
+func (k *Keyring) Rotated(now time.Time) (*Keyring, error) {
 	masking, salt := make([]byte, KeySize), make([]byte, 4)
 	rand.Read(masking)
 	rand.Read(salt)
-	epochs := k.Epochs()
-	epoch := max(uint64(max(now.Unix(), 0))<<20|uint64(binary.BigEndian.Uint32(salt)>>12), epochs[len(epochs)-1]+1)
+	last := slices.Max(k.Epochs())
+	epoch := max(epochAt(now)|uint64(binary.BigEndian.Uint32(salt)>>12), last+1) // last is at most MaxEpoch
+	if epoch > MaxEpoch {
+		return nil, fmt.Errorf("%w: masking key of epoch %d: there is no later epoch; set the clock of this HSM right, or leave the lineage", ErrInvalid, last)
+	}
 	c := *k
 	c.masking = maps.Clone(k.masking)
 	c.masking[epoch] = NewSecret(masking)
-	return &c
+	return &c, nil
+}
+
+// epochAt is the first epoch of a second.
+func epochAt(t time.Time) uint64 { return uint64(min(max(t.Unix(), 0), MaxEpoch>>19)) << 20 }
+
+// CheckEpochs refuses a keyring with a masking key that says it will be made in
+// more than a year: once adopted it would be the newest for ever, and leave few
+// numbers, or none, for those to come. ErrFuture.
+func (k *Keyring) CheckEpochs(now time.Time) error {
+	if last := slices.Max(k.Epochs()); last > epochAt(now.Add(maxEpochAhead)) {
+		return fmt.Errorf("%w: masking key of epoch %d is of %s; check the clocks of both HSMs", ErrFuture, last, time.Unix(int64(last>>20), 0).UTC().Format(time.DateOnly))
+	}
+	return nil
 }
 
 // Join returns the keyring with the masking keys of both; what seals stays. It is

@@ -3,7 +3,9 @@ package hsm
 import (
 	"bytes"
 	"crypto/ed25519"
+	"slices"
 	"testing"
+	"time"
 )
 
 func TestKeyringExportOpen(t *testing.T) {
@@ -125,4 +127,29 @@ func TestBirth(t *testing.T) {
 	}
 	_, err := k.Birth(&Record{})
 	wantErr(t, "the birth of nothing", err, ErrInvalid)
+}
+
+// TestEpochsEnd: no epoch is so high that rotation wraps around to the one that
+// tombstones have.
+func TestEpochsEnd(t *testing.T) {
+	now := time.Unix(1_800_000_000, 0)
+	secret, masking := testKeyring(t, 1).Export()
+	for _, epoch := range []uint64{0, MaxEpoch + 1, 1<<64 - 1} {
+		_, err := OpenKeyring(secret, map[uint64]Secret{epoch: masking[1]})
+		wantErr(t, "an epoch out of bounds", err, ErrInvalid)
+	}
+	last := result(OpenKeyring(secret, map[uint64]Secret{MaxEpoch: masking[1]}))(t)
+	_, err := last.Rotated(now)
+	wantErr(t, "rotation after the last epoch", err, ErrInvalid)
+	wantErr(t, "the last epoch", last.CheckEpochs(now), ErrFuture)
+	_, err = testKeyring(t, 1).Rotated(time.Unix(1<<40, 0))
+	wantErr(t, "rotation by a clock far off", err, ErrInvalid)
+	k := testKeyring(t, 1)
+	for range 3 {
+		k = result(k.Rotated(now))(t)
+		wantErr(t, "an epoch of this second", k.CheckEpochs(now), nil)
+	}
+	if n := len(k.Epochs()); n != 4 || slices.Max(k.Epochs()) > MaxEpoch {
+		t.Errorf("epochs %v", k.Epochs())
+	}
 }

@@ -75,7 +75,7 @@ func (s *Server) rotate(ctx context.Context, who hsm.Principal) error {
 		if n := newest(k); n != k.Epoch() {
 			return nil, fmt.Errorf("%w: a rotation is under way: epoch %d is not on every HSM yet", hsm.ErrExist, n)
 		}
-		return k.Rotated(s.options.Now()), nil
+		return k.Rotated(s.options.Now())
 	})
 	if err != nil {
 		return err
@@ -111,6 +111,9 @@ func (s *Server) adopt(who hsm.Principal, recovery hsm.Secret) error {
 		return err
 	}
 	ca.Wipe()
+	if err := theirs.CheckEpochs(s.options.Now()); err != nil {
+		return err
+	}
 	had := len(s.keyring().Epochs())
 	k, err := s.changeKeyring(func(k *hsm.Keyring) (*hsm.Keyring, error) { return k.Join(theirs) })
 	if n := len(k.Epochs()) - had; n > 0 {

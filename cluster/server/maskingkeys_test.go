@@ -123,7 +123,7 @@ func TestAnUnfinishedRotationDoesNotSeal(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := s.changeKeyring(func(k *hsm.Keyring) (*hsm.Keyring, error) { return k.Rotated(s.options.Now()), nil }); err != nil {
+	if _, err := s.changeKeyring(func(k *hsm.Keyring) (*hsm.Keyring, error) { return k.Rotated(s.options.Now()) }); err != nil {
 		t.Fatal(err)
 	}
 	if err := s.Close(); err != nil {
@@ -164,6 +164,15 @@ func TestMaskingKeysOfStrangersAreRefused(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	withEpoch := func(epoch uint64) *hsm.Keyring {
+		secret, masking := w.boxes[0].server.keyring().Export()
+		masking[epoch] = hsm.NewSecret(make([]byte, hsm.KeySize))
+		k, err := hsm.OpenKeyring(secret, masking)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return k
+	}
 	send := func(s hsm.Session, recovery hsm.Secret) error {
 		_, err := s.Change(context.Background(), hsm.Change{Kind: hsm.ChangeMaskingKeys, Recovery: recovery})
 		return err
@@ -172,16 +181,22 @@ func TestMaskingKeysOfStrangersAreRefused(t *testing.T) {
 		recovery hsm.Secret
 		want     error
 	}{
-		"another lineage": {hsm.EncodeRecovery(hsm.NewKeyring(), hsm.Secret{}), hsm.ErrLineage},
-		"another key":     {hsm.EncodeRecovery(twin, hsm.Secret{}), hsm.ErrConflict},
-		"garbage":         {hsm.NewSecret([]byte("garbage")), hsm.ErrCorrupt},
-		"nothing":         {hsm.Secret{}, hsm.ErrCorrupt},
+		"an epoch without a successor": {hsm.EncodeRecovery(withEpoch(hsm.MaxEpoch), hsm.Secret{}), hsm.ErrFuture},
+		"an epoch of 2100":             {hsm.EncodeRecovery(withEpoch(4102444800<<20), hsm.Secret{}), hsm.ErrFuture},
+		"another lineage":              {hsm.EncodeRecovery(hsm.NewKeyring(), hsm.Secret{}), hsm.ErrLineage},
+		"another key":                  {hsm.EncodeRecovery(twin, hsm.Secret{}), hsm.ErrConflict},
+		"garbage":                      {hsm.NewSecret([]byte("garbage")), hsm.ErrCorrupt},
+		"nothing":                      {hsm.Secret{}, hsm.ErrCorrupt},
 	} {
 		if err := send(w.boxes[0].root(), c.recovery); !errors.Is(err, c.want) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	good := hsm.EncodeRecovery(w.boxes[0].server.keyring().Rotated(w.boxes[0].server.options.Now()), hsm.Secret{})
+	rotated, err := w.boxes[0].server.keyring().Rotated(w.boxes[0].server.options.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	good := hsm.EncodeRecovery(rotated, hsm.Secret{})
 	if err := send(w.boxes[0].appliance(), good); !errors.Is(err, hsm.ErrDenied) {
 		t.Errorf("an appliance: %v", err)
 	}
