@@ -36,6 +36,9 @@ type Member struct {
 	Zone    string
 	// Removed members are members no more, for ever.
 	Removed bool
+	// RemovedAt, in Unix milliseconds, is when that was said, by the clock of the HSM
+	// that it was said to. Each HSM knows it of its own; it is not sent and not set.
+	RemovedAt int64
 	// Joining members have an identity and not yet every key: nobody routes to
 	// them, and they count nowhere.
 	Joining bool
@@ -63,13 +66,23 @@ func (m Member) Counts() bool { return !m.Removed && !m.Joining }
 // member about.
 func (m Member) Doubtful() bool { return m.Removed && !m.Drained || m.Doubt != 0 }
 
+// afterRemoval is how long operations that begin after the removal of a member may
+// still hang on it: clocks may differ by MaxAhead in either direction, and clients look
+// for members every few seconds.
+const afterRemoval = 2*MaxAhead + time.Minute
+
 // Verdict tells what this member means for an operation in doubt that began at
 // since and that no other has committed: nothing; or that it may have it committed,
 // and has to be waited for; or that an admin has decided.
+//
+// What begins well after a removal does not hang on the member that was removed: the
+// clients that began it knew that, and asked it nothing.
 func (m Member) Verdict(since time.Time) (waits, decided, keep bool) {
 	began := since.UnixMilli()
 	switch {
 	case !m.Doubtful() || !m.Removed && began > m.Doubt:
+		return false, false, false
+	case m.Removed && m.RemovedAt != 0 && began > m.RemovedAt+afterRemoval.Milliseconds() && began > m.Doubt:
 		return false, false, false
 	case began <= m.Settled:
 		return false, true, m.Keep

@@ -158,6 +158,9 @@ func readMember(r *hsm.Record) (hsm.Member, error) {
 		Removed: flag(hsm.RegisterRemoved), Joining: flag(hsm.RegisterJoining), Leaving: flag(registerLeaving), Drained: flag(registerDrained),
 		Replaces: hsm.HSMID(counter(r.Registers[registerReplaces])), Doubt: int64(counter(r.Registers[registerDoubt])),
 	}
+	if m.Removed {
+		m.RemovedAt = r.Registers[hsm.RegisterRemoved].Stamp.Wall().UnixMilli()
+	}
 	if v := r.Registers[registerSettled].Value; len(v) == 9 {
 		m.Settled, m.Keep = int64(binary.BigEndian.Uint64(v)), v[8] == 1
 	}
