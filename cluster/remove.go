@@ -175,11 +175,15 @@ func (c *Cluster) stay(ctx context.Context, m hsm.Member) error {
 
 // finishRemoval makes it a member no more, on the others first and then on itself.
 func (c *Cluster) finishRemoval(ctx context.Context, m hsm.Member, drained bool) (*Removed, error) {
+	before := m
 	m.Removed, m.Leaving, m.Drained = true, false, drained
 	gone := hsm.Change{Kind: hsm.ChangeMember, Member: &m}
 	// If we die before this it is LEAVING, after it removed: one object says both.
-	if _, err := c.Change(ctx, gone); err != nil {
-		return nil, errors.Join(err, c.stay(ctx, m))
+	if changed, err := c.Change(ctx, gone); err != nil {
+		if changed != nil || away(err) { // some HSM may know it as removed: it must take nothing new
+			return nil, fmt.Errorf("%s stays LEAVING, since others may know it as removed; remove it again: %w", m.ID, err)
+		}
+		return nil, errors.Join(err, c.stay(ctx, before))
 	}
 	if session, end, err := c.visit(ctx, m); err == nil {
 		_, _ = session.Change(ctx, gone) // otherwise its peers tell it
