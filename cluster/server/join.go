@@ -35,6 +35,8 @@ type JoinSpec struct {
 	Seal    func(folder string) (seal.Seal, error)
 	Version string
 	Log     *slog.Logger // nil: slog.Default
+
+	letIn func() // for tests: called between the cluster's answer and the copying
 }
 
 var (
@@ -261,7 +263,35 @@ func (j *joiner) address() (string, error) {
 	return m[0].Address, err
 }
 
+// run goes through all steps, again from the first if the masking key was rotated
+// on the way: what the HSM was let in with does not open what is new then.
 func (j *joiner) run(ctx context.Context) error {
+	for again := 0; ; again++ {
+		err := j.once(ctx)
+		rotated := errors.Is(err, hsm.ErrMaskingKey) || again > 0 && errors.Is(err, ErrToken)
+		if !rotated || again == maxRotations {
+			return err
+		}
+		j.spec.Log.Warn("the masking key is being rotated; the join begins again", "error", err)
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(rotationPause):
+		}
+		if err := j.clean(pendingFile, seal.FileName); err != nil {
+			return err
+		}
+	}
+}
+
+// A join begins again for a rotation this often, after a pause in which the other
+// HSMs exchange the new key.
+const (
+	maxRotations  = 10
+	rotationPause = time.Second
+)
+
+func (j *joiner) once(ctx context.Context) error {
 	reply, err := j.ask(ctx)
 	if err != nil {
 		return err
@@ -273,6 +303,9 @@ func (j *joiner) run(ctx context.Context) error {
 	defer keys.wipe()
 	if err := j.write(reply, keys); err != nil {
 		return fmt.Errorf("%w %s: %w", ErrFolder, j.staging, err)
+	}
+	if j.spec.letIn != nil {
+		j.spec.letIn()
 	}
 	if err := j.fill(ctx, reply, keys); err != nil {
 		return err

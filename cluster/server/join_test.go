@@ -397,3 +397,39 @@ func TestJoinSeals(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestAJoinOutlivesARotation: the cluster rotates its masking key after it has let an
+// HSM in and before that has copied everything.
+func TestAJoinOutlivesARotation(t *testing.T) {
+	w := newWorld(t, 1)
+	w.createAlice()
+	one := w.boxes[0].server
+	spec := w.joinSpec(w.invite(time.Hour, w.boxes...), "new")
+	var epoch uint64
+	spec.letIn = func() {
+		if epoch != 0 {
+			return
+		}
+		k, err := one.keyring().Rotated(time.Now())
+		if err == nil { // by an HSM that did not know yet of the one that joins
+			epoch = newest(k)
+			if k, err = k.Sealing(epoch); err == nil {
+				_, err = one.changeKeyring(func(*hsm.Keyring) (*hsm.Keyring, error) { return k, nil })
+			}
+		}
+		if err != nil {
+			t.Error(err)
+		}
+		w.createKey(w.boxes[0].alice(), "sealed under the new key")
+	}
+	if _, err := Join(t.Context(), spec); err != nil {
+		t.Fatal(err)
+	}
+	b := &box{w: w, folder: spec.Dir}
+	w.boxes = append(w.boxes, b)
+	b.start()
+	w.eventually("it does not join", func() bool { return b.info().State == hsm.StateActive })
+	if info := b.info(); info.Keys != 1 || info.Sealing != epoch {
+		t.Errorf("%d keys, sealing under %d; want 1, %d", info.Keys, info.Sealing, epoch)
+	}
+}

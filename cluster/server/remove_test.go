@@ -2,7 +2,9 @@ package server
 
 import (
 	"errors"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -173,4 +175,45 @@ func TestARevocationUnderWayWhenTheHSMLeaves(t *testing.T) {
 		t.Fatal("the revocation and the removal wait for each other")
 	}
 	w.eventually("it does not leave", func() bool { return b.info().State == hsm.StateLeaving })
+}
+
+// TestAnOpenStreamDoesNotHoldUpARemoval: a caller that begins to insert and does not
+// go on is no reason for the HSM not to leave; what it has sent is in or refused.
+func TestAnOpenStreamDoesNotHoldUpARemoval(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, 2)
+	w.createAlice()
+	b := w.boxes[1]
+	ref := w.createKey(w.boxes[0].alice(), "a")
+	w.converge()
+	var m hsm.MaskedObject
+	for object, err := range b.self().Extract(t.Context(), slices.Values([]hsm.KeyRef{ref})) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		m = object
+	}
+	open, goOn, ended := make(chan struct{}), make(chan struct{}), make(chan error, 1)
+	resume := sync.OnceFunc(func() { close(goOn) })
+	t.Cleanup(resume)
+	// As the network's side calls it: the stream is open, and nothing more comes.
+	appliance, err := served{Module: b.server.device.soft.Module(hsm.Principal{Role: hsm.RoleAppliance, Name: "backup"}), server: b.server}.Session(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		_, err := appliance.Insert(t.Context(), func(yield func(hsm.MaskedObject, error) bool) {
+			if yield(m, nil) {
+				close(open)
+				<-goOn
+			}
+		})
+		ended <- err
+	}()
+	<-open
+	w.leave(b)
+	resume()
+	if err := <-ended; !errors.Is(err, hsm.ErrUnavailable) || !strings.Contains(err.Error(), "LEAVING") {
+		t.Errorf("the rest of the stream: %v, want ErrUnavailable", err)
+	}
 }

@@ -244,14 +244,62 @@ func (r servedReplica) Extract(ctx context.Context, refs iter.Seq[hsm.KeyRef]) i
 // Insert lets other HSMs in always; a copy from anybody else must not go where it
 // might go down with the HSM.
 func (r servedReplica) Insert(ctx context.Context, objects iter.Seq2[hsm.MaskedObject, error]) (hsm.Inserted, error) {
-	if !r.session.isHSM() {
-		done, err := r.session.server.takes()
-		if err != nil {
-			return hsm.Inserted{}, err
-		}
-		defer done()
+	if r.session.isHSM() {
+		return r.SketchReplica.Insert(ctx, objects)
 	}
-	return r.SketchReplica.Insert(ctx, objects)
+	done, err := r.session.server.takes()
+	if err != nil {
+		return hsm.Inserted{}, err
+	}
+	done()
+	return r.insertInParts(ctx, objects)
+}
+
+// Bounds of what is inserted at once of a caller's sequence.
+const (
+	partObjects = 4096
+	partBytes   = 8 << 20
+)
+
+// insertInParts reads some objects, and then inserts them: while it waits for the
+// caller nothing is under way that a removal of this HSM would have to wait for.
+func (r servedReplica) insertInParts(ctx context.Context, objects iter.Seq2[hsm.MaskedObject, error]) (total hsm.Inserted, err error) {
+	var part []hsm.MaskedObject
+	size := 0
+	flush := func() error {
+		n, err := r.insertPart(ctx, part)
+		total.Add(n)
+		part, size = part[:0], 0
+		return err
+	}
+	for m, err := range objects {
+		if err != nil { // what came before it is good
+			return total, errors.Join(err, flush())
+		}
+		part, size = append(part, m), size+len(m.Bytes)
+		if len(part) == partObjects || size >= partBytes {
+			if err := flush(); err != nil {
+				return total, err
+			}
+		}
+	}
+	return total, flush()
+}
+
+// insertPart inserts some objects, if the HSM takes any at this moment.
+func (r servedReplica) insertPart(ctx context.Context, part []hsm.MaskedObject) (hsm.Inserted, error) {
+	done, err := r.session.server.takes()
+	if err != nil {
+		return hsm.Inserted{}, err
+	}
+	defer done()
+	return r.SketchReplica.Insert(ctx, func(yield func(hsm.MaskedObject, error) bool) {
+		for _, m := range part {
+			if !yield(m, nil) {
+				return
+			}
+		}
+	})
 }
 
 func (r servedReplica) Root(ctx context.Context) (hsm.Root, error) {

@@ -78,10 +78,18 @@ func (s *Server) checks() []metrics.Check {
 	return []metrics.Check{
 		{Name: "store", Run: s.storeServes},
 		{Name: "member", Run: s.isJoined},
-		{Name: "state", Run: func(context.Context) error { return s.serves() }},
+		{Name: "state", Run: func(context.Context) error { return s.servesAll() }},
 		{Name: "audit", Run: func(context.Context) error { return s.device.audit.Ready() }},
 		{Name: "sync", Run: s.inSync},
 	}
+}
+
+// servesAll refuses every state but that of an HSM that does all there is to do.
+func (s *Server) servesAll() error {
+	if state := s.phase(); state != hsm.StateActive {
+		return s.notNow(state)
+	}
+	return nil
 }
 
 func (s *Server) storeServes(ctx context.Context) error {

@@ -292,3 +292,44 @@ func TestMetricsAddressRefused(t *testing.T) {
 		t.Errorf("a bad address in the configuration: %v", err)
 	}
 }
+
+// TestReadySaysWhichState: an HSM that does not do all there is to do is not ready,
+// and says why.
+func TestReadySaysWhichState(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, 1)
+	b := w.boxes[0]
+	if err := b.stop(); err != nil {
+		t.Fatal(err)
+	}
+	s, err := Open(t.Context(), b.folder, b.options()) // and not served: nothing moves
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	normal := *s.place.now.Load()
+	self := func(change func(m *hsm.Member)) {
+		next := normal
+		change(&next.self)
+		s.place.now.Store(&next)
+	}
+	check := s.checks()[2]
+	for state, set := range map[hsm.State]func(){
+		hsm.StateActive:     func() {},
+		hsm.StateJoining:    func() { self(func(m *hsm.Member) { m.Joining = true }) },
+		hsm.StateLeaving:    func() { self(func(m *hsm.Member) { m.Leaving = true }) },
+		hsm.StateCatchingUp: func() { s.sync.caught.Store(false) },
+		hsm.StateDuplicate:  func() { s.sync.copied.Store(time.Now().Add(time.Hour).UnixNano()) },
+	} {
+		s.place.now.Store(&normal)
+		s.sync.caught.Store(true)
+		s.sync.copied.Store(0)
+		set()
+		switch err := check.Run(t.Context()); {
+		case (err == nil) != (state == hsm.StateActive):
+			t.Errorf("%s: ready: %v", state, err)
+		case err != nil && !strings.Contains(err.Error(), string(state)):
+			t.Errorf("%s: %v", state, err)
+		}
+	}
+}
