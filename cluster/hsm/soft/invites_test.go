@@ -236,6 +236,9 @@ func TestMembersGoOneWay(t *testing.T) {
 		if err != nil || at < 0 || !list[at].Removed || list[at].Joining || list[at].Address != "127.0.0.1:10" {
 			t.Errorf("%+v, %v", list, err)
 		}
+		if at >= 0 && list[at].RemovedAt != v.clock.Now().UnixMilli() {
+			t.Errorf("removed at %d, want %d", list[at].RemovedAt, v.clock.Now().UnixMilli())
+		}
 	}
 }
 
