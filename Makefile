@@ -7,11 +7,11 @@ GO          ?= go
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 FUZZTIME    ?= 30s
 
-.PHONY: test check servers build drill bench bench-create bench-insync bench-converge bench-synckey fuzz chaos sim
+.PHONY: test check servers build drill bench bench-create bench-insync bench-converge bench-synckey fuzz chaos sim packages module
 
 # The simulation runs one goroutine at a time, and is the same in each run: it needs
 # no race detector, which would make it ten times slower.
-test: check servers
+test: check packages servers
 	CGO_ENABLED=1 $(GO) test -race -timeout 30m -p 1 $$($(GO) list ./... | grep -v '/integration/sim$$')
 	$(GO) test -timeout 30m ./integration/sim
 
@@ -24,6 +24,20 @@ check:
 # kept in the user's cache folder.
 servers:
 	$(GO) test -v -count 1 -timeout 40m -p 2 -run '^TestServerKeepsItsDataOverARestart$$' ./integration/miniotest ./integration/versitytest
+
+# What the tests take from the distribution: the judges of PKCS #11, and the
+# compiler and checker of the C module.
+PACKAGES := gcc libc6-dev libp11-kit-dev p11-kit softhsm2 valgrind
+
+packages:
+	@missing=; for p in $(PACKAGES); do \
+		dpkg-query -W -f '$${Status}' $$p 2> /dev/null | grep -q 'ok installed' || missing="$$missing $$p"; \
+	done; \
+	if [ -n "$$missing" ]; then apt-get update && apt-get install --yes --no-install-recommends $$missing; fi
+
+# The PKCS #11 module that applications load, bin/libhsmbackup-pkcs11.so.
+module:
+	$(MAKE) -C cluster/pkcs11/module module OUT=$(CURDIR)/bin
 
 build:
 	$(GO) build -o bin/ ./cmd/hsmbackup

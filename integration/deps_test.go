@@ -34,6 +34,7 @@ var mayImport = []struct {
 	{"cluster/metrics", nil},
 	{"cluster/pkcs11/ck", nil},
 	{"cluster/pkcs11/rpc", []string{"cluster/pkcs11/ck"}},
+	{"cluster/pkcs11/module/...", nil},
 	{"cluster/pkcs11", []string{"cluster", "cluster/hsm", "cluster/metrics", "cluster/pkcs11/...", "cluster/profile"}},
 	{"cluster/profile", []string{"cluster/hsm"}},
 	{"cluster/rpc/...", []string{"cluster/hsm", "cluster/rpc/..."}},

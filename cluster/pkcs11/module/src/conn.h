@@ -1,0 +1,61 @@
+/* One connection to the daemon, shared by all threads of the process. It stands for
+ * one application there: its sessions live as long as it.
+ *
+ * Threads have requests under way at the same time. Each frame is written whole, and
+ * of the threads that wait for an answer one reads, for all of them.
+ *
+ * A connection fails once and for ever: nothing is sent twice here. */
+#ifndef HSMBACKUP_CONN_H
+#define HSMBACKUP_CONN_H
+
+#include "wire.h"
+
+#include <stdbool.h>
+#include <stdint.h>
+
+/* What the peer speaks, as it answered the first byte. PROTOCOL.md has the table. */
+enum form {
+	FORM_FIRST,  /* p11-kit before 0.25 */
+	FORM_SECOND, /* 0.25.0 to 0.25.5 */
+	FORM_THIRD,  /* from 0.25.6 on */
+	FORM_OWN     /* the daemon of hsmbackup */
+};
+
+/* The byte this module offers. */
+#define OWN_VERSION 0x48
+
+/* What stands before the body of a request: header, and options. */
+#define OPTIONS "hsmbackup"
+#define HEADER_LENGTH 12
+#define BODY_AT (HEADER_LENGTH + sizeof OPTIONS - 1)
+
+struct conn;
+
+/* Connects, and agrees on the form. NULL, with errno, if nobody answers. The
+ * caller has the one reference. */
+struct conn *conn_open(const char *path, uint32_t generation);
+struct conn *conn_ref(struct conn *c);
+void conn_unref(struct conn *c);
+
+enum form conn_form(const struct conn *c);
+uint32_t conn_generation(const struct conn *c);
+/* The connection has failed: no call on it will succeed. */
+bool conn_dead(struct conn *c);
+/* Ends the connection for all who use it. */
+void conn_fail(struct conn *c);
+
+/* Sends the request, whose body starts at BODY_AT, and waits for the answer's body,
+ * which the caller frees with answer_wipe. False if the connection failed: the daemon
+ * may or may not have done what was asked. */
+struct answer {
+	unsigned char *data;
+	size_t length;
+};
+bool conn_exchange(struct conn *c, struct buffer *request, struct answer *answer);
+void answer_wipe(struct answer *a);
+
+/* In the child of a fork: closes the child's copy of the socket, which leaves the
+ * parent's alone. The rest is left where it is, as its locks may be held. */
+void conn_abandon(struct conn *c);
+
+#endif

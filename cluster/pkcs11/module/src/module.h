@@ -1,0 +1,20 @@
+/* The state of the module: whether the application has initialised it, and its
+ * connection. */
+#ifndef HSMBACKUP_MODULE_H
+#define HSMBACKUP_MODULE_H
+
+#include "conn.h"
+#include "cryptoki.h"
+
+/* A reference to the connection. When it has failed and alive is asked for, a new one
+ * is made, within RECONNECT seconds while a daemon restarts; otherwise the failed one
+ * is given, on which every session is invalid. */
+CK_RV module_connection(bool alive, struct conn **out);
+
+/* Whether the application has initialised the module and not yet finalised it. */
+bool module_initialized(void);
+
+/* Where the daemon listens; the caller frees it. NULL if no address is valid. */
+char *daemon_address(void);
+
+#endif

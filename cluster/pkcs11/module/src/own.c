@@ -1,0 +1,155 @@
+/* The functions that are not straight lines. */
+#include "call.h"
+#include "module.h"
+
+#include <string.h>
+
+static const struct call_info call_init_token = {9, "uayz", "", false, false};
+static const struct call_info call_init_token2 = {88, "uays", "", false, false};
+static const struct call_info call_get_attribute_value = {24, "uufA", "aAu", true, false};
+static const struct call_info call_find_objects = {27, "ufu", "au", true, false};
+static const struct call_info call_generate_random = {64, "ufy", "ay", true, false};
+
+/* What the daemon is asked for at once. */
+#define RANDOM_PART 65536
+
+CK_RV C_InitToken(CK_SLOT_ID slotID, CK_BYTE_PTR pPin, CK_ULONG ulPinLen, CK_UTF8CHAR_PTR pLabel)
+{
+	struct call c;
+	struct conn *conn;
+	CK_RV rv = module_connection(true, &conn);
+	if (rv != CKR_OK)
+		return rv;
+	call_begin_on(&c, conn_form(conn) == FORM_FIRST ? &call_init_token : &call_init_token2, conn);
+	conn_unref(conn);
+	put_number(&c, slotID);
+	put_bytes(&c, pPin, ulPinLen);
+	need(&c, pLabel);
+	if (c.rv == CKR_OK)
+		buffer_bytes(&c.out, pLabel, 32);
+	call_run(&c);
+	return call_end(&c);
+}
+
+CK_RV C_GetAttributeValue(CK_SESSION_HANDLE hSession, CK_OBJECT_HANDLE hObject, CK_ATTRIBUTE_PTR pTemplate, CK_ULONG ulCount)
+{
+	struct call c;
+	call_begin(&c, &call_get_attribute_value);
+	put_session(&c, hSession);
+	put_object(&c, hObject);
+	put_template_room(&c, pTemplate, ulCount);
+	call_run(&c);
+	get_template(&c, pTemplate, ulCount);
+	return call_end(&c);
+}
+
+CK_RV C_FindObjects(CK_SESSION_HANDLE hSession, CK_OBJECT_HANDLE_PTR phObject, CK_ULONG ulMaxObjectCount, CK_ULONG_PTR pulObjectCount)
+{
+	struct call c;
+	call_begin(&c, &call_find_objects);
+	put_session(&c, hSession);
+	need(&c, phObject);
+	need(&c, pulObjectCount);
+	put_list_room(&c, phObject, &ulMaxObjectCount);
+	call_run(&c);
+	get_objects(&c, phObject, ulMaxObjectCount, pulObjectCount);
+	return call_end(&c);
+}
+
+static CK_RV random_part(CK_SESSION_HANDLE session, CK_BYTE *p, CK_ULONG n)
+{
+	struct call c;
+	CK_ULONG got = n;
+	call_begin(&c, &call_generate_random);
+	put_session(&c, session);
+	need(&c, p);
+	put_room(&c, n == 0 ? NULL : p, &n);
+	call_run(&c);
+	get_bytes(&c, p, &got);
+	if (c.rv == CKR_OK && got != n)
+		call_broken(&c);
+	return call_end(&c);
+}
+
+CK_RV C_GenerateRandom(CK_SESSION_HANDLE hSession, CK_BYTE_PTR pRandomData, CK_ULONG ulRandomLen)
+{
+	CK_BYTE nothing;
+	CK_RV rv;
+	if (ulRandomLen == 0)
+		pRandomData = &nothing;
+	do {
+		CK_ULONG n = ulRandomLen < RANDOM_PART ? ulRandomLen : RANDOM_PART;
+		rv = random_part(hSession, pRandomData, n);
+		if (pRandomData == NULL)
+			return rv;
+		pRandomData += n;
+		ulRandomLen -= n;
+	} while (rv == CKR_OK && ulRandomLen > 0);
+	return rv;
+}
+
+/* The functions of parallel sessions, which PKCS #11 keeps only as names. */
+static CK_RV not_parallel(CK_SESSION_HANDLE session)
+{
+	struct conn *conn;
+	uint64_t wire;
+	CK_RV rv = module_connection(false, &conn);
+	if (rv != CKR_OK)
+		return rv;
+	rv = conn_dead(conn) || !handle_to_wire(conn, session, &wire) ? CKR_SESSION_HANDLE_INVALID : CKR_FUNCTION_NOT_PARALLEL;
+	conn_unref(conn);
+	return rv;
+}
+
+CK_RV C_GetFunctionStatus(CK_SESSION_HANDLE hSession) { return not_parallel(hSession); }
+CK_RV C_CancelFunction(CK_SESSION_HANDLE hSession) { return not_parallel(hSession); }
+
+CK_RV C_GetFunctionList(CK_FUNCTION_LIST_PTR_PTR ppFunctionList)
+{
+	if (ppFunctionList == NULL)
+		return CKR_ARGUMENTS_BAD;
+	*ppFunctionList = &function_list;
+	return CKR_OK;
+}
+
+/* The interfaces, the one given by default first. A fork ends what the module has, so
+ * none claims to be safe for it. */
+static CK_CHAR interface_name[] = "PKCS 11";
+static CK_INTERFACE interfaces[] = {
+	{interface_name, &function_list_3_0, 0},
+	{interface_name, &function_list_3_2, 0},
+	{interface_name, &function_list, 0},
+};
+#define INTERFACES (sizeof interfaces / sizeof interfaces[0])
+
+CK_RV C_GetInterfaceList(CK_INTERFACE_PTR pInterfacesList, CK_ULONG_PTR pulCount)
+{
+	if (pulCount == NULL)
+		return CKR_ARGUMENTS_BAD;
+	CK_ULONG room = *pulCount;
+	*pulCount = INTERFACES;
+	if (pInterfacesList == NULL)
+		return CKR_OK;
+	if (room < INTERFACES)
+		return CKR_BUFFER_TOO_SMALL;
+	memcpy(pInterfacesList, interfaces, sizeof interfaces);
+	return CKR_OK;
+}
+
+CK_RV C_GetInterface(CK_UTF8CHAR_PTR pInterfaceName, CK_VERSION_PTR pVersion, CK_INTERFACE_PTR_PTR ppInterface, CK_FLAGS flags)
+{
+	if (ppInterface == NULL)
+		return CKR_ARGUMENTS_BAD;
+	for (size_t i = 0; i < INTERFACES; i++) {
+		const CK_VERSION *has = interfaces[i].pFunctionList;
+		if (pInterfaceName != NULL && strcmp((const char *)pInterfaceName, (const char *)interface_name) != 0)
+			continue;
+		if (pVersion != NULL && (pVersion->major != has->major || pVersion->minor != has->minor))
+			continue;
+		if ((flags & interfaces[i].flags) != flags)
+			continue;
+		*ppInterface = &interfaces[i];
+		return CKR_OK;
+	}
+	return CKR_FUNCTION_FAILED;
+}

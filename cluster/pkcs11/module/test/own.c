@@ -1,0 +1,157 @@
+/* What the stock client does not pass, or not in every version: the modes of AES,
+ * hashing signatures, EdDSA, derivation, key wrap. */
+#include "test.h"
+
+static CK_BYTE ed25519[] = {0x06, 0x03, 0x2b, 0x65, 0x70};
+static CK_BYTE data[64] = "sixty-four bytes, which are a number of blocks of a cipher: yes";
+static CK_ULONG length32 = 32;
+
+/* there_and_back encrypts and decrypts. extra is what the sealed data is longer. */
+static void there_and_back(struct setting *s, CK_OBJECT_HANDLE key, CK_MECHANISM m, CK_ULONG extra)
+{
+	CK_BYTE sealed[256], opened[256];
+	CK_ULONG n = 0, n2 = sizeof opened;
+	ok(s->f->C_EncryptInit(s->session, &m, key));
+	ok(s->f->C_Encrypt(s->session, data, sizeof data, NULL, &n));
+	is(n >= sizeof data + extra && n <= sizeof sealed);
+	ok(s->f->C_Encrypt(s->session, data, sizeof data, sealed, &n));
+	is(n == sizeof data + extra && memcmp(sealed, data, 16) != 0);
+	ok(s->f->C_DecryptInit(s->session, &m, key));
+	ok(s->f->C_Decrypt(s->session, sealed, n, opened, &n2));
+	is(n2 == sizeof data && memcmp(opened, data, n2) == 0);
+}
+
+static void aes(struct setting *s)
+{
+	CK_OBJECT_HANDLE key = make_aes(s, s->session);
+	CK_BYTE iv[16] = "sixteen bytes iv", aad[5] = "extra";
+	CK_AES_CTR_PARAMS ctr = {128, "counter"};
+	CK_GCM_PARAMS gcm = {iv, 12, 96, aad, sizeof aad, 128};
+	CK_GCM_PARAMS_NO_IV_BITS older = {iv, 12, aad, sizeof aad, 128};
+	there_and_back(s, key, (CK_MECHANISM){CKM_AES_CBC, iv, 16}, 0);
+	there_and_back(s, key, (CK_MECHANISM){CKM_AES_CBC_PAD, iv, 16}, 16);
+	there_and_back(s, key, (CK_MECHANISM){CKM_AES_CTR, &ctr, sizeof ctr}, 0);
+	there_and_back(s, key, (CK_MECHANISM){CKM_AES_GCM, &gcm, sizeof gcm}, 16);
+	there_and_back(s, key, (CK_MECHANISM){CKM_AES_GCM, &older, sizeof older}, 16);
+	CK_MECHANISM wrong = {CKM_AES_GCM, &gcm, sizeof gcm - 4};
+	want(CKR_MECHANISM_PARAM_INVALID, s->f->C_EncryptInit(s->session, &wrong, key));
+}
+
+/* tampered data does not open. */
+static void gcm_tampered(struct setting *s)
+{
+	CK_OBJECT_HANDLE key = make_aes(s, s->session);
+	CK_BYTE iv[12] = "twelve bytes", sealed[128], opened[128];
+	CK_GCM_PARAMS gcm = {iv, 12, 96, NULL, 0, 128};
+	CK_MECHANISM m = {CKM_AES_GCM, &gcm, sizeof gcm};
+	CK_ULONG n = sizeof sealed, n2 = sizeof opened;
+	ok(s->f->C_EncryptInit(s->session, &m, key));
+	ok(s->f->C_Encrypt(s->session, data, sizeof data, sealed, &n));
+	sealed[3] ^= 1;
+	ok(s->f->C_DecryptInit(s->session, &m, key));
+	CK_RV rv = s->f->C_Decrypt(s->session, sealed, n, opened, &n2);
+	is(rv == CKR_ENCRYPTED_DATA_INVALID || rv == 0xac /* CKR_AEAD_DECRYPT_FAILED */ || rv == CKR_FUNCTION_FAILED);
+}
+
+static void signs(struct setting *s, CK_MECHANISM m, CK_OBJECT_HANDLE private, CK_OBJECT_HANDLE public)
+{
+	CK_BYTE signature[512];
+	CK_ULONG n = sizeof signature;
+	ok(s->f->C_SignInit(s->session, &m, private));
+	ok(s->f->C_Sign(s->session, data, sizeof data, signature, &n));
+	ok(s->f->C_VerifyInit(s->session, &m, public));
+	ok(s->f->C_Verify(s->session, data, sizeof data, signature, n));
+	signature[n - 1] ^= 1;
+	ok(s->f->C_VerifyInit(s->session, &m, public));
+	want(CKR_SIGNATURE_INVALID, s->f->C_Verify(s->session, data, sizeof data, signature, n));
+}
+
+static void signatures(struct setting *s)
+{
+	CK_OBJECT_HANDLE public, private;
+	CK_RSA_PKCS_PSS_PARAMS pss = {CKM_SHA256, CKG_MGF1_SHA256, 32};
+	make_ec(s, s->session, &public, &private);
+	signs(s, (CK_MECHANISM){CKM_ECDSA_SHA256, NULL, 0}, private, public);
+	make_rsa(s, s->session, &public, &private);
+	signs(s, (CK_MECHANISM){CKM_SHA256_RSA_PKCS_PSS, &pss, sizeof pss}, private, public);
+	CK_OBJECT_HANDLE key = make_aes(s, s->session);
+	signs(s, (CK_MECHANISM){CKM_AES_CMAC, NULL, 0}, key, key);
+}
+
+static void eddsa(struct setting *s)
+{
+	CK_MECHANISM make = {CKM_EC_EDWARDS_KEY_PAIR_GEN, NULL, 0};
+	CK_ATTRIBUTE pub[] = {ATTR(CKA_TOKEN, no), ATTR(CKA_VERIFY, yes), ATTR(CKA_EC_PARAMS, ed25519)};
+	CK_ATTRIBUTE priv[] = {ATTR(CKA_TOKEN, no), ATTR(CKA_SIGN, yes)};
+	CK_OBJECT_HANDLE public, private;
+	ok(s->f->C_GenerateKeyPair(s->session, &make, pub, COUNT(pub), priv, COUNT(priv), &public, &private));
+	signs(s, (CK_MECHANISM){CKM_EDDSA, NULL, 0}, private, public);
+}
+
+/* derive lets two keys agree on a third. */
+static CK_OBJECT_HANDLE derive(struct setting *s, CK_OBJECT_HANDLE private, CK_BYTE *point, CK_ULONG n)
+{
+	CK_ECDH1_DERIVE_PARAMS p = {1, 0, NULL, n, point};
+	CK_MECHANISM m = {CKM_ECDH1_DERIVE, &p, sizeof p};
+	CK_OBJECT_CLASS class = CKO_SECRET_KEY;
+	CK_KEY_TYPE type = CKK_GENERIC_SECRET;
+	CK_OBJECT_HANDLE key = 0;
+	CK_ATTRIBUTE t[] = {ATTR(CKA_CLASS, class), ATTR(CKA_KEY_TYPE, type), ATTR(CKA_TOKEN, no), ATTR(CKA_SIGN, yes), ATTR(CKA_VALUE_LEN, length32)};
+	ok(s->f->C_DeriveKey(s->session, &m, private, t, COUNT(t), &key));
+	return key;
+}
+
+static void ecdh(struct setting *s)
+{
+	CK_OBJECT_HANDLE public[2], private[2], key[2];
+	CK_BYTE point[2][128], mac[2][32];
+	CK_MECHANISM m = {CKM_SHA256_HMAC, NULL, 0};
+	CK_ULONG size[2];
+	for (int i = 0; i < 2; i++) {
+		make_ec(s, s->session, &public[i], &private[i]);
+		CK_ATTRIBUTE t = {CKA_EC_POINT, point[i], sizeof point[i]};
+		ok(s->f->C_GetAttributeValue(s->session, public[i], &t, 1));
+		size[i] = t.ulValueLen;
+	}
+	for (int i = 0; i < 2; i++) {
+		CK_ULONG n = sizeof mac[i];
+		/* without the DER of the octet string around the point */
+		key[i] = derive(s, private[i], point[1 - i] + 2, size[1 - i] - 2);
+		ok(s->f->C_SignInit(s->session, &m, key[i]));
+		ok(s->f->C_Sign(s->session, data, sizeof data, mac[i], &n));
+	}
+	is(memcmp(mac[0], mac[1], 32) == 0);
+}
+
+/* rewrap wraps one AES key with another, brings it back, and sees it do the same. */
+static void rewrap(struct setting *s, CK_MECHANISM m)
+{
+	CK_OBJECT_HANDLE wrapping = make_aes(s, s->session), key = make_aes(s, s->session), again = 0;
+	CK_OBJECT_CLASS class = CKO_SECRET_KEY;
+	CK_KEY_TYPE type = CKK_AES;
+	CK_MECHANISM ecb = {CKM_AES_ECB, NULL, 0};
+	CK_BYTE wrapped[128], a[64], b[64];
+	CK_ULONG n = sizeof wrapped, na = sizeof a, nb = sizeof b;
+	CK_ATTRIBUTE t[] = {ATTR(CKA_CLASS, class), ATTR(CKA_KEY_TYPE, type), ATTR(CKA_TOKEN, no), ATTR(CKA_ENCRYPT, yes)};
+	ok(s->f->C_WrapKey(s->session, &m, wrapping, key, wrapped, &n));
+	ok(s->f->C_UnwrapKey(s->session, &m, wrapping, wrapped, n, t, COUNT(t), &again));
+	ok(s->f->C_EncryptInit(s->session, &ecb, key));
+	ok(s->f->C_Encrypt(s->session, data, sizeof data, a, &na));
+	ok(s->f->C_EncryptInit(s->session, &ecb, again));
+	ok(s->f->C_Encrypt(s->session, data, sizeof data, b, &nb));
+	is(na == nb && memcmp(a, b, na) == 0);
+}
+
+void mode_own(struct setting *s)
+{
+	ok(s->f->C_Initialize(NULL));
+	log_in(s);
+	aes(s);
+	gcm_tampered(s);
+	signatures(s);
+	eddsa(s);
+	ecdh(s);
+	rewrap(s, (CK_MECHANISM){CKM_AES_KEY_WRAP, NULL, 0});
+	rewrap(s, (CK_MECHANISM){CKM_AES_KEY_WRAP_KWP, NULL, 0});
+	ok(s->f->C_Finalize(NULL));
+}
