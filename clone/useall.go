@@ -122,6 +122,8 @@ func (u *using) test(m hsm.MaskedObject) (check []byte, destroyed bool, err erro
 // selfTest uses a key against itself and returns its check value.
 func selfTest(r *hsm.Record) ([]byte, error) {
 	switch r.Core.Class {
+	case hsm.ClassData, hsm.ClassCertificate:
+		return nil, nil // it was opened, and there is nothing to use
 	case hsm.ClassPublic:
 		return mech.CheckValuePublic(r.Core.Public)
 	case hsm.ClassPrivate:

@@ -23,6 +23,12 @@ type Attribute struct {
 	Stored bool
 	// Not lists the classes that may not have it set to true.
 	Not []Class
+	// Bytes bounds an attribute of bytes, given in hexadecimal; 0 for others.
+	Bytes int
+	// Optional attributes are absent unless they were given.
+	Optional bool
+	// Any tells that data objects and certificates may have it too.
+	Any bool
 }
 
 // Modifiable tells how an attribute may change.
@@ -41,34 +47,46 @@ const (
 const (
 	MaxLabel = 127
 	MaxID    = 64
+	MaxName  = 1 << 10 // of a certificate's subject, and the like
 )
 
 var attributes = []Attribute{
+	{Name: "allowed-mechanisms", AtCreation: true, Text: true, Stored: true, Optional: true},
+	{Name: "always-authenticate", AtCreation: true, Stored: true, Optional: true, Not: []Class{ClassPublic, ClassSecret}},
 	{Name: "always-sensitive"},
+	{Name: "application", Modifiable: Freely, AtCreation: true, Text: true, Stored: true, Optional: true, Any: true},
+	{Name: "certificate-category", AtCreation: true, Text: true, Stored: true, Optional: true, Any: true},
 	{Name: "check-value"},
 	{Name: "class"},
+	{Name: "copyable", Modifiable: ToFalse, AtCreation: true, Stored: true, Optional: true, Any: true},
 	{Name: "curve"},
 	{Name: "decrypt", Modifiable: Freely, AtCreation: true, Stored: true},
 	{Name: "derive", Modifiable: Freely, AtCreation: true, Stored: true, Not: []Class{ClassPublic}},
-	{Name: "destroyable", Modifiable: Freely, AtCreation: true, Stored: true},
+	{Name: "destroyable", Modifiable: Freely, AtCreation: true, Stored: true, Any: true},
 	{Name: "ec-point"},
 	{Name: "encrypt", Modifiable: Freely, AtCreation: true, Stored: true},
+	{Name: "end-date", Modifiable: Freely, AtCreation: true, Text: true, Stored: true, Optional: true, Any: true},
 	{Name: "extractable", Modifiable: ToFalse, AtCreation: true, Stored: true},
-	{Name: "id", Modifiable: Freely, AtCreation: true, Text: true, Stored: true},
+	{Name: "id", Modifiable: Freely, AtCreation: true, Text: true, Stored: true, Bytes: MaxID, Any: true},
+	{Name: "issuer", Modifiable: Freely, AtCreation: true, Text: true, Stored: true, Optional: true, Bytes: MaxName, Any: true},
 	{Name: "key-length-bytes"},
 	{Name: "key-type"},
-	{Name: "label", Modifiable: Freely, AtCreation: true, Text: true, Stored: true},
+	{Name: "label", Modifiable: Freely, AtCreation: true, Text: true, Stored: true, Any: true},
 	{Name: "local"},
-	{Name: "modifiable", Modifiable: ToFalse, AtCreation: true, Stored: true},
+	{Name: "modifiable", Modifiable: ToFalse, AtCreation: true, Stored: true, Any: true},
 	{Name: "modulus"},
 	{Name: "modulus-size-bits"},
 	{Name: "never-extractable"},
-	{Name: "private", AtCreation: true, Stored: true},
+	{Name: "object-id", Modifiable: Freely, AtCreation: true, Text: true, Stored: true, Optional: true, Bytes: MaxName, Any: true},
+	{Name: "private", AtCreation: true, Stored: true, Any: true},
 	{Name: "public-exponent"},
 	{Name: "sensitive", Modifiable: ToTrue, AtCreation: true, Stored: true},
+	{Name: "serial-number", Modifiable: Freely, AtCreation: true, Text: true, Stored: true, Optional: true, Bytes: MaxName, Any: true},
 	{Name: "sign", Modifiable: Freely, AtCreation: true, Stored: true, Not: []Class{ClassPublic}},
-	{Name: "token", Modifiable: ToTrue, AtCreation: true},
-	{Name: "trusted", Modifiable: ByAdmin, Stored: true},
+	{Name: "start-date", Modifiable: Freely, AtCreation: true, Text: true, Stored: true, Optional: true, Any: true},
+	{Name: "subject", Modifiable: Freely, AtCreation: true, Text: true, Stored: true, Optional: true, Bytes: MaxName, Any: true},
+	{Name: "token", Modifiable: ToTrue, AtCreation: true, Any: true},
+	{Name: "trusted", Modifiable: ByAdmin, Stored: true, Any: true},
 	{Name: "unwrap", Modifiable: Freely, AtCreation: true, Stored: true, Not: []Class{ClassPublic}},
 	{Name: "verify", Modifiable: Freely, AtCreation: true, Stored: true, Not: []Class{ClassPrivate}},
 	{Name: "wrap", Modifiable: Freely, AtCreation: true, Stored: true, Not: []Class{ClassPrivate}},
@@ -101,10 +119,10 @@ func ParseAttribute(a Attribute, value string) ([]byte, error) {
 			return nil, fmt.Errorf("%w: attribute %s=%s: want true or false", ErrInvalid, a.Name, quote(value))
 		}
 		return BoolValue(v), nil
-	case a.Name == "id":
+	case a.Bytes > 0:
 		b, err := hex.DecodeString(strings.TrimPrefix(value, "0x"))
-		if err != nil || len(b) > MaxID {
-			return nil, fmt.Errorf("%w: attribute id=%s: want at most %d bytes in hexadecimal", ErrInvalid, quote(value), MaxID)
+		if err != nil || len(b) > a.Bytes {
+			return nil, fmt.Errorf("%w: attribute %s=%s: want at most %d bytes in hexadecimal", ErrInvalid, a.Name, quote(value), a.Bytes)
 		}
 		return b, nil
 	}
@@ -123,7 +141,7 @@ func FormatAttribute(a Attribute, value []byte) string {
 	switch {
 	case !a.Text:
 		return strconv.FormatBool(Register{Value: value}.Bool())
-	case a.Name == "id":
+	case a.Bytes > 0:
 		return hex.EncodeToString(value)
 	}
 	return string(value)
@@ -132,6 +150,9 @@ func FormatAttribute(a Attribute, value []byte) string {
 // DefaultAttributes returns the stored attributes of a new key before its
 // template is applied (cloudhsm.md §2.4).
 func DefaultAttributes(class Class, keyType string) map[string]string {
+	if !class.IsKey() {
+		return map[string]string{"label": "", "id": "", "destroyable": "true", "modifiable": "true", "private": strconv.FormatBool(class == ClassData)}
+	}
 	secret, public := class == ClassSecret, class == ClassPublic
 	symmetric := secret && (keyType == "aes" || keyType == "generic-secret")
 	flags := map[string]bool{

@@ -77,7 +77,7 @@ func TestDefaultAttributes(t *testing.T) {
 		}
 		for _, a := range attributes {
 			v, ok := d[a.Name]
-			if ok != a.Stored {
+			if ok != (a.Stored && !a.Optional) {
 				t.Errorf("%s is stored: %v, and has a default: %v", a.Name, a.Stored, ok)
 			}
 			if ok {

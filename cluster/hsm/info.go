@@ -22,11 +22,11 @@ func (r *Record) Info(digest Digest) KeyInfo {
 }
 
 func (r *Record) attributeTable(k KeyInfo) map[string]string {
-	out := map[string]string{
-		"class": string(k.Class), "key-type": k.Type, "token": strconv.FormatBool(k.Token),
-		"local":             strconv.FormatBool(r.Core.Origin == MethodGenerate),
-		"always-sensitive":  strconv.FormatBool(r.Core.SensitiveAtBirth),
-		"never-extractable": strconv.FormatBool(!r.Core.ExtractableAtBirth),
+	out := map[string]string{"class": string(k.Class), "key-type": k.Type, "token": strconv.FormatBool(k.Token)}
+	if k.Class.IsKey() {
+		out["local"] = strconv.FormatBool(r.Core.Origin == MethodGenerate)
+		out["always-sensitive"] = strconv.FormatBool(r.Core.SensitiveAtBirth)
+		out["never-extractable"] = strconv.FormatBool(!r.Core.ExtractableAtBirth)
 	}
 	for _, a := range attributes {
 		if reg, ok := r.Registers[attrPrefix+a.Name]; ok && a.Stored {

@@ -88,6 +88,7 @@ var oneWay = map[string]bool{
 	attrPrefix + "sensitive":         true,
 	attrPrefix + "wrap-with-trusted": true,
 	attrPrefix + "modifiable":        false,
+	attrPrefix + "copyable":          false,
 	// A member that was removed stays so, and one that has joined does not join
 	// again, whatever an older state that comes late says.
 	RegisterRemoved: true,
@@ -286,6 +287,20 @@ func (r *Record) Shares() []string {
 
 // SharedWith tells whether the key is shared with user.
 func (r *Record) SharedWith(user string) bool { return r.Registers[sharePrefix+user].Bool() }
+
+// Shown tells whether every crypto user may see the object and use it: public keys,
+// and of data objects and certificates those that are not private.
+func (r *Record) Shown() bool {
+	return r.Core.Class == ClassPublic || !r.Core.Class.IsKey() && !r.Flag("private")
+}
+
+// Copyable tells whether an object may be copied: unless it says no. Keys that never
+// were extractable may not, since one that is trusted must be the only one there is.
+func (r *Record) Copyable() bool {
+	reg, said := r.Registers[attrPrefix+"copyable"]
+	free := !r.Core.Class.IsKey() || r.Core.Class == ClassPublic || r.Core.ExtractableAtBirth
+	return free && (!said || reg.Bool())
+}
 
 // Flag reads a boolean key attribute.
 func (r *Record) Flag(name string) bool { return r.Registers[attrPrefix+name].Bool() }

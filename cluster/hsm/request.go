@@ -13,6 +13,7 @@ const (
 	MethodDerive   Method = "derive"  // Key is the base key
 	MethodPromote  Method = "promote" // Key is a session key of this session
 	MethodInsert   Method = "insert"  // Masked holds masked objects exported earlier
+	MethodCopy     Method = "copy"    // Key is the key to copy; Attributes differ in the copy
 )
 
 // Params are the parameters of a mechanism. Which are read depends on it.
@@ -25,6 +26,11 @@ type Params struct {
 	Peer       []byte // ECDH: the other side's public key (SPKI DER or point)
 	SharedInfo []byte // KDF
 	Context    []byte // KDF
+	// IV is the caller's initialization vector, nonce or counter block. Without it
+	// aes-gcm and aes-cbc-pad make one, and put it before the ciphertext.
+	IV          []byte
+	TagLength   int // aes-gcm with IV, bytes; 0: 16
+	CounterBits int // aes-ctr: how many bits of the block count; 0: 128
 }
 
 // CreateRequest asks for a key, or for a pair when Type is asymmetric and
@@ -115,6 +121,7 @@ const (
 	UseWrap      UseKind = "wrap"
 	UsePublic    UseKind = "public" // the public key, SPKI DER
 	UseRandom    UseKind = "random" // Length bytes; no key
+	UseValue     UseKind = "value"  // the key itself in clear, if it is not sensitive and extractable; what a data object or certificate holds
 )
 
 // Use is one cryptographic operation.
@@ -136,7 +143,17 @@ const (
 	ClassSecret  Class = "secret-key"
 	ClassPublic  Class = "public-key"
 	ClassPrivate Class = "private-key"
+	// Objects that are no keys, which applications keep beside their keys. They
+	// are imported and copied, and read with UseValue.
+	ClassData        Class = "data"
+	ClassCertificate Class = "certificate"
 )
+
+// IsKey tells whether objects of the class are keys.
+func (c Class) IsKey() bool { return c != ClassData && c != ClassCertificate }
+
+// MaxValue bounds a data object and a certificate, in bytes.
+const MaxValue = 64 << 10
 
 // KeyInfo is what may be shown of a key.
 type KeyInfo struct {

@@ -34,6 +34,8 @@ type Test struct {
 func For(k hsm.KeyInfo) (t Test, ok bool) {
 	can := func(name string) bool { return k.Attributes[name] == "true" }
 	switch {
+	case !k.Class.IsKey():
+		return same(hsm.Use{Kind: hsm.UseValue}), true
 	case k.Class == hsm.ClassPublic:
 		return same(hsm.Use{Kind: hsm.UsePublic}), true
 	case k.Type == "aes" && can("encrypt") && can("decrypt"):

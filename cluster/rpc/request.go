@@ -12,6 +12,7 @@ func toParams(p hsm.Params) *pb.Params {
 	return &pb.Params{
 		Mechanism: p.Mechanism, Hash: p.Hash, Digest: p.Digest, SaltLength: int64(p.SaltLength),
 		Aad: p.AAD, Peer: p.Peer, SharedInfo: p.SharedInfo, Context: p.Context,
+		Iv: p.IV, TagLength: int64(p.TagLength), CounterBits: int64(p.CounterBits),
 	}
 }
 
@@ -20,6 +21,7 @@ func fromParams(c *checker, p *pb.Params) hsm.Params {
 		Mechanism: c.word("mechanism", p.GetMechanism()), Hash: c.word("hash", p.GetHash()), Digest: p.GetDigest(),
 		SaltLength: c.small("salt length", p.GetSaltLength()),
 		AAD:        p.GetAad(), Peer: p.GetPeer(), SharedInfo: p.GetSharedInfo(), Context: p.GetContext(),
+		IV: p.GetIv(), TagLength: c.small("tag length", p.GetTagLength()), CounterBits: c.small("counter bits", p.GetCounterBits()),
 	}
 }
 

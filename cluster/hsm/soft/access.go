@@ -35,7 +35,7 @@ func (h *HSM) owns(name string, r *hsm.Record) bool {
 func before(a, b hsm.Stamp) bool { return a.Compare(b) < 0 }
 
 // access follows cloudhsm.md §1.4 and §2.3: an owner may do all; a user it is
-// shared with may use it; every crypto user may use a public key; admins,
+// shared with may use it; every crypto user may use what is shown to all; admins,
 // appliances and HSMs see and do not use.
 func (s *session) access(r *hsm.Record) access {
 	switch {
@@ -43,7 +43,7 @@ func (s *session) access(r *hsm.Record) access {
 		return accessSee
 	case s.h.owns(s.who.Name, r):
 		return accessOwner
-	case s.h.sharedWith(r, s.who.Name), r.Core.Class == hsm.ClassPublic:
+	case s.h.sharedWith(r, s.who.Name), r.Shown():
 		return accessUse
 	}
 	return accessNone

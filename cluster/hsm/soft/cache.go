@@ -19,7 +19,7 @@ type entry struct {
 	parsed func() (material, error)
 }
 
-// material is a key ready for use: one of the three.
+// material is a key ready for use: one of the three, or none for what is no key.
 type material struct {
 	secret  *mech.SecretKey
 	private *mech.PrivateKey
@@ -38,6 +38,7 @@ func parse(r *hsm.Record) (m material, err error) {
 		m.private, err = mech.LoadPrivate(r.Material.Reveal())
 	case hsm.ClassPublic:
 		m.public, err = mech.ParsePublic(r.Core.Public)
+	case hsm.ClassData, hsm.ClassCertificate: // it is read, and nothing else
 	default:
 		return m, fmt.Errorf("%w: key %s is of class %q, which this software does not know", hsm.ErrCorrupt, r.Ref, r.Core.Class)
 	}

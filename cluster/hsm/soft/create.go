@@ -54,7 +54,7 @@ func (s *session) bear(r hsm.CreateRequest) ([]*hsm.Record, error) {
 	if err != nil {
 		return nil, err
 	}
-	born, err := s.conceive(r)
+	born, err := s.conceive(&r)
 	if err != nil {
 		return nil, err
 	}
@@ -91,7 +91,10 @@ func (s *session) checkShares(names []string) ([]string, error) {
 	return shares, nil
 }
 
-func (s *session) conceive(r hsm.CreateRequest) ([]newborn, error) {
+// conceive makes what the records are to hold. The attributes of a copy become those of
+// the request.
+func (s *session) conceive(req *hsm.CreateRequest) ([]newborn, error) {
+	r := *req
 	if len(r.Public) > 0 && r.Method != hsm.MethodGenerate {
 		return nil, fmt.Errorf("%w: attributes of a public key are for generated pairs", hsm.ErrInvalid)
 	}
@@ -106,9 +109,11 @@ func (s *session) conceive(r hsm.CreateRequest) ([]newborn, error) {
 		b, err = s.unwrapped(r)
 	case hsm.MethodDerive:
 		b, err = s.derived(r)
+	case hsm.MethodCopy:
+		b, req.Attributes, err = s.copied(r)
 	default:
-		err = fmt.Errorf("%w: method %q: want %s, %s, %s, %s, %s or %s", hsm.ErrInvalid, r.Method, hsm.MethodGenerate,
-			hsm.MethodImport, hsm.MethodUnwrap, hsm.MethodDerive, hsm.MethodPromote, hsm.MethodInsert)
+		err = fmt.Errorf("%w: method %q: want %s, %s, %s, %s, %s, %s or %s", hsm.ErrInvalid, r.Method, hsm.MethodGenerate,
+			hsm.MethodImport, hsm.MethodUnwrap, hsm.MethodDerive, hsm.MethodCopy, hsm.MethodPromote, hsm.MethodInsert)
 	}
 	return []newborn{b}, err
 }
@@ -188,11 +193,11 @@ func (b newborn) keepCareful(registers map[string][]byte, wanted map[string]stri
 }
 
 // rememberBirth decides always-sensitive and never-extractable (PKCS #11 v2.40
-// §4.9): what was ever outside was neither; what was derived inherits.
+// §4.9): what was ever outside was neither; what was derived or copied inherits.
 func (b newborn) rememberBirth(r *hsm.Record) {
 	sensitive, extractable := r.Flag("sensitive"), r.Flag("extractable")
 	switch {
-	case b.origin == hsm.MethodGenerate:
+	case b.origin == hsm.MethodGenerate && b.base == nil:
 	case b.base != nil:
 		sensitive = sensitive && b.base.Core.SensitiveAtBirth
 		extractable = extractable || b.base.Core.ExtractableAtBirth

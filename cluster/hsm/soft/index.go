@@ -38,7 +38,7 @@ func entries(r *hsm.Record) map[string]byte {
 	for _, user := range r.Shares() {
 		e[under(user)] = relShared
 	}
-	if r.Core.Class == hsm.ClassPublic {
+	if r.Shown() {
 		e[under(publicUser)] = relPublic
 	}
 	e[under(r.Core.Owner)] = relOwner

@@ -1,7 +1,9 @@
 package soft
 
 import (
+	"bytes"
 	"cmp"
+	"encoding/asn1"
 	"fmt"
 
 	"github.com/hsmbackup/hsmbackup/cluster/hsm"
@@ -37,12 +39,77 @@ func generated(r hsm.CreateRequest) ([]newborn, error) {
 
 // imported reads key material in clear.
 func imported(r hsm.CreateRequest, origin hsm.Method) (newborn, error) {
+	if r.Class != "" && !r.Class.IsKey() {
+		return thing(r, origin)
+	}
 	k, err := mech.ParseImport(mech.KeyType(r.Type), r.Data.Reveal())
 	if err != nil {
 		return newborn{}, mechanism(err)
 	}
 	b := newborn{class: hsm.Class(k.Class), spec: k.Spec, secret: k.Secret, public: k.Public, origin: origin}
 	return b, b.check(r)
+}
+
+// thing reads what is no key: data, or a certificate, of which only the outermost
+// structure is looked at.
+func thing(r hsm.CreateRequest, origin hsm.Method) (newborn, error) {
+	b := newborn{class: r.Class, spec: mech.Spec{Type: mech.KeyType(r.Class), Size: r.Data.Len()}, secret: bytes.Clone(r.Data.Reveal()), origin: origin}
+	switch {
+	case origin != hsm.MethodImport:
+		return b, fmt.Errorf("%w: %s objects are imported", hsm.ErrInvalid, r.Class)
+	case len(b.secret) > hsm.MaxValue:
+		return b, fmt.Errorf("%w: a %s object of %d bytes, at most %d", hsm.ErrInvalid, r.Class, len(b.secret), hsm.MaxValue)
+	case r.Class == hsm.ClassData:
+		return b, nil
+	}
+	var outer asn1.RawValue
+	b.spec.Type = "x-509"
+	if rest, err := asn1.Unmarshal(b.secret, &outer); err != nil || len(rest) > 0 || outer.Tag != asn1.TagSequence {
+		return b, fmt.Errorf("%w: the data is not a certificate in DER", hsm.ErrInvalid)
+	}
+	return b, nil
+}
+
+// copied is another object with the same contents.
+func (s *session) copied(r hsm.CreateRequest) (newborn, map[string]string, error) {
+	e, a, err := s.lookup(r.Key)
+	switch {
+	case err != nil:
+		return newborn{}, nil, err
+	case a != accessOwner && !e.rec.Shown():
+		return newborn{}, nil, fmt.Errorf("%w: %s belongs to %q; only its owner copies it", hsm.ErrDenied, r.Key, e.rec.Core.Owner)
+	case !e.rec.Copyable():
+		return newborn{}, nil, fmt.Errorf("%w: %s is not copyable: it says so, or never was extractable", hsm.ErrAttribute, r.Key)
+	}
+	wanted, err := copiedAttributes(e.rec, r)
+	core := e.rec.Core
+	return newborn{
+		class: core.Class, spec: mech.Spec{Type: mech.KeyType(core.Type), Size: core.Size, Curve: mech.Curve(core.Curve)}, origin: core.Origin,
+		secret: bytes.Clone(e.rec.Material.Reveal()), public: bytes.Clone(core.Public), base: e.rec,
+	}, wanted, err
+}
+
+// copiedAttributes are those of the object, but for what the request wants. What changes
+// one way only does so in a copy too.
+func copiedAttributes(r *hsm.Record, req hsm.CreateRequest) (map[string]string, error) {
+	wanted := map[string]string{}
+	for name, v := range r.Info(hsm.Digest{}).Attributes {
+		if a, err := hsm.LookupAttribute(name); err == nil && a.AtCreation && a.Stored {
+			wanted[name] = v
+		}
+	}
+	for name, v := range req.Attributes {
+		a, err := hsm.LookupAttribute(name)
+		if err != nil {
+			return nil, err
+		}
+		was := wanted[name] == "true"
+		if a.Modifiable == hsm.ToTrue && a.Stored && was && v == "false" || a.Modifiable == hsm.ToFalse && a.Stored && !was && v == "true" && name != "copyable" {
+			return nil, fmt.Errorf("%w: %s is %t, and stays so in a copy", hsm.ErrAttribute, name, was)
+		}
+		wanted[name] = v
+	}
+	return wanted, nil
 }
 
 // check compares what was found with what was asked for.
@@ -169,7 +236,7 @@ func deriveShared(k *mech.PrivateKey, r hsm.CreateRequest) ([]byte, error) {
 }
 
 func cryptParams(p hsm.Params) mech.CryptParams {
-	return mech.CryptParams{Mechanism: p.Mechanism, AAD: p.AAD, Hash: p.Hash}
+	return mech.CryptParams{Mechanism: p.Mechanism, AAD: p.AAD, Hash: p.Hash, IV: p.IV, TagLength: p.TagLength, CounterBits: p.CounterBits}
 }
 
 func signParams(p hsm.Params) mech.SignParams {
@@ -178,6 +245,9 @@ func signParams(p hsm.Params) mech.SignParams {
 
 // checkValue returns the key check value.
 func (b newborn) checkValue() ([]byte, error) {
+	if !b.class.IsKey() {
+		return nil, nil
+	}
 	var check []byte
 	var err error
 	if b.class == hsm.ClassSecret {

@@ -56,8 +56,11 @@ func settable(a hsm.Attribute, class hsm.Class, token bool, value string) error 
 	return fits(a, class, v)
 }
 
-// fits refuses a flag that keys of this class cannot have.
+// fits refuses a flag that objects of this class cannot have.
 func fits(a hsm.Attribute, class hsm.Class, value []byte) error {
+	if !class.IsKey() && !a.Any {
+		return fmt.Errorf("%w: attribute %s is for keys; this is a %s object", hsm.ErrInvalid, a.Name, class)
+	}
 	if !a.Text && (hsm.Register{Value: value}).Bool() && slices.Contains(a.Not, class) {
 		return fmt.Errorf("%w: attribute %s cannot be true for a %s", hsm.ErrInvalid, a.Name, class)
 	}

@@ -1,6 +1,7 @@
 package soft
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"fmt"
@@ -29,6 +30,8 @@ func (s *session) Use(ctx context.Context, u hsm.Use) ([]byte, error) {
 		return s.public(u.Key)
 	case hsm.UseWrap:
 		return s.wrap(u)
+	case hsm.UseValue:
+		return s.value(u.Key)
 	}
 	op, ok := operations[u.Kind]
 	if !ok {
@@ -139,6 +142,33 @@ func (s *session) public(ref hsm.KeyRef) ([]byte, error) {
 	return append([]byte{}, e.rec.Core.Public...), nil
 }
 
+// value returns what a data object or certificate holds, or a key in clear: to its
+// owner, and only if it may leave the HSM unwrapped (PKCS #11 v2.40 §4.9).
+func (s *session) value(ref hsm.KeyRef) (out []byte, err error) {
+	e, a, err := s.lookup(ref)
+	if err != nil {
+		return nil, err
+	}
+	r := e.rec
+	switch {
+	case !r.Core.Class.IsKey():
+		if a < accessUse {
+			return nil, fmt.Errorf("%w: %s belongs to %q", hsm.ErrDenied, ref, r.Core.Owner)
+		}
+		return bytes.Clone(r.Material.Reveal()), nil
+	case r.Core.Class == hsm.ClassPublic:
+		return s.public(ref)
+	}
+	defer func() { s.audit("value", ref, "", err) }()
+	switch {
+	case a != accessOwner:
+		return nil, fmt.Errorf("%w: key %s belongs to %q; only its owner reads it", hsm.ErrDenied, ref, r.Core.Owner)
+	case r.Flag("sensitive") || !r.Flag("extractable") || r.Flag("wrap-with-trusted"):
+		return nil, fmt.Errorf("%w: key %s does not leave the HSM in clear", hsm.ErrAttribute, ref)
+	}
+	return bytes.Clone(r.Material.Reveal()), nil
+}
+
 // wrap wraps a key that the user owns and that may leave the HSM. Of the
 // wrapping key it takes the owner too, unless it is public.
 func (s *session) wrap(u hsm.Use) ([]byte, error) {
@@ -173,8 +203,8 @@ func (s *session) wrap(u hsm.Use) ([]byte, error) {
 // mayWrap checks the attributes of both keys.
 func mayWrap(key, payload *hsm.Record) error {
 	switch {
-	case payload.Core.Class == hsm.ClassPublic:
-		return fmt.Errorf("%w: key %s is public; export it as it is", hsm.ErrInvalid, payload.Ref)
+	case payload.Core.Class == hsm.ClassPublic || !payload.Core.Class.IsKey():
+		return fmt.Errorf("%w: %s is a %s; export it as it is", hsm.ErrInvalid, payload.Ref, payload.Core.Class)
 	case !payload.Flag("extractable"):
 		return fmt.Errorf("%w: key %s is not extractable, and never will be", hsm.ErrAttribute, payload.Ref)
 	case !key.Flag("wrap"):

@@ -2438,6 +2438,9 @@ type Params struct {
 	Peer          []byte                 `protobuf:"bytes,6,opt,name=peer,proto3" json:"peer,omitempty"`
 	SharedInfo    []byte                 `protobuf:"bytes,7,opt,name=shared_info,json=sharedInfo,proto3" json:"shared_info,omitempty"`
 	Context       []byte                 `protobuf:"bytes,8,opt,name=context,proto3" json:"context,omitempty"`
+	Iv            []byte                 `protobuf:"bytes,9,opt,name=iv,proto3" json:"iv,omitempty"`
+	TagLength     int64                  `protobuf:"varint,10,opt,name=tag_length,json=tagLength,proto3" json:"tag_length,omitempty"`
+	CounterBits   int64                  `protobuf:"varint,11,opt,name=counter_bits,json=counterBits,proto3" json:"counter_bits,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2526,6 +2529,27 @@ func (x *Params) GetContext() []byte {
 		return x.Context
 	}
 	return nil
+}
+
+func (x *Params) GetIv() []byte {
+	if x != nil {
+		return x.Iv
+	}
+	return nil
+}
+
+func (x *Params) GetTagLength() int64 {
+	if x != nil {
+		return x.TagLength
+	}
+	return 0
+}
+
+func (x *Params) GetCounterBits() int64 {
+	if x != nil {
+		return x.CounterBits
+	}
+	return 0
 }
 
 type CreateRequest struct {
@@ -4354,7 +4378,7 @@ const file_hsm_proto_rawDesc = "" +
 	"\n" +
 	"AbortReply\"$\n" +
 	"\fResolveReply\x12\x14\n" +
-	"\x05state\x18\x01 \x01(\rR\x05state\"\xd4\x01\n" +
+	"\x05state\x18\x01 \x01(\rR\x05state\"\xa6\x02\n" +
 	"\x06Params\x12\x1c\n" +
 	"\tmechanism\x18\x01 \x01(\tR\tmechanism\x12\x12\n" +
 	"\x04hash\x18\x02 \x01(\tR\x04hash\x12\x16\n" +
@@ -4365,7 +4389,12 @@ const file_hsm_proto_rawDesc = "" +
 	"\x04peer\x18\x06 \x01(\fR\x04peer\x12\x1f\n" +
 	"\vshared_info\x18\a \x01(\fR\n" +
 	"sharedInfo\x12\x18\n" +
-	"\acontext\x18\b \x01(\fR\acontext\"\xd9\x04\n" +
+	"\acontext\x18\b \x01(\fR\acontext\x12\x0e\n" +
+	"\x02iv\x18\t \x01(\fR\x02iv\x12\x1d\n" +
+	"\n" +
+	"tag_length\x18\n" +
+	" \x01(\x03R\ttagLength\x12!\n" +
+	"\fcounter_bits\x18\v \x01(\x03R\vcounterBits\"\xd9\x04\n" +
 	"\rCreateRequest\x12\x0e\n" +
 	"\x02op\x18\x01 \x01(\fR\x02op\x12\x16\n" +
 	"\x06method\x18\x02 \x01(\tR\x06method\x12\x14\n" +

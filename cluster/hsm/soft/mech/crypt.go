@@ -9,12 +9,17 @@ import (
 	"crypto/subtle"
 	"fmt"
 	"io"
+	"slices"
 )
 
-// Mechanisms that encrypt. All but aes-cbc-pad also wrap.
+// Mechanisms that encrypt; so do RSAPKCS and RSAX509. AESGCM, RSAOAEP and
+// RSAPKCS also wrap.
 const (
 	AESGCM      = "aes-gcm"
 	AESCBCPad   = "aes-cbc-pad"
+	AESCBC      = "aes-cbc"
+	AESECB      = "aes-ecb"
+	AESCTR      = "aes-ctr"
 	RSAOAEP     = "rsa-oaep"
 	gcmOverhead = 12 + 16 // nonce and tag
 )
@@ -24,10 +29,19 @@ const (
 // AAD is for aes-gcm: authenticated, not encrypted, and the same on both sides. For
 // rsa-oaep it is the label. Hash is for rsa-oaep and rsa-aes, both for the label
 // and for MGF1; empty means sha256.
+//
+// IV is the caller's: it is needed by aes-cbc (16 bytes) and aes-ctr (16 bytes, of which
+// the last CounterBits count), and taken by aes-cbc-pad and aes-gcm, which otherwise
+// make one. TagLength is of aes-gcm with IV, 12 to 16, 0 meaning 16. A nonce that repeats
+// under one key gives both plaintexts of aes-ctr and aes-gcm away: whoever brings an
+// IV answers for that.
 type CryptParams struct {
-	Mechanism string
-	AAD       []byte
-	Hash      string
+	Mechanism   string
+	AAD         []byte
+	Hash        string
+	IV          []byte
+	TagLength   int
+	CounterBits int
 }
 
 // aliases of mechanism names, as the CloudHSM command line has them.
@@ -47,10 +61,13 @@ func (p CryptParams) name() string {
 
 // Encrypt encrypts data under an aes key.
 //
-// aes-gcm returns nonce||ciphertext||tag with a nonce of 12 bytes made inside.
-// aes-cbc-pad returns iv||ciphertext, padded as in PKCS #7, with an IV made inside. It
-// does not authenticate: who can alter ciphertexts and see which of them decrypt can
-// read them. It is here for those who must; prefer aes-gcm.
+// aes-gcm returns nonce||ciphertext||tag with a nonce of 12 bytes made inside, or with
+// IV ciphertext||tag.
+// aes-cbc-pad returns iv||ciphertext, padded as in PKCS #7, with an IV made inside, or with
+// IV the ciphertext. It and the modes that follow
+// do not authenticate: who can alter ciphertexts and see which of them decrypt can
+// read them. They are here for those who must; prefer aes-gcm.
+// aes-cbc and aes-ecb take whole blocks, aes-ctr any length; they return as much.
 func (k *SecretKey) Encrypt(random io.Reader, p CryptParams, data []byte) ([]byte, error) {
 	switch name := p.name(); name {
 	case AESGCM:
@@ -59,9 +76,11 @@ func (k *SecretKey) Encrypt(random io.Reader, p CryptParams, data []byte) ([]byt
 		if err := k.k().checkCBC(p); err != nil {
 			return nil, err
 		}
-		return k.k().encryptCBC(random, data)
+		return k.k().encryptCBC(random, p.IV, data)
+	case AESCBC, AESECB, AESCTR:
+		return k.k().blockMode(p, data, true)
 	default:
-		return nil, refuse(ErrMechanism, "%.40q does not encrypt with %s keys; there are %s and %s", p.Mechanism, k.k().spec.Type, AESGCM, AESCBCPad)
+		return nil, refuse(ErrMechanism, "%.40q does not encrypt with %s keys; there are %s", p.Mechanism, k.k().spec.Type, cryptNames)
 	}
 }
 
@@ -75,11 +94,15 @@ func (k *SecretKey) Decrypt(_ io.Reader, p CryptParams, data []byte) ([]byte, er
 		if err := k.k().checkCBC(p); err != nil {
 			return nil, err
 		}
-		return k.k().decryptCBC(data)
+		return k.k().decryptCBC(append(slices.Clip(p.IV), data...))
+	case AESCBC, AESECB, AESCTR:
+		return k.k().blockMode(p, data, false)
 	default:
-		return nil, refuse(ErrMechanism, "%.40q does not decrypt with %s keys; there are %s and %s", p.Mechanism, k.k().spec.Type, AESGCM, AESCBCPad)
+		return nil, refuse(ErrMechanism, "%.40q does not decrypt with %s keys; there are %s", p.Mechanism, k.k().spec.Type, cryptNames)
 	}
 }
+
+const cryptNames = AESGCM + ", " + AESCBCPad + ", " + AESCBC + ", " + AESECB + " and " + AESCTR
 
 func (k *secretKey) checkGCM(p CryptParams) error {
 	if err := k.needAES(AESGCM); err != nil {
@@ -95,6 +118,9 @@ func (k *secretKey) checkCBC(p CryptParams) error {
 	if len(p.AAD) > 0 {
 		return refuse(ErrParam, "%s has no additional authenticated data", AESCBCPad)
 	}
+	if n := len(p.IV); n != 0 && n != aes.BlockSize {
+		return refuse(ErrParam, "an IV of %d bytes, want %d", n, aes.BlockSize)
+	}
 	return noHash(p)
 }
 
@@ -109,12 +135,22 @@ func (k *secretKey) sealGCM(p CryptParams, data []byte) ([]byte, error) {
 	if err := k.checkGCM(p); err != nil {
 		return nil, err
 	}
-	return k.gcm.Seal(nil, nil, data, p.AAD), nil
+	if len(p.IV) == 0 {
+		return k.gcm.Seal(nil, nil, data, p.AAD), nil
+	}
+	aead, err := k.gcmWith(p)
+	if err != nil {
+		return nil, err
+	}
+	return aead.Seal(nil, p.IV, data, p.AAD), nil
 }
 
 func (k *secretKey) openGCM(p CryptParams, data []byte, failed error) ([]byte, error) {
 	if err := k.checkGCM(p); err != nil {
 		return nil, err
+	}
+	if len(p.IV) > 0 {
+		return k.openGCMWith(p, data, failed)
 	}
 	if len(data) < gcmOverhead {
 		return nil, failed
@@ -126,16 +162,21 @@ func (k *secretKey) openGCM(p CryptParams, data []byte, failed error) ([]byte, e
 	return plain, nil
 }
 
-func (k *secretKey) encryptCBC(random io.Reader, data []byte) ([]byte, error) {
+func (k *secretKey) encryptCBC(random io.Reader, given, data []byte) ([]byte, error) {
 	pad := aes.BlockSize - len(data)%aes.BlockSize
 	out := make([]byte, aes.BlockSize+len(data)+pad)
 	iv, body := out[:aes.BlockSize], out[aes.BlockSize:]
-	if _, err := io.ReadFull(source(random), iv); err != nil {
+	if len(given) > 0 {
+		copy(iv, given)
+	} else if _, err := io.ReadFull(source(random), iv); err != nil {
 		return nil, fmt.Errorf("%w: %w", errRandom, err)
 	}
 	copy(body, data)
 	copy(body[len(data):], bytes.Repeat([]byte{byte(pad)}, pad))
 	cipher.NewCBCEncrypter(k.block, iv).CryptBlocks(body, body)
+	if len(given) > 0 {
+		return body, nil
+	}
 	return out, nil
 }
 
@@ -164,14 +205,22 @@ func padLen(last []byte) (int, bool) {
 	return pad, good == 1
 }
 
-// Encrypt encrypts data with rsa-oaep. Data longer than the key's bytes less two
-// hashes less 2 is [ErrDataLen].
+// Encrypt encrypts data with rsa-oaep, rsa-pkcs (PKCS #1 v1.5) or rsa-x-509 (no
+// padding). Data longer than the key's bytes less two hashes less 2 is [ErrDataLen],
+// for rsa-pkcs less 11, for rsa-x-509 a number that is not below the modulus.
 func (k *PublicKey) Encrypt(random io.Reader, p CryptParams, data []byte) ([]byte, error) {
-	if p.name() != RSAOAEP {
-		return nil, refuse(ErrMechanism, "%.40q does not encrypt with public keys; there is %s", p.Mechanism, RSAOAEP)
+	switch p.name() {
+	case RSAOAEP:
+		return k.k().encryptOAEP(random, p, data)
+	case RSAPKCS:
+		return k.k().encryptPKCS1(random, p, data)
+	case RSAX509:
+		return k.k().rawRSA(data)
 	}
-	return k.k().encryptOAEP(random, p, data)
+	return nil, refuse(ErrMechanism, "%.40q does not encrypt with public keys; there are %s", p.Mechanism, rsaCryptNames)
 }
+
+const rsaCryptNames = RSAOAEP + ", " + RSAPKCS + " and " + RSAX509
 
 func (k *publicKey) encryptOAEP(random io.Reader, p CryptParams, data []byte) ([]byte, error) {
 	h, err := k.oaepHash(p)
@@ -191,10 +240,15 @@ func (k *publicKey) encryptOAEP(random io.Reader, p CryptParams, data []byte) ([
 // Decrypt reverses [PublicKey.Encrypt]. Whatever is wrong with the ciphertext, the label
 // or the key, the answer is [ErrDecrypt] and no more.
 func (k *PrivateKey) Decrypt(_ io.Reader, p CryptParams, data []byte) ([]byte, error) {
-	if p.name() != RSAOAEP {
-		return nil, refuse(ErrMechanism, "%.40q does not decrypt with private keys; there is %s", p.Mechanism, RSAOAEP)
+	switch p.name() {
+	case RSAOAEP:
+		return k.k().decryptOAEP(p, data, ErrDecrypt)
+	case RSAPKCS:
+		return k.k().decryptPKCS1(p, data, ErrDecrypt)
+	case RSAX509:
+		return k.k().rawRSA(data)
 	}
-	return k.k().decryptOAEP(p, data, ErrDecrypt)
+	return nil, refuse(ErrMechanism, "%.40q does not decrypt with private keys; there are %s", p.Mechanism, rsaCryptNames)
 }
 
 func (k *privateKey) decryptOAEP(p CryptParams, data []byte, failed error) ([]byte, error) {

@@ -20,14 +20,17 @@
 //
 // Mechanisms and hashes carry the names of the CloudHSM command line:
 //
-//	sign     rsa-pkcs, rsa-pkcs-pss, ecdsa, ed25519, ed25519ph
+//	sign     rsa-pkcs, rsa-pkcs-pss, ecdsa, ed25519, ed25519ph;
+//	         of data as it is: rsa-pkcs-data, rsa-x-509, ecdsa-data
 //	mac      hmac, aes-cmac
-//	encrypt  aes-gcm (also cloudhsm-aes-gcm), aes-cbc-pad, rsa-oaep
-//	wrap     aes-kwp (aes-zero-pad), aes-kw (aes-no-pad), aes-gcm, rsa-oaep, rsa-aes
+//	encrypt  aes-gcm (also cloudhsm-aes-gcm), aes-cbc-pad, aes-cbc, aes-ecb, aes-ctr,
+//	         rsa-oaep, rsa-pkcs, rsa-x-509
+//	wrap     aes-kwp (aes-zero-pad), aes-kw (aes-no-pad), aes-gcm, rsa-oaep, rsa-aes, rsa-pkcs
 //	hash     sha1, sha224, sha256, sha384, sha512
 //
 // SHA-1 verifies old rsa-pkcs and ecdsa signatures and serves in HMAC and OAEP,
-// where collisions do no harm; it never signs.
+// where collisions do no harm; it never signs, unless the caller hashes by itself and
+// has the result signed as data.
 //
 // # Randomness
 //

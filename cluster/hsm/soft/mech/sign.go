@@ -14,15 +14,19 @@ import (
 
 // Mechanisms that sign and verify.
 const (
-	RSAPKCS  = "rsa-pkcs"
-	RSAPSS   = "rsa-pkcs-pss"
-	ECDSA    = "ecdsa"
-	EdDSA    = "ed25519"
-	EdDSAph  = "ed25519ph"
-	HMAC     = "hmac"
-	AESCMAC  = "aes-cmac"
-	sigNames = RSAPKCS + ", " + RSAPSS + ", " + ECDSA + ", " + EdDSA + " and " + EdDSAph
-	macNames = HMAC + " and " + AESCMAC
+	RSAPKCS = "rsa-pkcs"
+	RSAPSS  = "rsa-pkcs-pss"
+	ECDSA   = "ecdsa"
+	EdDSA   = "ed25519"
+	EdDSAph = "ed25519ph"
+	HMAC    = "hmac"
+	AESCMAC = "aes-cmac"
+	// Mechanisms that sign data of the caller's making: rsa-pkcs-data pads it as PKCS #1
+	// v1.5 does, ecdsa-data takes its leading bits.
+	RSAPKCSData = "rsa-pkcs-data"
+	ECDSAData   = "ecdsa-data"
+	sigNames    = RSAPKCS + ", " + RSAPSS + ", " + ECDSA + ", " + EdDSA + ", " + EdDSAph + ", " + RSAX509 + ", " + RSAPKCSData + " and " + ECDSAData
+	macNames    = HMAC + " and " + AESCMAC
 )
 
 // SignParams chooses how to sign, verify or authenticate.
@@ -35,6 +39,9 @@ const (
 // callers do: ecdsa (a digest of 28, 32, 48 or 64 bytes; 20 too when verifying) and
 // rsa-pkcs (a DER DigestInfo of a supported hash, which is read and checked). ed25519,
 // hmac and aes-cmac take no digest.
+//
+// rsa-x-509, rsa-pkcs-data and ecdsa-data take data as it is, and no hash: they are
+// what PKCS #11's mechanisms without a hash do, and the caller answers for what is signed.
 //
 // SaltLength is for rsa-pkcs-pss, when signing and when verifying; 0 means as long as the
 // hash. The mask generation function is MGF1 with the same hash.
@@ -65,11 +72,13 @@ func (k *PrivateKey) Sign(random io.Reader, p SignParams, data []byte) ([]byte, 
 
 func (k *privateKey) sign(random io.Reader, p SignParams, m message) ([]byte, error) {
 	switch p.Mechanism {
-	case RSAPKCS:
+	case RSAPKCS, RSAPKCSData:
 		return rsa.SignPKCS1v15(random, k.rsa, m.hash, m.digest)
+	case RSAX509:
+		return k.rawRSA(m.digest)
 	case RSAPSS:
 		return rsa.SignPSS(random, k.rsa, m.hash, m.digest, m.pss)
-	case ECDSA:
+	case ECDSA, ECDSAData:
 		if k.k1 != nil {
 			return k.k1.sign(random, m.digest)
 		}
@@ -113,11 +122,13 @@ func (k *PublicKey) Verify(p SignParams, data, sig []byte) error {
 
 func (k *publicKey) verify(p SignParams, m message, sig []byte) bool {
 	switch p.Mechanism {
-	case RSAPKCS:
+	case RSAPKCS, RSAPKCSData:
 		return rsa.VerifyPKCS1v15(k.rsa, m.hash, m.digest, sig) == nil
+	case RSAX509:
+		return k.verifyRaw(m.digest, sig)
 	case RSAPSS:
 		return rsa.VerifyPSS(k.rsa, m.hash, m.digest, sig, m.pss) == nil
-	case ECDSA:
+	case ECDSA, ECDSAData:
 		if k.k1 != nil {
 			return verifyK1(k.k1, m.digest, sig)
 		}
@@ -156,6 +167,8 @@ func (k *publicKey) prepare(p SignParams, data []byte) (message, error) {
 		return prepareEdDSA(p, data)
 	case EdDSAph:
 		return prepareEdDSAph(p, data)
+	case RSAX509, RSAPKCSData, ECDSAData:
+		return k.prepareData(p, data)
 	}
 	m, err := hashMessage(p, data)
 	if err == nil && p.Mechanism == RSAPSS {
@@ -165,7 +178,9 @@ func (k *publicKey) prepare(p SignParams, data []byte) (message, error) {
 }
 
 func (k *publicKey) checkMechanism(name string) error {
-	want := map[string]KeyType{RSAPKCS: RSA, RSAPSS: RSA, ECDSA: EC, EdDSA: Ed25519, EdDSAph: Ed25519}[name]
+	want := map[string]KeyType{
+		RSAPKCS: RSA, RSAPSS: RSA, ECDSA: EC, EdDSA: Ed25519, EdDSAph: Ed25519, RSAX509: RSA, RSAPKCSData: RSA, ECDSAData: EC,
+	}[name]
 	if want == "" {
 		return refuse(ErrMechanism, "%.40q does not sign; there are %s", name, sigNames)
 	}
@@ -174,6 +189,30 @@ func (k *publicKey) checkMechanism(name string) error {
 	}
 	return nil
 }
+
+// prepareData is for the mechanisms that take data as it is.
+func (k *publicKey) prepareData(p SignParams, data []byte) (message, error) {
+	if p.Hash != "" || p.Digest {
+		return message{}, refuse(ErrParam, "%s takes data as it is, neither hash nor digest", p.Mechanism)
+	}
+	limit := k.spec.Size / 8
+	switch p.Mechanism {
+	case RSAPKCSData:
+		limit -= pkcs1Overhead
+	case ECDSAData:
+		limit = maxECDSAData
+		if len(data) == 0 {
+			return message{}, refuse(ErrDataLen, "nothing to sign")
+		}
+	}
+	if len(data) > limit {
+		return message{}, refuse(ErrDataLen, "%d bytes of data; %s with this key takes up to %d", len(data), p.Mechanism, limit)
+	}
+	return message{digest: data}, nil
+}
+
+// maxECDSAData is far above any hash; what is longer was not hashed.
+const maxECDSAData = 512
 
 func prepareEdDSA(p SignParams, data []byte) (message, error) {
 	if p.Hash != "" {

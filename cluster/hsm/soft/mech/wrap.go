@@ -71,7 +71,7 @@ func (k *secretKey) checkWrap(p CryptParams) (name string, err error) {
 
 // Wrap seals key material (raw bytes or PKCS #8) under an rsa key.
 //
-// rsa-oaep takes as much as [PublicKey.Encrypt]. rsa-aes takes any length: it makes an AES-256
+// rsa-oaep and rsa-pkcs take as much as [PublicKey.Encrypt]. rsa-aes takes any length: it makes an AES-256
 // key for this one use, wraps it with rsa-oaep, wraps the payload under it with
 // aes-kwp, and returns the one after the other.
 func (k *PublicKey) Wrap(random io.Reader, p CryptParams, payload []byte) ([]byte, error) {
@@ -81,8 +81,11 @@ func (k *PublicKey) Wrap(random io.Reader, p CryptParams, payload []byte) ([]byt
 	if len(payload) == 0 {
 		return nil, refuse(ErrDataLen, "nothing to wrap")
 	}
-	if p.name() == RSAOAEP {
+	switch p.name() {
+	case RSAOAEP:
 		return k.k().encryptOAEP(random, p, payload)
+	case RSAPKCS:
+		return k.k().encryptPKCS1(random, p, payload)
 	}
 	kek, err := randomBytes(random, ephemeralBytes)
 	if err != nil {
@@ -111,12 +114,8 @@ func (k *PrivateKey) Unwrap(_ io.Reader, p CryptParams, wrapped []byte) ([]byte,
 	if err := checkRSAWrap(p); err != nil {
 		return nil, err
 	}
-	if p.name() == RSAOAEP {
-		payload, err := k.k().decryptOAEP(p, wrapped, ErrUnwrap)
-		if err == nil && len(payload) == 0 {
-			return nil, ErrUnwrap
-		}
-		return payload, err
+	if name := p.name(); name == RSAOAEP || name == RSAPKCS {
+		return k.k().unwrapPadded(p, wrapped)
 	}
 	n := min(k.k().pub.spec.Size/8, len(wrapped)) // 0 for a key that is not rsa, which decryptOAEP refuses
 	kek, err := k.k().decryptOAEP(p, wrapped[:n], ErrUnwrap)
@@ -131,9 +130,22 @@ func (k *PrivateKey) Unwrap(_ io.Reader, p CryptParams, wrapped []byte) ([]byte,
 	return unwrapKWP(ephemeral.k().block, wrapped[n:])
 }
 
+// unwrapPadded is rsa-oaep and rsa-pkcs.
+func (k *privateKey) unwrapPadded(p CryptParams, wrapped []byte) (payload []byte, err error) {
+	if p.name() == RSAOAEP {
+		payload, err = k.decryptOAEP(p, wrapped, ErrUnwrap)
+	} else {
+		payload, err = k.decryptPKCS1(p, wrapped, ErrUnwrap)
+	}
+	if err == nil && len(payload) == 0 {
+		return nil, ErrUnwrap
+	}
+	return payload, err
+}
+
 func checkRSAWrap(p CryptParams) error {
-	if name := p.name(); name != RSAOAEP && name != RSAAES {
-		return refuse(ErrMechanism, "%.40q does not wrap under asymmetric keys; there are %s and %s", p.Mechanism, RSAOAEP, RSAAES)
+	if name := p.name(); name != RSAOAEP && name != RSAAES && name != RSAPKCS {
+		return refuse(ErrMechanism, "%.40q does not wrap under asymmetric keys; there are %s, %s and %s", p.Mechanism, RSAOAEP, RSAAES, RSAPKCS)
 	}
 	return nil
 }
