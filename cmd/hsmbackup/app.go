@@ -67,7 +67,7 @@ func (p *program) app() *cli.App {
 		Action:                    p.noCommand,
 		Commands: []*cli.Command{
 			p.drillCommand(), p.clusterCommand(), p.hsmCommand(), p.userCommand(), p.keyCommand(), p.cryptoCommand(),
-			p.snapshotCommand(), p.snapshotsCommand(), p.restoreCommand(), p.synckeyCommand(), p.auditCommand(), p.identityCommand(), p.credentialCommand(), p.configureCommand(),
+			p.snapshotCommand(), p.snapshotsCommand(), p.restoreCommand(), p.synckeyCommand(), p.auditCommand(), p.identityCommand(), p.credentialCommand(), p.configureCommand(), p.clientCommand(),
 		},
 	}
 	for _, c := range app.Commands {

@@ -1,0 +1,452 @@
+package pkcs11
+
+import (
+	"context"
+	"errors"
+	"math/big"
+
+	"github.com/hsmbackup/hsmbackup/cluster"
+	"github.com/hsmbackup/hsmbackup/cluster/hsm"
+	"github.com/hsmbackup/hsmbackup/cluster/pkcs11/ck"
+	"github.com/hsmbackup/hsmbackup/cluster/pkcs11/rpc"
+)
+
+// begin checks what every creation needs: a login, and for token objects a session
+// that may write.
+func (s *session) begin(token bool) (*login, error) {
+	l, err := s.login()
+	if err == nil && token && !s.rw {
+		err = ck.SessionReadOnly
+	}
+	return l, err
+}
+
+// make makes objects on the HSMs and gives them handles, the private key of a pair
+// first.
+func (s *session) make(ctx context.Context, l *login, r hsm.CreateRequest) ([]*object, error) {
+	made, err := l.Create(ctx, r, cluster.Policy{})
+	if err != nil {
+		return nil, err
+	}
+	owner := s
+	if r.Token {
+		owner = nil
+	}
+	out := make([]*object, len(made.Keys))
+	for i, k := range made.Keys {
+		out[i] = s.app.objects.note(s.slot, k.KeyInfo, owner)
+	}
+	return out, nil
+}
+
+// templateErrors is what errors of the HSM mean for a template.
+var templateErrors = map[error]ck.RV{hsm.ErrInvalid: ck.AttributeValueInvalid, hsm.ErrAttribute: ck.TemplateInconsistent, hsm.ErrCrypto: ck.FunctionFailed}
+
+// one is make for a single object.
+func (s *session) one(ctx context.Context, l *login, r hsm.CreateRequest, meaning map[error]ck.RV) ([]any, error) {
+	made, err := s.make(ctx, l, r)
+	if err != nil {
+		return nil, as(err, meaning)
+	}
+	return []any{made[0].handle}, nil
+}
+
+func (s *session) generateKey(ctx context.Context, args rpc.Args) ([]any, error) {
+	m := args.Mechanism(1)
+	known, _, err := paramsOf(m, ck.MechGenerate)
+	if err != nil {
+		return nil, err
+	}
+	t, err := parseTemplate(args.Attributes(2))
+	if err != nil {
+		return nil, err
+	}
+	keyType, err := t.keyType(known.types[0])
+	if err != nil || keyType != known.types[0] || t.has(ck.Class) && t[ck.Class].Num != ck.ObjectSecretKey || t.has(ck.Value) {
+		return nil, ck.TemplateInconsistent
+	}
+	l, err := s.begin(t.flag(ck.Token))
+	if err != nil {
+		return nil, err
+	}
+	if !t.has(ck.ValueLen) {
+		return nil, ck.TemplateIncomplete
+	}
+	r := hsm.CreateRequest{Method: hsm.MethodGenerate, Token: t.flag(ck.Token), Type: keyType, Size: int(min(t[ck.ValueLen].Num, 1<<20))}
+	if r.Attributes, err = t.wanted(hsm.ClassSecret, keyType); err != nil {
+		return nil, err
+	}
+	return s.one(ctx, l, r, templateErrors)
+}
+
+func (s *session) generateKeyPair(ctx context.Context, args rpc.Args) ([]any, error) {
+	known, _, err := paramsOf(args.Mechanism(1), ck.MechGeneratePair)
+	if err != nil {
+		return nil, err
+	}
+	public, err := parseTemplate(args.Attributes(2))
+	if err != nil {
+		return nil, err
+	}
+	private, err := parseTemplate(args.Attributes(3))
+	if err != nil {
+		return nil, err
+	}
+	r, err := pairRequest(known.types[0], public, private)
+	if err != nil {
+		return nil, err
+	}
+	l, err := s.begin(r.Token)
+	if err != nil {
+		return nil, err
+	}
+	made, err := s.make(ctx, l, r)
+	if err != nil {
+		return nil, as(err, templateErrors)
+	}
+	return []any{made[1].handle, made[0].handle}, nil
+}
+
+// pairRequest reads both templates of a pair. Both halves are token objects, or
+// neither is: an HSM makes them as one.
+func pairRequest(keyType string, public, private template) (r hsm.CreateRequest, err error) {
+	for _, v := range []struct {
+		t     template
+		class uint64
+	}{{public, ck.ObjectPublicKey}, {private, ck.ObjectPrivateKey}} {
+		if v.t.has(ck.Class) && v.t[ck.Class].Num != v.class {
+			return r, ck.TemplateInconsistent
+		}
+		if given, err := v.t.keyType(keyType); err != nil || given != keyType {
+			return r, ck.TemplateInconsistent
+		}
+	}
+	r = hsm.CreateRequest{Method: hsm.MethodGenerate, Token: private.flag(ck.Token), Type: keyType}
+	if public.flag(ck.Token) != r.Token {
+		return r, ck.TemplateInconsistent
+	}
+	if keyType == "rsa" {
+		err = rsaSize(&r, public)
+	} else {
+		err = curveSize(&r, public, private)
+	}
+	if err != nil {
+		return r, err
+	}
+	if r.Public, err = public.wanted(hsm.ClassPublic, keyType); err != nil {
+		return r, err
+	}
+	for _, name := range []string{"label", "id"} { // the HSM would take those of the private key
+		if _, given := r.Public[name]; !given {
+			r.Public[name] = ""
+		}
+	}
+	r.Attributes, err = private.wanted(hsm.ClassPrivate, keyType)
+	return r, err
+}
+
+func rsaSize(r *hsm.CreateRequest, public template) error {
+	if !public.has(ck.ModulusBits) {
+		return ck.TemplateIncomplete
+	}
+	r.Size = int(min(public[ck.ModulusBits].Num, 1<<20))
+	e := new(big.Int).SetBytes(public.bytes(ck.PublicExponent))
+	if public.has(ck.PublicExponent) && e.Cmp(big.NewInt(65537)) != 0 {
+		return ck.AttributeValueInvalid // the HSM makes keys with this one
+	}
+	return nil
+}
+
+func curveSize(r *hsm.CreateRequest, public, private template) error {
+	params := public.bytes(ck.ECParams)
+	if len(params) == 0 {
+		params = private.bytes(ck.ECParams)
+	}
+	if len(params) == 0 {
+		return ck.TemplateIncomplete
+	}
+	curve, ok := curveOf(params)
+	if !ok || (curve == "ed25519") != (r.Type == "ed25519") {
+		return ck.CurveNotSupported
+	}
+	if r.Type == "ec" {
+		r.Curve = curve
+	}
+	return nil
+}
+
+func (s *session) createObject(ctx context.Context, args rpc.Args) ([]any, error) {
+	t, err := parseTemplate(args.Attributes(1))
+	if err != nil {
+		return nil, err
+	}
+	if !t.has(ck.Class) {
+		return nil, ck.TemplateIncomplete
+	}
+	l, err := s.begin(t.flag(ck.Token))
+	if err != nil {
+		return nil, err
+	}
+	r := hsm.CreateRequest{Method: hsm.MethodImport, Token: t.flag(ck.Token)}
+	if err := t.material(&r); err != nil {
+		return nil, err
+	}
+	defer r.Data.Wipe()
+	attributesType := r.Type
+	if r.Attributes, err = t.wanted(r.Class, attributesType); err != nil {
+		return nil, err
+	}
+	return s.one(ctx, l, r, templateErrors)
+}
+
+// material reads class, type and contents of an object that comes in clear.
+func (t template) material(r *hsm.CreateRequest) error {
+	var data []byte
+	var err error
+	switch t[ck.Class].Num {
+	case ck.ObjectData:
+		r.Class, data = hsm.ClassData, t.bytes(ck.Value)
+	case ck.ObjectCertificate:
+		r.Class, data = hsm.ClassCertificate, t.bytes(ck.Value)
+		switch {
+		case t.has(ck.CertificateType) && t[ck.CertificateType].Num != ck.CertificateX509:
+			return ck.AttributeValueInvalid
+		case !t.has(ck.CertificateType) || len(data) == 0:
+			return ck.TemplateIncomplete
+		}
+	case ck.ObjectSecretKey:
+		data, err = t.secretMaterial(r)
+	case ck.ObjectPublicKey:
+		r.Class = hsm.ClassPublic
+		data, err = t.publicMaterial(r)
+	case ck.ObjectPrivateKey:
+		r.Class = hsm.ClassPrivate
+		data, err = t.privateMaterial(r)
+	default:
+		return ck.AttributeValueInvalid
+	}
+	r.Data = hsm.NewSecret(append([]byte{}, data...))
+	return err
+}
+
+func (t template) secretMaterial(r *hsm.CreateRequest) (data []byte, err error) {
+	r.Class = hsm.ClassSecret
+	if r.Type, err = t.keyType(""); err != nil {
+		return nil, err
+	}
+	data = t.bytes(ck.Value)
+	switch {
+	case r.Type != "aes" && r.Type != "generic-secret":
+		return nil, ck.TemplateInconsistent
+	case !t.has(ck.Value):
+		return nil, ck.TemplateIncomplete
+	case t.has(ck.ValueLen) && t[ck.ValueLen].Num != uint64(len(data)):
+		return nil, ck.TemplateInconsistent
+	}
+	return data, nil
+}
+
+func (t template) publicMaterial(r *hsm.CreateRequest) (data []byte, err error) {
+	if r.Type, err = t.keyType(""); err != nil {
+		return nil, err
+	}
+	switch r.Type {
+	case "rsa":
+		if len(t.bytes(ck.Modulus)) == 0 || len(t.bytes(ck.PublicExponent)) == 0 {
+			return nil, ck.TemplateIncomplete
+		}
+		return rsaPublic(t.bytes(ck.Modulus), t.bytes(ck.PublicExponent))
+	case "ec", "ed25519":
+		curve, err := t.curve(r.Type)
+		if err != nil {
+			return nil, err
+		}
+		if len(t.bytes(ck.ECPoint)) == 0 {
+			return nil, ck.TemplateIncomplete
+		}
+		return ecPublic(curve, t.bytes(ck.ECPoint))
+	}
+	return nil, ck.TemplateInconsistent
+}
+
+func (t template) curve(keyType string) (string, error) {
+	if len(t.bytes(ck.ECParams)) == 0 {
+		return "", ck.TemplateIncomplete
+	}
+	curve, ok := curveOf(t.bytes(ck.ECParams))
+	if !ok || (curve == "ed25519") != (keyType == "ed25519") {
+		return "", ck.CurveNotSupported
+	}
+	return curve, nil
+}
+
+func (t template) privateMaterial(r *hsm.CreateRequest) (data []byte, err error) {
+	if r.Type, err = t.keyType(""); err != nil {
+		return nil, err
+	}
+	switch r.Type {
+	case "rsa":
+		return rsaPrivate(t.bytes)
+	case "ec", "ed25519":
+		curve, err := t.curve(r.Type)
+		if err != nil {
+			return nil, err
+		}
+		if len(t.bytes(ck.Value)) == 0 {
+			return nil, ck.TemplateIncomplete
+		}
+		return ecPrivate(curve, t.bytes(ck.Value))
+	}
+	return nil, ck.TemplateInconsistent
+}
+
+func (s *session) copyObject(ctx context.Context, args rpc.Args) ([]any, error) {
+	o, k, err := s.object(ctx, args.Ulong(1), fresh)
+	if err != nil {
+		return nil, err
+	}
+	t, err := parseTemplate(args.Attributes(2))
+	if err != nil {
+		return nil, err
+	}
+	for at := range t {
+		if at != ck.Token && (at == ck.Class || t.fixed(at)) {
+			return nil, ck.AttributeReadOnly
+		}
+	}
+	token := k.Token
+	if t.has(ck.Token) {
+		token = t.flag(ck.Token)
+	}
+	l, err := s.begin(token)
+	if err != nil {
+		return nil, err
+	}
+	if !copyable(k) {
+		return nil, ck.ActionProhibited
+	}
+	r := hsm.CreateRequest{Method: hsm.MethodCopy, Token: token, Key: o.ref}
+	wants := template{}
+	for at, a := range t {
+		wants[at] = a
+	}
+	if r.Attributes, err = wants.changes(k); err != nil {
+		return nil, err
+	}
+	return s.one(ctx, l, r, map[error]ck.RV{hsm.ErrAttribute: ck.AttributeReadOnly, hsm.ErrInvalid: ck.AttributeValueInvalid, hsm.ErrDenied: ck.ActionProhibited})
+}
+
+// fixed tells whether an attribute is the object's material, which no copy changes.
+func (t template) fixed(at ck.Attr) bool {
+	for _, m := range material {
+		if m == at && m != ck.Token {
+			return true
+		}
+	}
+	return false
+}
+
+// changes turns a template into the attributes to change; nothing is added to it.
+func (t template) changes(k hsm.KeyInfo) (map[string]string, error) {
+	set, out := attributeSet(k.Class, k.Type), map[string]string{}
+	for at, a := range t {
+		switch {
+		case at == ck.Token:
+			continue
+		case !set[at]:
+			return nil, ck.AttributeTypeInvalid
+		case t.fixed(at) || at == ck.Local || at == ck.AlwaysSensitive || at == ck.NeverExtractable || at == ck.KeyGenMechanism || at == ck.UniqueID:
+			return nil, ck.AttributeReadOnly
+		}
+		name, value, err := attributeText(at, a)
+		if err != nil {
+			return nil, err
+		}
+		if name != "" {
+			out[name] = value
+		}
+	}
+	return out, nil
+}
+
+func (s *session) destroyObject(ctx context.Context, args rpc.Args) ([]any, error) {
+	o, k, err := s.object(ctx, args.Ulong(1), fresh)
+	if err != nil {
+		return nil, err
+	}
+	l, err := s.begin(k.Token)
+	switch {
+	case err != nil:
+		return nil, err
+	case k.Attributes["destroyable"] == "false":
+		return nil, ck.ActionProhibited
+	}
+	_, err = l.Change(ctx, hsm.Change{Kind: hsm.ChangeDestroy, Ref: o.ref})
+	if err == nil || errors.Is(err, hsm.ErrDestroyed) {
+		s.app.objects.drop(func(other *object) bool { return other == o })
+	}
+	return nil, as(err, map[error]ck.RV{hsm.ErrAttribute: ck.ActionProhibited, hsm.ErrDenied: ck.ActionProhibited})
+}
+
+func (s *session) setAttributeValue(ctx context.Context, args rpc.Args) ([]any, error) {
+	o, k, err := s.object(ctx, args.Ulong(1), fresh)
+	if err != nil {
+		return nil, err
+	}
+	t, err := parseTemplate(args.Attributes(2))
+	if err != nil {
+		return nil, err
+	}
+	l, err := s.begin(k.Token || t.flag(ck.Token))
+	if err != nil {
+		return nil, err
+	}
+	changes, err := t.changes(k)
+	if err != nil {
+		return nil, err
+	}
+	defer o.stale()
+	for name, value := range changes {
+		if k.Attributes[name] == value {
+			continue
+		}
+		if k.Attributes["modifiable"] == "false" {
+			return nil, ck.ActionProhibited
+		}
+		_, err := l.Change(ctx, hsm.Change{Kind: hsm.ChangeAttribute, Ref: o.ref, Name: name, Value: value})
+		if err != nil {
+			return nil, as(err, map[error]ck.RV{hsm.ErrAttribute: ck.AttributeReadOnly, hsm.ErrInvalid: ck.AttributeValueInvalid, hsm.ErrDenied: ck.ActionProhibited})
+		}
+	}
+	return nil, s.setToken(ctx, l, o, k, t)
+}
+
+// setToken makes a token object of a session object, which an HSM does once.
+func (s *session) setToken(ctx context.Context, l *login, o *object, k hsm.KeyInfo, t template) error {
+	switch {
+	case !t.has(ck.Token) || t.flag(ck.Token) == k.Token:
+		return nil
+	case k.Token:
+		return ck.AttributeReadOnly
+	}
+	_, err := l.Create(ctx, hsm.CreateRequest{Method: hsm.MethodPromote, Token: true, Key: o.ref}, cluster.Policy{})
+	if err == nil {
+		s.app.objects.promoted(o)
+	}
+	return err
+}
+
+func (s *session) getObjectSize(ctx context.Context, args rpc.Args) ([]any, error) {
+	_, k, err := s.object(ctx, args.Ulong(1), fresh)
+	if err != nil {
+		return nil, err
+	}
+	size := k.Size
+	if k.Type == "rsa" {
+		size /= 8
+	}
+	for _, v := range k.Attributes {
+		size += len(v)
+	}
+	return []any{uint64(size)}, nil
+}
