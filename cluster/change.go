@@ -91,9 +91,11 @@ func (c *Cluster) changeFirst(ctx context.Context, ch hsm.Change) (hsm.MaskedObj
 }
 
 // liveRef is the key that an HSM must hold for the change; a destroyed one is on
-// no HSM, and its tombstone on all.
+// no HSM, and its tombstone on all. Of several births under a reference each HSM says
+// itself which it holds.
 func liveRef(ch hsm.Change) hsm.KeyRef {
-	if ch.Kind == hsm.ChangeRevive {
+	switch ch.Kind {
+	case hsm.ChangeRevive, hsm.ChangeSupersede, hsm.ChangeKeepCopy:
 		return 0
 	}
 	return ch.Ref
@@ -122,7 +124,7 @@ func (c *Cluster) routeChange(ctx context.Context, passed map[*remote]bool, ref 
 // noteChange keeps up what the client remembers.
 func (c *Cluster) noteChange(ch hsm.Change) {
 	switch {
-	case ch.Kind == hsm.ChangeDestroy, ch.Kind == hsm.ChangeRevive:
+	case ch.Kind == hsm.ChangeDestroy, ch.Kind == hsm.ChangeRevive, ch.Kind == hsm.ChangeSupersede:
 		c.coverage.forget(ch.Ref)
 	case ch.Kind == hsm.ChangeSettings && ch.Settings != nil:
 		c.applySettings(*ch.Settings)

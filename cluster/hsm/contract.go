@@ -162,6 +162,9 @@ type Info struct {
 	Settings    Settings  // policy of the cluster
 	Epochs      []uint64  // of the masking keys it holds, ascending, at most MaxEpochs
 	Sealing     uint64    // epoch of the one that seals
+	// Format is the newest FormatVersion of masked objects that it knows; 0: from
+	// before there was more than one.
+	Format uint64
 }
 
 // MaxEpochs bounds the masking keys of a lineage.

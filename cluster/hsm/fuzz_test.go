@@ -58,6 +58,17 @@ type refClear struct {
 	Destroyed   bool                   `cbor:"7,keyasint,omitempty"`
 	Core        refCore                `cbor:"8,keyasint"`
 	Registers   map[string]refRegister `cbor:"9,keyasint,omitempty"`
+	Standing    uint64                 `cbor:"10,keyasint,omitempty"`
+
+	Rivals map[cbor.ByteString]refRival `cbor:"11,keyasint,omitempty"`
+}
+
+type refRival struct {
+	Standing    uint64                 `cbor:"1,keyasint,omitempty"`
+	Incarnation uint64                 `cbor:"2,keyasint,omitempty"`
+	Destroyed   bool                   `cbor:"3,keyasint,omitempty"`
+	Core        refCore                `cbor:"4,keyasint"`
+	Registers   map[string]refRegister `cbor:"5,keyasint,omitempty"`
 }
 
 type refCore struct {
@@ -107,19 +118,32 @@ func refDecode(b []byte, into any) bool {
 func refParse(b []byte) bool {
 	var e refEnvelope
 	var c refClear
-	if len(b) > MaxMasked || !refDecode(b, &e) || e.Version != 1 || len(e.SIV) != 32 || !refDecode(e.Clear, &c) {
+	if len(b) > MaxMasked || !refDecode(b, &e) || len(e.SIV) != 32 || !refDecode(e.Clear, &c) {
 		return false
 	}
-	fits := c.Destroyed == (len(e.Sealed) == 0) && c.Destroyed == (e.Epoch == 0) && len(c.Lineage) == 16 && len(c.Birth) == 16 &&
-		c.Kind >= 1 && c.Kind <= 7 && (c.Kind >= 4) == (c.Cluster != 0) && c.Ref != 0 && c.Ref < 1<<63 && c.Core.Pair < 1<<63 && c.Core.Size < 1<<31 &&
-		(c.Core.Created == nil || *c.Core.Created != refStamp{})
-	erased := refLasts(c) && reflect.DeepEqual(c.Core, refCore{Owner: c.Core.Owner})
-	return fits && (!c.Destroyed || erased)
+	want := uint64(1)
+	if len(c.Rivals) > 0 {
+		want = 2
+	}
+	fits := e.Version == want && c.Destroyed == (len(e.Sealed) == 0) && c.Destroyed == (e.Epoch == 0) && len(c.Lineage) == 16 && len(c.Birth) == 16 &&
+		c.Kind >= 1 && c.Kind <= 7 && (c.Kind >= 4) == (c.Cluster != 0) && c.Ref != 0 && c.Ref < 1<<63 && refState(c.Kind, c.Destroyed, c.Core, c.Registers) &&
+		(c.Standing > 0) == (len(c.Rivals) > 0) && c.Standing <= 1<<32 && (len(c.Rivals) == 0 || c.Kind == 1)
+	for birth, v := range c.Rivals {
+		above := v.Standing < c.Standing || v.Standing == c.Standing && string(birth) < string(c.Birth)
+		fits = fits && len(birth) == 16 && above && refState(c.Kind, v.Destroyed, v.Core, v.Registers)
+	}
+	return fits
+}
+
+// refState checks what is said of one birth.
+func refState(kind uint8, destroyed bool, c refCore, registers map[string]refRegister) bool {
+	erased := refLasts(kind, registers) && reflect.DeepEqual(c, refCore{Owner: c.Owner})
+	return c.Pair < 1<<63 && c.Size < 1<<31 && (c.Created == nil || *c.Created != refStamp{}) && (!destroyed || erased)
 }
 
 // refLasts tells whether all registers are such as a tombstone keeps.
-func refLasts(c refClear) bool {
-	for name, reg := range c.Registers {
+func refLasts(kind uint8, registers map[string]refRegister) bool {
+	for name, reg := range registers {
 		switch name {
 		case "attr/trusted":
 		case "attr/sensitive", "attr/wrap-with-trusted":
@@ -134,7 +158,7 @@ func refLasts(c refClear) bool {
 			return false
 		}
 	}
-	return len(c.Registers) == 0 || c.Kind == 1
+	return len(registers) == 0 || kind == 1
 }
 
 // mustPeek demands that a peek and a split without allocation find what the

@@ -3,6 +3,7 @@ package hsm
 import (
 	"bytes"
 	"errors"
+	"maps"
 	"testing"
 	"time"
 
@@ -60,7 +61,8 @@ func sameRecord(a, b *Record) bool {
 	x, y := *a, *b
 	return x.Kind == y.Kind && x.Ref == y.Ref && x.Cluster == y.Cluster && x.Birth == y.Birth && x.Incarnation == y.Incarnation &&
 		x.Destroyed == y.Destroyed && x.Core.equal(&y.Core) && x.Material.Equal(y.Material) &&
-		sameRegisters(x.Registers, y.Registers) && sameRegisters(x.Hidden, y.Hidden)
+		sameRegisters(x.Registers, y.Registers) && sameRegisters(x.Hidden, y.Hidden) &&
+		x.Standing == y.Standing && maps.EqualFunc(x.Rivals, y.Rivals, (*Rival).Equal)
 }
 
 func sameRegisters(a, b map[string]Register) bool {

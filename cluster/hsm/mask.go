@@ -16,8 +16,15 @@ import (
 	"unicode/utf8"
 )
 
-// FormatVersion is the version of the masked object format, its first field.
-const FormatVersion = 1
+// FormatVersion is the newest version of the masked object format, and what its first
+// field is at most: 1 of all objects but keys with rivals, which are of version 2,
+// so that software that does not know what a rival is says so.
+const FormatVersion = 2
+
+const (
+	versionPlain  = 1
+	versionRivals = 2
+)
 
 // MaxMasked is the largest masked object accepted, in bytes: an RSA-4096 pair's
 // private key with every attribute and 1,024 shares fits several times.
@@ -38,10 +45,11 @@ var nonce [12]byte
 
 // envelope is the outer CBOR array of a masked object (FORMAT.md §3).
 type envelope struct {
-	epoch  uint64
-	siv    []byte
-	clear  []byte
-	sealed []byte // empty for a tombstone
+	version uint64
+	epoch   uint64
+	siv     []byte
+	clear   []byte
+	sealed  []byte // empty for a tombstone
 }
 
 // claim is a decoded clear part.
@@ -58,7 +66,7 @@ func (k *Keyring) Mask(r *Record) (MaskedObject, error) {
 	if err := r.check(); err != nil {
 		return MaskedObject{}, fmt.Errorf("%w: mask %s %s: %w", ErrInvalid, r.Kind, r.Ref, err)
 	}
-	env := envelope{epoch: noEpoch, clear: k.encodeClear(r)}
+	env := envelope{version: r.version(), epoch: noEpoch, clear: k.encodeClear(r)}
 	var hidden []byte
 	if !r.Destroyed {
 		env.epoch, hidden = k.epoch, encodeHidden(r)
@@ -206,7 +214,7 @@ func SplitMasked(b []byte) (Columns, error) {
 }
 
 func (e *envelope) appendOpaque(b []byte) []byte {
-	b = appendUint(appendUint(append(b, cborArray|4), FormatVersion), e.epoch)
+	b = appendUint(appendUint(append(b, cborArray|4), e.version), e.epoch)
 	return appendBytes(appendBytes(b, e.siv), e.sealed)
 }
 
@@ -214,10 +222,11 @@ func (e *envelope) appendOpaque(b []byte) []byte {
 // decode or the object would exceed MaxMasked.
 func JoinMasked(c Columns) ([]byte, error) {
 	in := reader{b: c.Opaque}
-	if err := in.version(4); err != nil {
+	version, err := in.version(4)
+	if err != nil {
 		return nil, err
 	}
-	env := envelope{epoch: in.uint(), siv: in.fixed(sivSize), clear: c.Clear, sealed: in.bytes()}
+	env := envelope{version: version, epoch: in.uint(), siv: in.fixed(sivSize), clear: c.Clear, sealed: in.bytes()}
 	if !in.done() {
 		return nil, fmt.Errorf("%w: masked object: the opaque column does not decode", ErrCorrupt)
 	}
@@ -236,23 +245,32 @@ func (e *envelope) append(b []byte) []byte { return appendBytes(e.appendOpen(b),
 
 // appendOpen appends all but the sealed part.
 func (e *envelope) appendOpen(b []byte) []byte {
-	b = appendUint(appendUint(append(b, cborArray|5), FormatVersion), e.epoch)
+	b = appendUint(appendUint(append(b, cborArray|5), e.version), e.epoch)
 	return appendBytes(appendBytes(b, e.siv), e.clear)
 }
 
 // version reads the head of an array of n elements and its first, the version,
 // which is looked at first: a later version may have more elements.
-func (r *reader) version(n uint64) error {
+func (r *reader) version(n uint64) (uint64, error) {
 	got, version := r.head(cborArray), r.uint()
 	switch {
 	case r.bad:
-		return fmt.Errorf("%w: masked object does not decode", ErrCorrupt)
-	case version != FormatVersion:
-		return fmt.Errorf("%w: masked object of version %d; this software knows version %d", ErrCorrupt, version, FormatVersion)
+		return 0, fmt.Errorf("%w: masked object does not decode", ErrCorrupt)
+	case version < versionPlain || version > FormatVersion:
+		return 0, fmt.Errorf("%w: masked object of version %d; this software knows versions 1 to %d", ErrCorrupt, version, FormatVersion)
 	case got != n:
-		return fmt.Errorf("%w: masked object has %d parts, want %d", ErrCorrupt, got, n)
+		return 0, fmt.Errorf("%w: masked object has %d parts, want %d", ErrCorrupt, got, n)
 	}
-	return nil
+	return version, nil
+}
+
+// version is the oldest version of the format that can say what the record says; a
+// state is written in no other.
+func (r *Record) version() uint64 {
+	if len(r.Rivals) > 0 {
+		return versionRivals
+	}
+	return versionPlain
 }
 
 // openEnvelope decodes the envelope, whose parts alias b.
@@ -261,10 +279,11 @@ func openEnvelope(b []byte) (env envelope, err error) {
 		return env, tooLarge(len(b))
 	}
 	in := reader{b: b}
-	if err := in.version(5); err != nil {
+	version, err := in.version(5)
+	if err != nil {
 		return env, err
 	}
-	env = envelope{epoch: in.uint(), siv: in.fixed(sivSize), clear: in.bytes(), sealed: in.bytes()}
+	env = envelope{version: version, epoch: in.uint(), siv: in.fixed(sivSize), clear: in.bytes(), sealed: in.bytes()}
 	if !in.done() {
 		return env, fmt.Errorf("%w: masked object: the envelope does not decode", ErrCorrupt)
 	}
@@ -281,6 +300,9 @@ func decodeMasked(b []byte) (*envelope, *claim, error) {
 	part, err := decodeClear(bytes.Clone(env.clear))
 	if err != nil {
 		return nil, nil, err
+	}
+	if want := part.record.version(); env.version != want {
+		return nil, nil, fmt.Errorf("%w: masked object %s of version %d; what it holds is version %d", ErrCorrupt, part.record.Ref, env.version, want)
 	}
 	dead := part.record.Destroyed
 	if dead != (len(env.sealed) == 0) || dead != (env.epoch == noEpoch) {
@@ -304,12 +326,14 @@ const (
 	keyDestroyed   = 7
 	keyCore        = 8
 	keyRegisters   = 9
+	keyStanding    = 10
+	keyRivals      = 11
 
 	clearRequired = 1<<keyKind | 1<<keyRef | 1<<keyLineage | 1<<keyBirth | 1<<keyCore
 )
 
 func (k *Keyring) encodeClear(r *Record) []byte {
-	w := writeFields(make([]byte, 0, 256+registersBound(r.Registers)))
+	w := writeFields(make([]byte, 0, 256+registersBound(r.Registers)+512*len(r.Rivals)))
 	w.uint(keyKind, uint64(r.Kind))
 	w.uint(keyRef, uint64(r.Ref))
 	w.bytes(keyLineage, k.lineage[:])
@@ -320,6 +344,8 @@ func (k *Keyring) encodeClear(r *Record) []byte {
 	w.key(keyCore)
 	w.b = appendCore(w.b, &r.Core)
 	w.registers(keyRegisters, r.Registers)
+	w.uint(keyStanding, r.Standing)
+	w.rivals(keyRivals, r.Rivals)
 	return w.b
 }
 
@@ -356,6 +382,10 @@ func (c *claim) decodeField(in *reader, key uint64) {
 		in.fields(func(key uint64) { r.Core.decodeField(in, key) })
 	case keyRegisters:
 		r.Registers = in.registers()
+	case keyStanding:
+		r.Standing = in.count()
+	case keyRivals:
+		r.Rivals = in.rivals()
 	default:
 		in.fail()
 	}
@@ -479,11 +509,22 @@ func (r *Record) check() error {
 	if _, known := kindNames[r.Kind]; !known {
 		return errors.New("its kind does not exist")
 	}
-	if !r.Ref.valid() || r.Core.Pair != 0 && !r.Core.Pair.valid() {
+	if !r.Ref.valid() {
 		return errors.New("a reference has 1 to 63 bits")
 	}
 	if (r.Kind.Scope() == ScopeCluster) != (r.Cluster != 0) {
 		return errors.New("objects of a cluster name it, nothing else does")
+	}
+	if err := r.checkRivals(); err != nil {
+		return err
+	}
+	return r.checkState()
+}
+
+// checkState checks what is said of one birth.
+func (r *Record) checkState() error {
+	if r.Core.Pair != 0 && !r.Core.Pair.valid() {
+		return errors.New("a reference has 1 to 63 bits")
 	}
 	if r.Core.Size < 0 || r.Core.Size > maxSmall {
 		return fmt.Errorf("its size is %d", r.Core.Size)

@@ -286,10 +286,10 @@ func TestSplitJoin(t *testing.T) {
 
 func TestFutureVersionIsNamed(t *testing.T) {
 	k := testKeyring(t, 1)
-	future := []byte{0x86, 0x02, 0, 0, 0, 0, 0}
+	future := []byte{0x86, 0x03, 0, 0, 0, 0, 0}
 	_, err := k.Unmask(claimOf(k, future))
-	wantErr(t, "version 2", err, ErrCorrupt)
-	if err == nil || !strings.Contains(err.Error(), "version 2") {
+	wantErr(t, "version 3", err, ErrCorrupt)
+	if err == nil || !strings.Contains(err.Error(), "version 3") {
 		t.Errorf("%v does not name the version", err)
 	}
 }

@@ -49,11 +49,15 @@ func peekClear(b []byte) (m MaskedObject, ok bool) {
 	n, last, seen := in.head(cborMap), uint64(0), uint64(0)
 	for i := uint64(0); i < n && !in.bad; i++ {
 		key := in.uint()
-		if key <= last || key > keyRegisters {
+		if key <= last || key > keyRivals {
 			return m, false
 		}
 		last = key
 		seen |= 1 << key
+		if i == n-1 && key >= keyRegisters { // the last field, and most of the bytes: not looked into
+			in.b = nil
+			break
+		}
 		switch key {
 		case keyKind:
 			m.Kind = Kind(min(in.count(), 255))
@@ -63,8 +67,6 @@ func peekClear(b []byte) (m MaskedObject, ok bool) {
 			m.Lineage = Lineage(in.fixed(len(m.Lineage)))
 		case keyDestroyed:
 			m.Tombstone = in.flag()
-		case keyRegisters: // the last field, and most of the bytes: not looked into
-			in.b = nil
 		default:
 			in.skip()
 		}

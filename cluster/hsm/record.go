@@ -25,6 +25,10 @@ type Record struct {
 	Registers   map[string]Register // in clear in the masked object
 	Hidden      map[string]Register // sealed: a user's password verifier
 	Material    Secret              // sealed: key material
+	// Standing and Rivals are there once a person has decided between two births
+	// under the reference: Rivals are the births that this one stands above.
+	Standing uint64
+	Rivals   map[[16]byte]*Rival
 }
 
 // Core is what never changes after birth.
@@ -98,12 +102,28 @@ var oneWay = map[string]bool{
 // Merge returns the state that knows all that a and b know. It is commutative,
 // associative and idempotent (TestMergeLaws), so replicas converge whatever the
 // order in which they hear of each other. ErrConflict if a and b are different
-// births or different things under one reference. The result shares nothing
-// with a and b, and neither is changed.
+// things under one reference, or different births and neither names the other; if
+// one does, a person has decided, and the higher one stands: see Supersede. The
+// result shares nothing with a and b, and neither is changed.
 func Merge(a, b *Record) (*Record, error) {
-	if a.Kind != b.Kind || a.Ref != b.Ref || a.Cluster != b.Cluster || a.Birth != b.Birth || !sameThing(a, b) {
-		return nil, fmt.Errorf("%w: %s %s was born twice; compare both with key show and destroy the one that is not wanted", ErrConflict, a.Kind, a.Ref)
+	if a.Kind != b.Kind || a.Ref != b.Ref || a.Cluster != b.Cluster || !a.Names(b.Birth) && !b.Names(a.Birth) {
+		return nil, conflict(a)
 	}
+	if len(a.Rivals)+len(b.Rivals) > 0 {
+		return mergeRivals(a, b)
+	}
+	if !sameThing(a, b) {
+		return nil, conflict(a)
+	}
+	return mergeOneBirth(a, b), nil
+}
+
+func conflict(r *Record) error {
+	return fmt.Errorf("%w: %s %s was born twice; compare both with key show, and decide with synckey resolve", ErrConflict, r.Kind, r.Ref)
+}
+
+// mergeOneBirth merges two states of one birth.
+func mergeOneBirth(a, b *Record) *Record {
 	if c := compareState(a, b); c != 0 {
 		later, earlier := a, b
 		if c < 0 {
@@ -111,12 +131,12 @@ func Merge(a, b *Record) (*Record, error) {
 		}
 		m := later.Clone()
 		mergeRegisters(m.Registers, earlier.lasting())
-		return m, nil
+		return m
 	}
 	m := a.Clone()
 	mergeRegisters(m.Registers, b.Registers)
 	mergeRegisters(m.Hidden, b.Hidden)
-	return m, nil
+	return m
 }
 
 // sameThing tells whether what never changes is the same in two records of one
@@ -182,7 +202,7 @@ func (r *Record) Clone() *Record {
 	c := *r
 	c.Core.Public, c.Core.Check = bytes.Clone(r.Core.Public), bytes.Clone(r.Core.Check)
 	c.Registers, c.Hidden = cloneRegisters(r.Registers), cloneRegisters(r.Hidden)
-	c.Material = r.Material.clone()
+	c.Material, c.Rivals = r.Material.clone(), cloneRivals(r.Rivals)
 	return &c
 }
 
@@ -205,7 +225,8 @@ func cloneRegisters(m map[string]Register) map[string]Register {
 // Destroy turns the record into its tombstone: material, registers and all of
 // the core but the owner are erased. What stays is the same on whichever HSM
 // the destruction happens; of a key, also what no later life may forget: the
-// one-way attributes that have gone their way, and its trust.
+// one-way attributes that have gone their way, and its trust. Its rivals stay,
+// too: they are not to come back.
 func (r *Record) Destroy() {
 	r.Registers, r.Hidden, r.Material = r.lasting(), map[string]Register{}, Secret{}
 	r.Destroyed = true
@@ -263,7 +284,13 @@ func (r *Record) Revived(from *Record) *Record {
 // Latest returns the latest stamp in the record, for the clock to observe.
 func (r *Record) Latest() Stamp {
 	last := r.Core.Created
-	for _, m := range []map[string]Register{r.Registers, r.Hidden} {
+	all := []map[string]Register{r.Registers, r.Hidden}
+	for _, v := range r.Rivals {
+		if all = append(all, v.Registers); v.Core.Created.Compare(last) > 0 {
+			last = v.Core.Created
+		}
+	}
+	for _, m := range all {
 		for _, reg := range m {
 			if reg.Stamp.Compare(last) > 0 {
 				last = reg.Stamp

@@ -78,6 +78,17 @@ const (
 	// is from before: its next incarnation. Ref, Masked. For an admin, and the
 	// key's owner.
 	ChangeRevive ChangeKind = "revive"
+	// ChangeSupersede decides between two births under one reference: of the one that
+	// the HSM holds and the one of Masked, the birth Value (32 hexadecimal digits)
+	// stands, and the other gives way: see Supersede. Ref, Masked, Value. For an admin,
+	// and the owner of both. ErrNotFound if the HSM holds neither of two; ErrAttribute
+	// if the one that gives way is trusted, or not destroyable and not kept.
+	ChangeSupersede ChangeKind = "supersede"
+	// ChangeKeepCopy keeps a live key that is to give way as a key of a reference of
+	// its own, which Value determines: Keyring.Kept. Ref, Value, and Masked, which is
+	// the other birth; otherwise it is refused. Idempotent. For an admin, and the owner of
+	// both. ErrDestroyed if it was kept before and then destroyed.
+	ChangeKeepCopy ChangeKind = "keep-copy"
 	// ChangeRotate makes a masking key for what is sealed from now on, as an admin.
 	ChangeRotate ChangeKind = "rotate-masking-key"
 	// ChangeMaskingKeys brings masking keys to an HSM that lacks them: as another

@@ -12,6 +12,7 @@ func generateVectors(t testing.TB) map[string]vector {
 	clearVectors(t, out)
 	sealedVectors(t, out)
 	headerVectors(t, out)
+	rivalVectors(t, out)
 	return out
 }
 
@@ -96,25 +97,25 @@ func envelopeVectors(t testing.TB, out map[string]vector) {
 	edit("clear_bit", "a bit of a register's value in clear is flipped", func(b []byte) []byte { b[bytes.Index(b, []byte("payments"))] ^= 1; return b })
 	edit("long_head", "the version is encoded in two bytes", func(b []byte) []byte { return append([]byte{b[0], 0x18, 1}, b[2:]...) })
 	edit("siv_short", "a synthetic IV of 31 bytes", func([]byte) []byte {
-		return (&envelope{epoch: 1, siv: env.siv[:31], clear: env.clear, sealed: env.sealed}).append(nil)
+		return (&envelope{version: versionPlain, epoch: 1, siv: env.siv[:31], clear: env.clear, sealed: env.sealed}).append(nil)
 	})
 	edit("siv_indefinite", "a byte string of indefinite length", func(b []byte) []byte {
 		rest := append([]byte{0x5f}, b[3:3+34]...)
 		return append(append(b[:3:3], append(rest, 0xff)...), b[3+34:]...)
 	})
 	edit("sealed_empty", "a live object without a sealed part", func([]byte) []byte {
-		return (&envelope{epoch: 1, siv: env.siv, clear: env.clear}).append(nil)
+		return (&envelope{version: versionPlain, epoch: 1, siv: env.siv, clear: env.clear}).append(nil)
 	})
 	dead := mask(t, k, tombstone(t, k)).Bytes
 	tomb := result(openEnvelope(dead))(t)
-	refuse(t, out, "tombstone_epoch", "a tombstone with an epoch", (&envelope{epoch: 1, siv: tomb.siv, clear: tomb.clear}).append(nil))
+	refuse(t, out, "tombstone_epoch", "a tombstone with an epoch", (&envelope{version: versionPlain, epoch: 1, siv: tomb.siv, clear: tomb.clear}).append(nil))
 	refuse(t, out, "tombstone_sealed", "a tombstone with a sealed part", authentic(t, k, tomb.clear, []byte{0xa0}, 1))
 }
 
 // authentic seals any two parts as an HSM of the lineage would.
 func authentic(t testing.TB, k *Keyring, clearBytes, hidden []byte, epoch uint64) []byte {
 	t.Helper()
-	env := &envelope{epoch: epoch, siv: k.siv(clearBytes, hidden), clear: clearBytes}
+	env := &envelope{version: versionPlain, epoch: epoch, siv: k.siv(clearBytes, hidden), clear: clearBytes}
 	return result(k.seal(env, hidden))(t)
 }
 
@@ -207,4 +208,56 @@ func headerVectors(t testing.TB, out map[string]vector) {
 	out["lineage_other"] = vector{comment: "another lineage with the same masking key", expect: "lineage", keyring: k, epochs: []uint64{2}, masked: m}
 	m.Lineage = k.Lineage()
 	out["lineage_other_bytes"] = vector{comment: "another lineage's bytes under this lineage's header", expect: "lineage", keyring: k, epochs: []uint64{2}, masked: m}
+}
+
+// decided is the worked example's key above another birth of its reference.
+func decided(t testing.TB, k *Keyring) *Record {
+	t.Helper()
+	return result(Supersede(aesRecord(t, k), otherBirth(t, k), aesRecord(t, k).Birth))(t)
+}
+
+// otherBirth is another key under the reference of the worked example.
+func otherBirth(t testing.TB, k *Keyring) *Record {
+	t.Helper()
+	r := aesRecord(t, k)
+	r.Core.Owner, r.Core.Created, r.Material = "bob", at(7), NewSecret(sequence(0x30, 32))
+	r.Set(AttributeRegister("label"), []byte("another"), at(8))
+	return born(t, k, r)
+}
+
+func rivalVectors(t testing.TB, out map[string]vector) {
+	k := testKeyring(t, 1)
+	add := func(name, comment string, r *Record) {
+		m := mask(t, k, r)
+		env := result(openEnvelope(m.Bytes))(t)
+		out["ok_"+name] = vector{comment: comment, expect: "ok", keyring: k, epochs: []uint64{env.epoch}, masked: m, fields: recordFields(result(k.Unmask(m))(t))}
+	}
+	add("rival", "a key that stands above another birth", decided(t, k))
+	dead := decided(t, k)
+	dead.Destroy()
+	add("rival_tombstone", "the same key destroyed: its rival stays", dead)
+	over := otherBirth(t, k)
+	over.Destroy()
+	add("rival_destroyed", "a key that stands above a tombstone", result(Supersede(aesRecord(t, k), over, aesRecord(t, k).Birth))(t))
+
+	bad := func(name, comment string, change func(*Record)) {
+		r := decided(t, k)
+		change(r)
+		env := &envelope{version: versionRivals, epoch: 1, clear: k.encodeClear(r)}
+		hidden := encodeHidden(r)
+		env.siv = k.siv(env.clear, hidden)
+		refuse(t, out, "rival_"+name, comment, result(k.seal(env, hidden))(t))
+	}
+	bad("none", "version 2 without a rival", func(r *Record) { r.Rivals, r.Standing = nil, 0 })
+	bad("no_standing", "a rival, and no standing", func(r *Record) { r.Standing = 0 })
+	bad("no_rivals", "a standing above nobody", func(r *Record) { r.Rivals = nil })
+	bad("itself", "it is its own rival", func(r *Record) { r.Rivals[r.Birth] = &Rival{Standing: r.Standing} })
+	bad("above", "a rival of a higher standing", func(r *Record) { r.Rivals[otherBirth(t, k).Birth].Standing = 2 })
+	bad("standing_large", "a standing beyond 2^32", func(r *Record) { r.Standing = MaxStanding + 1 })
+	bad("of_policy", "a policy with a rival", func(r *Record) { r.Kind = KindPolicy })
+	bad("not_erased", "a destroyed rival that still has a label", func(r *Record) { r.Rivals[otherBirth(t, k).Birth].Destroyed = true })
+	m := mask(t, k, decided(t, k))
+	old := bytes.Clone(m.Bytes)
+	old[1] = versionPlain
+	refuse(t, out, "rival_version_1", "version 1 with a rival", old)
 }

@@ -87,6 +87,17 @@ func recordFields(r *Record) []string {
 			out = append(out, fmt.Sprintf("%s: %s %s %x", what, name, stampText(reg.Stamp), reg.Value))
 		}
 	}
+	if r.Standing > 0 {
+		out = append(out, fmt.Sprintf("standing: %d", r.Standing))
+	}
+	for id, v := range r.Rivals {
+		said := r.rival(id, v)
+		said.Standing = 0
+		out = append(out, fmt.Sprintf("rival: %x standing %d", id, v.Standing))
+		for _, f := range recordFields(said) {
+			out = append(out, fmt.Sprintf("rival: %x %s", id, f))
+		}
+	}
 	slices.Sort(out)
 	for i := range out {
 		out[i] = strings.TrimSpace(out[i])

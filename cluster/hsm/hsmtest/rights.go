@@ -92,6 +92,8 @@ func rights(n *node, key hsm.KeyRef) []call {
 		{"random", "u", use(hsm.Use{Kind: hsm.UseRandom, Length: 8})},
 		{"destroy", "u", change(hsm.Change{Kind: hsm.ChangeDestroy, Ref: hsm.NewKeyRef()})},
 		{"revive", "au", change(hsm.Change{Kind: hsm.ChangeRevive, Ref: hsm.NewKeyRef(), Masked: &m})},
+		{"supersede", "au", change(hsm.Change{Kind: hsm.ChangeSupersede, Ref: key, Masked: &m, Value: birthOf(w, m)})},
+		{"keep a copy", "au", change(hsm.Change{Kind: hsm.ChangeKeepCopy, Ref: key, Masked: &m, Value: birthOf(w, m)})},
 		{"set label", "u", change(hsm.Change{Kind: hsm.ChangeAttribute, Ref: key, Name: "label", Value: "x"})},
 		{"set trusted", "a", change(hsm.Change{Kind: hsm.ChangeAttribute, Ref: key, Name: "trusted", Value: "true"})},
 		{"share", "u", change(hsm.Change{Kind: hsm.ChangeShare, Ref: key, User: bob})},

@@ -73,6 +73,7 @@ func Run(t *testing.T, open Open) {
 		{"InsertConflicts", testInsertConflicts},
 		{"InsertTombstones", testInsertTombstones},
 		{"Revive", testRevive},
+		{"Supersede", testSupersede}, {"KeepCopy", testKeepCopy}, {"SupersedeRights", testSupersedeRights}, {"SupersedeTrusted", testSupersedeTrusted},
 		{"InsertMasked", testInsertMasked},
 		{"OwnKeysOnly", testOwnKeysOnly},
 		{"ClusterScope", testClusterScope},

@@ -27,6 +27,10 @@ func (s *session) Change(ctx context.Context, c hsm.Change) (m hsm.MaskedObject,
 		return s.changeUser(c)
 	case hsm.ChangeRevive:
 		return s.revive(c)
+	case hsm.ChangeSupersede:
+		return s.supersede(c)
+	case hsm.ChangeKeepCopy:
+		return s.keepCopy(c)
 	case hsm.ChangeSettings:
 		return s.changeSettings(c)
 	case hsm.ChangeMember:
@@ -54,6 +58,8 @@ func detail(c hsm.Change) string {
 		return fmt.Sprintf("%s %s until %s", c.Revoked.Kind, c.Revoked.Name, c.Revoked.Until.UTC().Format(time.RFC3339))
 	case c.Settings != nil:
 		return fmt.Sprintf("min-copies %d check-on-use %t custodians %d threshold %d", c.Settings.MinCopies, c.Settings.CheckOnUse, len(c.Settings.Custodians), c.Settings.Threshold)
+	case c.Kind == hsm.ChangeSupersede || c.Kind == hsm.ChangeKeepCopy:
+		return fmt.Sprintf("birth %.32q", c.Value)
 	case c.Name != "":
 		return fmt.Sprintf("%s=%q", c.Name, c.Value)
 	}

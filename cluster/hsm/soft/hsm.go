@@ -236,7 +236,7 @@ func (h *HSM) info() hsm.Info {
 		Lineage: h.keys().Lineage(), Version: h.opts.Version, State: hsm.StateActive, Time: h.opts.Now().UTC(),
 		Root: h.states[hsm.ScopeLineage].Root(), ClusterRoot: h.states[hsm.ScopeCluster].Root(),
 		Keys: uint64(max(h.liveKeys.Load(), 0)), InDoubt: uint64(len(pending)), Doubts: doubts(pending), Sessions: h.sessions.count(),
-		Started: h.started, Settings: *h.settings.Load(), Epochs: h.keys().Epochs(), Sealing: h.keys().Epoch(),
+		Started: h.started, Settings: *h.settings.Load(), Epochs: h.keys().Epochs(), Sealing: h.keys().Epoch(), Format: hsm.FormatVersion,
 	}
 	if ms := h.lastSync.Load(); ms != 0 {
 		i.LastSync = time.UnixMilli(ms).UTC()

@@ -214,7 +214,7 @@ func (r replica) write(arrivals []arrival) (hsm.Inserted, error) {
 		return hsm.Inserted{}, err
 	}
 	defer unlock()
-	m := merging{h: h, scope: r.scope, t: h.begin(), now: map[hsm.KeyRef]*held{}}
+	m := merging{h: h, s: r.s, scope: r.scope, t: h.begin(), now: map[hsm.KeyRef]*held{}}
 	for _, a := range arrivals {
 		if err := m.add(a); err != nil {
 			return hsm.Inserted{}, errors.Join(err, m.t.batch.Close())
@@ -225,6 +225,9 @@ func (r replica) write(arrivals []arrival) (hsm.Inserted, error) {
 	}
 	if err := m.t.commit(); err != nil {
 		return hsm.Inserted{}, err
+	}
+	for _, ended := range m.ended {
+		r.s.auditEnded(ended)
 	}
 	return m.counted, nil
 }
@@ -262,10 +265,12 @@ func (h *HSM) committedElsewhere(scope hsm.Scope, arrivals []arrival) (hsm.OpID,
 // since one object may come twice.
 type merging struct {
 	h       *HSM
+	s       *session
 	scope   hsm.Scope
 	t       *tx
 	now     map[hsm.KeyRef]*held
 	counted hsm.Inserted
+	ended   []*hsm.Record // gave way to another birth
 }
 
 func (m *merging) add(a arrival) error {
@@ -304,7 +309,10 @@ func (m *merging) current(a arrival) (*held, error) {
 
 func (m *merging) merge(cur *held, a arrival) error {
 	rec, err := hsm.Merge(cur.rec, a.rec)
-	if errors.Is(err, hsm.ErrConflict) {
+	if err == nil {
+		err = m.s.mayTakeOver(cur.rec, rec)
+	}
+	if errors.Is(err, hsm.ErrConflict) || errors.Is(err, errTakesOver) {
 		m.counted.Conflicts = append(m.counted.Conflicts, a.rec.Ref)
 		return nil
 	}
@@ -319,7 +327,9 @@ func (m *merging) merge(cur *held, a arrival) error {
 		m.counted.Unchanged++
 		return nil
 	}
-	m.counted.Changed++
+	if m.counted.Changed++; rec.Birth != cur.rec.Birth {
+		m.ended = append(m.ended, cur.rec)
+	}
 	m.put(cur, rec, masked)
 	return nil
 }

@@ -2,6 +2,7 @@ package soft
 
 import (
 	"fmt"
+	"math"
 
 	"github.com/hsmbackup/hsmbackup/cluster/hsm"
 )
@@ -52,7 +53,13 @@ func (s *session) revive(c hsm.Change) (hsm.MaskedObject, error) {
 		case !cur.rec.Destroyed:
 			return nil, fmt.Errorf("%w: %s is not destroyed", hsm.ErrExist, c.Ref)
 		}
-		r := cur.rec.Revived(from)
+		if cur.rec.Incarnation == math.MaxUint64 {
+			return nil, fmt.Errorf("%w: key %s has no incarnation left", hsm.ErrInvalid, c.Ref)
+		}
+		r, err := hsm.Merge(cur.rec, cur.rec.Revived(from)) // what it stands above stays so
+		if err != nil {
+			return nil, err
+		}
 		return r, s.mayRevive(r)
 	})
 }

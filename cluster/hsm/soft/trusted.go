@@ -1,6 +1,7 @@
 package soft
 
 import (
+	"bytes"
 	"fmt"
 
 	"github.com/hsmbackup/hsmbackup/cluster/hsm"
@@ -42,6 +43,10 @@ func (h *HSM) mayTrust(r *hsm.Record) error {
 	pair, err := h.pairOf(r)
 	if pair == nil || err != nil {
 		return err
+	}
+	if pair.Core.Pair != r.Ref || !bytes.Equal(pair.Core.Public, r.Core.Public) {
+		// It was kept under another reference when another birth took its place.
+		return fmt.Errorf("%w: key %s: what is under %s is not its private half, so nobody can tell who has that", hsm.ErrAttribute, r.Ref, r.Core.Pair)
 	}
 	return fitToTrust(pair)
 }

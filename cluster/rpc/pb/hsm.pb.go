@@ -494,6 +494,7 @@ type InfoReply struct {
 	Doubts        []*Doubt               `protobuf:"bytes,19,rep,name=doubts,proto3" json:"doubts,omitempty"`         // the oldest; at most 16
 	Epochs        []uint64               `protobuf:"varint,40,rep,packed,name=epochs,proto3" json:"epochs,omitempty"` // of the masking keys held
 	Sealing       uint64                 `protobuf:"varint,41,opt,name=sealing,proto3" json:"sealing,omitempty"`      // epoch of the one that seals
+	Format        uint64                 `protobuf:"varint,42,opt,name=format,proto3" json:"format,omitempty"`        // newest version of masked objects it knows; 0: 1
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -671,6 +672,13 @@ func (x *InfoReply) GetEpochs() []uint64 {
 func (x *InfoReply) GetSealing() uint64 {
 	if x != nil {
 		return x.Sealing
+	}
+	return 0
+}
+
+func (x *InfoReply) GetFormat() uint64 {
+	if x != nil {
+		return x.Format
 	}
 	return 0
 }
@@ -4241,7 +4249,7 @@ const file_hsm_proto_rawDesc = "" +
 	"\alineage\x18\x04 \x01(\fR\alineage\x12\x16\n" +
 	"\x06ticket\x18\x05 \x01(\fR\x06ticket\"#\n" +
 	"\vInfoRequest\x12\x14\n" +
-	"\x05brief\x18\x01 \x01(\bR\x05brief\"\xf8\x04\n" +
+	"\x05brief\x18\x01 \x01(\bR\x05brief\"\x90\x05\n" +
 	"\tInfoReply\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x06R\x02id\x12\x18\n" +
 	"\acluster\x18\x02 \x01(\x06R\acluster\x12!\n" +
@@ -4264,7 +4272,8 @@ const file_hsm_proto_rawDesc = "" +
 	"\x04time\x18\x12 \x01(\x03R\x04time\x12+\n" +
 	"\x06doubts\x18\x13 \x03(\v2\x13.hsmbackup.v1.DoubtR\x06doubts\x12\x16\n" +
 	"\x06epochs\x18( \x03(\x04R\x06epochs\x12\x18\n" +
-	"\asealing\x18) \x01(\x04R\asealing\"A\n" +
+	"\asealing\x18) \x01(\x04R\asealing\x12\x16\n" +
+	"\x06format\x18* \x01(\x04R\x06format\"A\n" +
 	"\x05Doubt\x12\x0e\n" +
 	"\x02op\x18\x01 \x01(\fR\x02op\x12\x12\n" +
 	"\x04refs\x18\x02 \x03(\x06R\x04refs\x12\x14\n" +
