@@ -180,7 +180,7 @@ func classOf(from, to *hsm.Record) class {
 	}
 	merged, err := hsm.Merge(from, to)
 	switch {
-	case err != nil:
+	case err != nil, merged.Birth != to.Birth && !to.Destroyed: // a live key does not give way to a snapshot unasked
 		return classConflict
 	case merged.Destroyed && !to.Destroyed:
 		return classTombstone
@@ -197,5 +197,6 @@ func classOf(from, to *hsm.Record) class {
 // sameClear compares what of two records is visible without keys.
 func sameClear(a, b *hsm.Record) bool {
 	same := func(x, y hsm.Register) bool { return x.Stamp == y.Stamp && bytes.Equal(x.Value, y.Value) }
-	return a.Incarnation == b.Incarnation && a.Destroyed == b.Destroyed && maps.EqualFunc(a.Registers, b.Registers, same)
+	return a.Birth == b.Birth && a.Standing == b.Standing && maps.EqualFunc(a.Rivals, b.Rivals, (*hsm.Rival).Equal) &&
+		a.Incarnation == b.Incarnation && a.Destroyed == b.Destroyed && maps.EqualFunc(a.Registers, b.Registers, same)
 }

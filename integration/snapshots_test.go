@@ -344,7 +344,45 @@ func TestScenario7SynckeyBetweenClusters(t *testing.T) {
 		if after := [2]string{b.testCluster.root(t), west.root(t)}; after != before {
 			t.Errorf("a conflict changed a side: %v, %v", before, after)
 		}
+		decideConflict(t, b, west, ref)
 	})
+}
+
+// decideConflict decides by hand which of two keys stands: a plan that changes
+// nothing, the same plan carried out, and the same command once more.
+func decideConflict(t *testing.T, b backedUp, west *testCluster, ref string) {
+	t.Helper()
+	resolve := func(more ...string) []string {
+		return append([]string{"synckey", "resolve", "--src", b.dir, "--dst", west.dir, "--key", ref}, more...)
+	}
+	var r struct {
+		Plan       string
+		Kept       []string
+		Resolved   bool
+		RootsEqual bool `json:"roots_equal"`
+		Births     []struct{ Birth, Fate, Owner string }
+	}
+	before := [2]string{b.testCluster.root(t), west.root(t)}
+	shown := b.admin().run(t, resolve("--keep", "dst", "--keep-both", "--json")...)
+	decode(t, shown.stdout, &r)
+	if after := [2]string{b.testCluster.root(t), west.root(t)}; shown.code != 3 || len(r.Births) != 2 || r.Births[0].Fate != "kept under another reference" || r.Births[1].Fate != "stands" || after != before {
+		t.Fatalf("the plan: %v, %+v", shown, r)
+	}
+	b.admin().refused(t, 4, "moved", resolve("--keep", "src", "--keep-both", "--plan", r.Plan, "--yes")...)
+	b.admin().refused(t, 2, "usage", resolve()...)
+	b.admin().refused(t, 2, "invalid", "synckey", "resolve", "--src", b.dir, "--dst", b.dir, "--key", ref, "--keep", "src")
+	b.admin().refused(t, 1, "not_found", "synckey", "resolve", "--src", b.dir, "--dst", west.dir, "--key", "0x77", "--keep", "src")
+	for range 2 { // the second time there is nothing to do
+		b.admin().json(t, &r, resolve("--keep", "dst", "--keep-both", "--yes")...)
+		if !r.Resolved || !r.RootsEqual {
+			t.Fatalf("%+v", r)
+		}
+	}
+	var s synced
+	b.json(t, &s, "synckey", "--src", b.dir, "--dst", west.dir)
+	if !s.RootsEqual || len(s.Conflicts) != 0 {
+		t.Errorf("afterwards: %+v", s)
+	}
 }
 
 // plantConflict puts two different keys under one reference into two clusters of

@@ -139,7 +139,7 @@ func (p *Plan) yieldBatch(ctx context.Context, f *flow, tombstones bool, refs []
 	}
 	for _, ref := range refs {
 		kept, ok := f.steps.kept[ref]
-		if h := again[ref]; !ok && h != nil && (tombstones || !h.record.Destroyed) {
+		if h := again[ref]; !ok && h != nil && (tombstones || !h.record.Destroyed && (p.options.Destroyed || f.steps.shown(ref, h.record))) {
 			kept = h.masked
 		}
 		for _, m := range kept {

@@ -84,7 +84,7 @@ func TestAnyOrder(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
 		a := newRegion(t, 1)
 		b := a.clone(1)
-		h := &history{t: rt, a: a, b: b, owner: map[hsm.KeyRef]string{}, dead: map[hsm.KeyRef]bool{}, names: []string{"bob", "carol"}}
+		h := newHistory(rt, a, b, "bob", "carol")
 		rt.Repeat(h.steps())
 		again, bgain := a.clone(1), b.clone(1)
 		regions := []*region{a, b, again, bgain}

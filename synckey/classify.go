@@ -13,19 +13,21 @@ import (
 type class uint8
 
 const (
-	classNew          class = iota // the destination never heard of it
-	classChanged                   // live on both sides, the source has news
-	classDestroyed                 // the source has destroyed what is live at the destination
-	classDestroyedDst              // the destination has destroyed what is live at the source
-	classOnlyDst                   // only at the destination, or only the destination has news
-	classTombstone                 // destroyed at the source, of no life at the destination
-	classTombstoneDst              // destroyed at the destination, of no life at the source
-	classConflict                  // two births
-	classSettling                  // equal, but for HSMs of one cluster that lag behind their peers
+	classNew           class = iota // the destination never heard of it
+	classChanged                    // live on both sides, the source has news
+	classDestroyed                  // the source has destroyed what is live at the destination
+	classDestroyedDst               // the destination has destroyed what is live at the source
+	classOnlyDst                    // only at the destination, or only the destination has news
+	classTombstone                  // destroyed at the source, of no life at the destination
+	classTombstoneDst               // destroyed at the destination, of no life at the source
+	classSuperseded                 // live at the destination, and at the source another birth stands above it
+	classSupersededDst              // live at the source, and at the destination another birth stands above it
+	classConflict                   // two births that nobody has decided on
+	classSettling                   // equal, but for HSMs of one cluster that lag behind their peers
 )
 
 var classNames = [...]string{"new", "changed", "destroyed at source", "destroyed at destination", "only at destination",
-	"tombstone of the source", "tombstone of the destination", "conflict", "settling"}
+	"tombstone of the source", "tombstone of the destination", "superseded at source", "superseded at destination", "conflict", "settling"}
 
 func (c class) String() string { return classNames[c] }
 
@@ -101,6 +103,10 @@ func (o *object) compare() {
 	hidden := o.hidden(srcBehind || dstBehind)
 	o.srcGains, o.dstGains = srcBehind || hidden, dstBehind || hidden
 	switch {
+	case merged.Birth != to.Birth && !to.Destroyed:
+		o.class = classSuperseded
+	case merged.Birth != from.Birth && !from.Destroyed:
+		o.class = classSupersededDst
 	case merged.Destroyed && !to.Destroyed:
 		o.class = classDestroyed
 	case merged.Destroyed && !from.Destroyed:
@@ -124,7 +130,7 @@ func (o *object) compare() {
 // and of anything whose clear parts do not explain that the digests differ.
 func (o *object) hidden(clearDiffers bool) bool {
 	from, to := o.src.record, o.dst.record
-	if from.Destroyed || to.Destroyed || from.Incarnation != to.Incarnation {
+	if from.Destroyed || to.Destroyed || from.Incarnation != to.Incarnation || from.Birth != to.Birth {
 		return false
 	}
 	return o.kind == hsm.KindUser || !clearDiffers && !o.uneven()
@@ -136,30 +142,38 @@ func (o *object) uneven() bool { return (o.src.uneven || o.dst.uneven) && o.clas
 
 // sameClear compares what of two records is visible without keys.
 func sameClear(a, b *hsm.Record) bool {
-	return a.Incarnation == b.Incarnation && a.Destroyed == b.Destroyed && maps.EqualFunc(a.Registers, b.Registers, sameRegister)
+	return a.Birth == b.Birth && a.Standing == b.Standing && maps.EqualFunc(a.Rivals, b.Rivals, (*hsm.Rival).Equal) &&
+		a.Incarnation == b.Incarnation && a.Destroyed == b.Destroyed && maps.EqualFunc(a.Registers, b.Registers, sameRegister)
 }
 
 func sameRegister(a, b hsm.Register) bool {
 	return a.Stamp == b.Stamp && bytes.Equal(a.Value, b.Value)
 }
 
-// destroys tells whether the merger ends the life of what a side holds.
+// destroys tells whether the merger ends the life of what a side holds: it is
+// destroyed, or gives way to another birth.
 func (o *object) destroys(side *held) bool {
-	return o.merged != nil && o.merged.Destroyed && side.record != nil && !side.record.Destroyed
+	return o.merged != nil && side.record != nil && !side.record.Destroyed && (o.merged.Destroyed || o.merged.Birth != side.record.Birth)
 }
 
 // what lists, in words, what differs of an object that is live on both sides:
 // the registers; "credential", or "sealed part", for what cannot be seen;
-// "revived" where one side has destroyed an earlier life.
+// "revived" where one side has destroyed an earlier life; "birth" where one side
+// has decided for another key, and "rivals" where they decided on others.
 func (o *object) what() []string {
 	from, to := o.src.record, o.dst.record
 	switch {
 	case from == nil || to == nil || o.merged == nil || o.merged.Destroyed || o.class == classSettling:
 		return nil
+	case from.Birth != to.Birth:
+		return []string{"birth"}
 	case from.Incarnation != to.Incarnation:
 		return []string{"revived"}
 	}
 	names := map[string]bool{}
+	if from.Standing != to.Standing || !maps.EqualFunc(from.Rivals, to.Rivals, (*hsm.Rival).Equal) {
+		names["rivals"] = true
+	}
 	for _, m := range []map[string]hsm.Register{from.Registers, to.Registers} {
 		for name := range m {
 			if !sameRegister(from.Registers[name], to.Registers[name]) {

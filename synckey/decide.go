@@ -35,13 +35,15 @@ func (p *Plan) decide(f *flow, o *object) (reason string) {
 	gains, give, take := f.gains(p, o)
 	switch {
 	case o.class == classConflict:
-		return "two births under one reference are never merged: compare them with key show on both sides, and destroy one"
+		return "two births under one reference are never merged unasked: compare them with key show on both sides, and decide with synckey resolve"
 	case !gains:
 		return ""
 	case !f.wanted || len(give.masked) == 0:
 		return p.unwanted(f, o)
 	case o.kind != hsm.KindKey && !p.options.Users:
 		return "users and policies stay as they are; --users takes them along"
+	case o.destroys(take) && !p.options.Destroyed && !o.merged.Destroyed:
+		return fmt.Sprintf("at the %s another birth stands above the one that is live at the %s; --destroyed ends it there too, and synckey resolve decides anew", f.from.name, f.to.name)
 	case o.destroys(take) && !p.options.Destroyed:
 		return fmt.Sprintf("destroyed at the %s, live at the %s; --destroyed destroys it there too", f.from.name, f.to.name)
 	}
@@ -65,6 +67,8 @@ func (p *Plan) unwanted(f *flow, o *object) string {
 		return "the destination has changes of its own; --both takes them to the source"
 	case o.class == classDestroyedDst:
 		return "destroyed at the destination, and stays so; --both and --destroyed destroy it at the source"
+	case o.class == classSupersededDst:
+		return "at the destination another birth stands above the one that is live at the source; --both and --destroyed end it there too, and synckey resolve decides anew"
 	case o.class == classTombstoneDst:
 		return "destroyed at the destination, of no life at the source; --both takes the tombstone there"
 	case o.src.record == nil:
@@ -89,7 +93,7 @@ func (f *flow) take(o *object, give, take *held) {
 		f.steps.add(phaseKeys, o.ref, give)
 	}
 	if dies && o.kind == hsm.KindKey {
-		f.destroying[o.owner()]++
+		f.destroying[take.record.Core.Owner]++
 	}
 }
 
@@ -101,7 +105,7 @@ func (f *flow) needs(o *object, give *held) string {
 		return ""
 	}
 	var missing []string
-	if owner := o.owner(); !f.to.after[owner] {
+	if owner := give.record.Core.Owner; !f.to.after[owner] {
 		missing = append(missing, owner+" (owner)")
 	}
 	for _, user := range give.record.Shares() {

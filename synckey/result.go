@@ -16,16 +16,17 @@ type Result struct {
 	Lineage        hsm.Lineage  `json:"lineage"`
 	Src            Cluster      `json:"src"`
 	Dst            Cluster      `json:"dst"`
-	Missing        int          `json:"missing"`          // keys only at the source
-	Changed        int          `json:"changed"`          // live on both sides, the source has news
-	DestroyedAtSrc int          `json:"destroyed_at_src"` // live at the destination
-	DestroyedAtDst int          `json:"destroyed_at_dst"` // live at the source; a destroyed key stays destroyed
-	OnlyAtDst      int          `json:"only_at_dst"`      // keys, or changes to keys, that only the destination has
-	Tombstones     int          `json:"tombstones"`       // keys destroyed on one side that the other never heard of
-	Settling       int          `json:"settling"`         // equal but for HSMs of one cluster that lag behind their peers
-	Outside        int          `json:"outside"`          // not selected by the filter
-	Users          int          `json:"users"`            // users and policies that differ
-	Conflicts      []hsm.KeyRef `json:"conflicts"`        // two births under one reference; ascending
+	Missing        int          `json:"missing"`              // keys only at the source
+	Changed        int          `json:"changed"`              // live on both sides, the source has news
+	DestroyedAtSrc int          `json:"destroyed_at_src"`     // live at the destination
+	DestroyedAtDst int          `json:"destroyed_at_dst"`     // live at the source; a destroyed key stays destroyed
+	OnlyAtDst      int          `json:"only_at_dst"`          // keys, or changes to keys, that only the destination has
+	Superseded     int          `json:"superseded,omitempty"` // keys live on one side that another birth stands above on the other
+	Tombstones     int          `json:"tombstones"`           // keys destroyed on one side that the other never heard of
+	Settling       int          `json:"settling"`             // equal but for HSMs of one cluster that lag behind their peers
+	Outside        int          `json:"outside"`              // not selected by the filter
+	Users          int          `json:"users"`                // users and policies that differ
+	Conflicts      []hsm.KeyRef `json:"conflicts"`            // two births under one reference; ascending
 	Blocked        []Blocked    `json:"blocked"`
 	// Applied counts objects that changed a side, durably.
 	Applied int `json:"applied"`
@@ -118,6 +119,8 @@ func (r *Result) count(o *object) {
 		r.DestroyedAtDst++
 	case o.class == classOnlyDst:
 		r.OnlyAtDst++
+	case o.class == classSuperseded || o.class == classSupersededDst:
+		r.Superseded++
 	case o.class == classSettling:
 		r.Settling++
 	default:

@@ -668,7 +668,7 @@ func TestHeldIsBounded(t *testing.T) {
 	room := 100
 	s := newSteps(&room)
 	for i := range 10 {
-		s.add(phaseKeys, hsm.KeyRef(i+1), &held{masked: []hsm.MaskedObject{{Bytes: make([]byte, 30)}}})
+		s.add(phaseKeys, hsm.KeyRef(i+1), &held{record: &hsm.Record{}, masked: []hsm.MaskedObject{{Bytes: make([]byte, 30)}}})
 	}
 	if len(s.kept) != 3 || s.len() != 10 {
 		t.Errorf("kept %d of %d", len(s.kept), s.len())

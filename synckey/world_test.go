@@ -33,6 +33,7 @@ type box struct {
 	id   hsm.HSMID
 	soft *soft.HSM
 	down atomic.Bool
+	old  atomic.Bool                               // it does not know rivals
 	hook atomic.Pointer[func(method string) error] // asked before each call
 	lost atomic.Pointer[func(method string) error] // asked after each call that writes
 }
@@ -392,7 +393,22 @@ func (s wired) Info(ctx context.Context) (hsm.Info, error) {
 	if err := s.b.call("Info"); err != nil {
 		return hsm.Info{}, err
 	}
-	return s.Session.Info(ctx)
+	info, err := s.Session.Info(ctx)
+	if s.b.old.Load() {
+		info.Format = 0
+	}
+	return info, err
+}
+
+func (s wired) Change(ctx context.Context, c hsm.Change) (hsm.MaskedObject, error) {
+	if err := s.b.call("Change"); err != nil {
+		return hsm.MaskedObject{}, err
+	}
+	m, err := s.Session.Change(ctx, c)
+	if after := s.b.lost.Load(); after != nil && err == nil {
+		err = (*after)("Change")
+	}
+	return m, err
 }
 
 func (s wired) Sign(ctx context.Context, p hsm.Purpose, m []byte) (hsm.LineageSignature, error) {

@@ -255,7 +255,7 @@ func (s *syncer) pull(ctx context.Context, p *peer, from hsm.Session, scope hsm.
 		s.log.Info("server-side sync: pulled", "from", p.member.ID.String(), "added", applied.Added, "changed", applied.Inserted.Changed, "bytes", applied.Bytes)
 	}
 	for _, ref := range applied.Conflicts {
-		s.log.Error("server-side sync: one reference, two births; compare with key show and destroy one", "key_reference", ref.String(), "from", p.member.ID.String())
+		s.log.Error("server-side sync: one reference, two births; compare with key show, and decide with synckey resolve", "key_reference", ref.String(), "from", p.member.ID.String())
 	}
 	return err
 }

@@ -15,7 +15,8 @@ import (
 func (p *program) synckeyCommand() *cli.Command {
 	return &cli.Command{
 		Name: "synckey", Usage: "reconcile the keys of two clusters of one lineage", ArgsUsage: "[verify-report FILE]", Action: p.synckeyVerb,
-		Description: "Examples:\n  hsmbackup synckey --src ./east --dst ./west --users --dry-run\n  hsmbackup synckey --src ./east --dst ./west --report run.json\n  hsmbackup synckey --src ./east --dst ./west --users --watch --metrics :9106\n  hsmbackup synckey verify-report run.json --lineage LINEAGE     checks the signatures of both clusters; needs no key\n\nLogins come from HSMBACKUP_SRC_PIN and HSMBACKUP_DST_PIN (and …_ROLE), falling back to HSMBACKUP_PIN; without any, from each cluster's appliance certificate.",
+		Subcommands: []*cli.Command{p.resolveCommand()},
+		Description: "Examples:\n  hsmbackup synckey --src ./east --dst ./west --users --dry-run\n  hsmbackup synckey --src ./east --dst ./west --report run.json\n  hsmbackup synckey --src ./east --dst ./west --users --watch --metrics :9106\n  hsmbackup synckey verify-report run.json --lineage LINEAGE     checks the signatures of both clusters; needs no key\n  hsmbackup synckey resolve --src ./east --dst ./west --key 0x00000000000026bf --keep src     decides between two keys under one reference\n\nLogins come from HSMBACKUP_SRC_PIN and HSMBACKUP_DST_PIN (and …_ROLE), falling back to HSMBACKUP_PIN; without any, from each cluster's appliance certificate.",
 		Flags: append(append(append(append(filterFlags(), synckeyGuards()...), synckeyProof()...), watchFlags()...),
 			&cli.StringFlag{Name: "src", Usage: "source `CLUSTER`"},
 			&cli.StringFlag{Name: "dst", Usage: "destination `CLUSTER`"},
@@ -157,7 +158,7 @@ func printSynckey(w io.Writer, r *synckey.Result, dryRun bool) {
 		table(w, []string{"REFERENCE", "KIND", "DIFFERENCE", "LABEL", "WHAT"}, rows)
 	}
 	fmt.Fprintf(w, "%d new, %d changed, %d destroyed at the source, %d destroyed at the destination, %d only at the destination, %d users and policies, %d conflicts, %d blocked%s\n",
-		r.Missing, r.Changed, r.DestroyedAtSrc, r.DestroyedAtDst, r.OnlyAtDst, r.Users, len(r.Conflicts), len(r.Blocked), outside(r))
+		r.Missing, r.Changed, r.DestroyedAtSrc, r.DestroyedAtDst, r.OnlyAtDst, r.Users, len(r.Conflicts), len(r.Blocked), superseded(r)+outside(r))
 	printLeft(w, r.Left)
 	fmt.Fprintf(w, "difference learned in %d round trip%s, %s of sketch\n", r.RoundTrips, map[bool]string{true: "", false: "s"}[r.RoundTrips == 1], size(r.SketchBytes))
 	if dryRun {
@@ -170,6 +171,14 @@ func printSynckey(w io.Writer, r *synckey.Result, dryRun bool) {
 	printUsed(w, r.Use)
 	equal := map[bool]string{true: "the roots are equal", false: fmt.Sprintf("%d objects still differ", r.Remaining)}[r.RootsEqual]
 	fmt.Fprintf(w, "%d applied, %s, %s; %s\n", r.Applied, size(r.ObjectBytes), paced(fmt.Sprintf("%.2f s", r.Seconds), r.Rate), equal)
+}
+
+// superseded tells how many keys another birth stands above, if any.
+func superseded(r *synckey.Result) string {
+	if r.Superseded == 0 {
+		return ""
+	}
+	return fmt.Sprintf(", %d superseded", r.Superseded)
 }
 
 // outside tells what the filter leaves out, if anything.

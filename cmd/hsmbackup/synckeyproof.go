@@ -35,14 +35,14 @@ func (p *program) synckeyVerb(cc *cli.Context) error {
 	case cc.Args().First() == "verify-report":
 		return usagef("verify-report: want one FILE that --report has written")
 	}
-	return usagef("synckey has no verb %q; it knows verify-report", cc.Args().First())
+	return usagef("synckey has no verb %q; it knows resolve and verify-report", cc.Args().First())
 }
 
 // asked are the options that were set, as they were; none is a secret.
 func asked(cc *cli.Context) (words []string) {
 	for _, name := range cc.LocalFlagNames() {
 		switch name {
-		case "json", "quiet", "report", "src", "dst", "src-credential", "dst-credential":
+		case "json", "quiet", "report", "src", "dst", "src-credential", "dst-credential", "yes":
 			continue
 		}
 		switch v := cc.Value(name).(type) {
