@@ -28,6 +28,7 @@ type Cluster struct {
 	timing   timing
 	override *Policy
 	routing  Routing
+	together bool         // session keys stay on one HSM, home
 	log      *slog.Logger // warnings, and cleanups that could not be delivered
 	refusals *slog.Logger // refusals of the availability check
 	warned   sync.Once
@@ -37,6 +38,7 @@ type Cluster struct {
 	seed     uint64                    // of all chance in waits and turns
 	turn     atomic.Uint32
 	coverage *coverageCache
+	home     atomic.Pointer[remote]
 
 	base   context.Context // ends in Close, after the grace
 	cancel context.CancelFunc

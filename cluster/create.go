@@ -150,7 +150,7 @@ func (c *Cluster) usable(ctx context.Context, ref hsm.KeyRef) error {
 func (c *Cluster) createFirst(ctx context.Context, r hsm.CreateRequest, p Policy, passed map[*remote]bool) (hsm.Created, *remote, hsm.OpID, error) {
 	last := fmt.Errorf("%w: no HSM is left to create on", hsm.ErrUnavailable)
 	for range len(c.all()) - len(passed) {
-		creator, err := c.route(ctx, c.pickToWrite, passed, r.Key)
+		creator, err := c.route(ctx, c.pickerFor(r.Token), passed, r.Key)
 		if err != nil {
 			return hsm.Created{}, nil, hsm.OpID{}, errors.Join(last, err)
 		}

@@ -128,7 +128,7 @@ func (s *slot) login(ctx context.Context, log *slog.Logger, user string, passwor
 		}
 		l.leave()
 	}
-	options := append([]cluster.Option{cluster.WithLog(log), cluster.WithRefusals(log)}, s.Options...)
+	options := append([]cluster.Option{cluster.WithLog(log), cluster.WithRefusals(log), cluster.WithSessionKeysTogether()}, s.Options...)
 	c, err := cluster.Open(ctx, s.Profile, cluster.Credential{Role: hsm.RoleCryptoUser, Name: user, Password: password}, options...)
 	if err != nil {
 		return nil, err
