@@ -17,6 +17,10 @@ type Changed struct {
 	// get it from server-side sync.
 	Copies, Missing []hsm.HSMID
 	Results         []Result
+	// Heard are the HSMs that the change is later than: it wins over every change
+	// that one of them had when it was asked. All changes acknowledged before are
+	// among them when as many were heard as leave fewer than the policy's copies.
+	Heard []hsm.HSMID
 }
 
 // Change changes a key, user or policy on one HSM, durably, and copies the result
@@ -28,6 +32,9 @@ type Changed struct {
 // that is how an operator gets out of such a state. If HSMs fail on the way, so that the change is on too few,
 // it stands: Changed is returned together with ErrMinCopies, and server-side sync
 // finishes it.
+//
+// The change is stamped later than all that the HSMs that answer have seen, so that
+// it wins over changes acknowledged before, however the clocks of the HSMs differ.
 //
 // If the change is on too few HSMs, or on one alone, because others refuse it for
 // the clock of the HSM it was made on, the error matches hsm.ErrFuture too: the
@@ -41,9 +48,11 @@ func (c *Cluster) Change(ctx context.Context, ch hsm.Change) (*Changed, error) {
 	if ch.Kind == hsm.ChangeSettings || ch.Kind == hsm.ChangeMember || ch.Kind == hsm.ChangeInvite || ch.Kind == hsm.ChangeRevoke {
 		need = 1
 	}
-	if n := c.answering(ctx, need); n < need {
+	heard := c.hear(ctx, need)
+	if n := heard.answering; n < need {
 		return nil, c.tooFew("the change would be", n, 0, Policy{MinCopies: need}, "nothing was done")
 	}
+	ch.After = heard.after
 	object, on, err := c.changeFirst(ctx, ch)
 	if err != nil {
 		return nil, err
@@ -53,6 +62,7 @@ func (c *Cluster) Change(ctx context.Context, ch hsm.Change) (*Changed, error) {
 		return &Changed{Object: object, Copies: []hsm.HSMID{on.id()}, Missing: []hsm.HSMID{}}, nil
 	}
 	changed, err := c.copyChange(ctx, ch, object, on, need)
+	changed.Heard = heard.from
 	if !errors.Is(err, hsm.ErrFuture) { // otherwise most HSMs keep the password before
 		c.noteOwnPassword(ch)
 	}
@@ -78,7 +88,7 @@ func (c *Cluster) changeFirst(ctx context.Context, ch hsm.Change) (hsm.MaskedObj
 		if err == nil {
 			return m, r, nil
 		}
-		again := errors.Is(err, hsm.ErrNotFound) || errors.Is(err, hsm.ErrFull) || away(err)
+		again := errors.Is(err, hsm.ErrNotFound) || errors.Is(err, hsm.ErrFull) || errors.Is(err, hsm.ErrFuture) || away(err)
 		if !again || ctx.Err() != nil {
 			return hsm.MaskedObject{}, nil, err
 		}

@@ -165,6 +165,8 @@ type Info struct {
 	// Format is the newest FormatVersion of masked objects that it knows; 0: from
 	// before there was more than one.
 	Format uint64
+	// Clock is the time of the latest stamp that it has issued or observed; 0: none.
+	Clock uint64
 }
 
 // MaxEpochs bounds the masking keys of a lineage.

@@ -115,6 +115,11 @@ type Change struct {
 	Invite   *Invite
 	Claim    *Claim
 	Revoked  *Revocation
+	// After is the time of a stamp: those of the change are later. A caller that has
+	// asked other HSMs for their clocks (Info.Clock) so makes a change that wins over
+	// all that they have acknowledged. ErrFuture if it is more than MaxAhead ahead of
+	// the HSM's clock.
+	After uint64
 }
 
 // UseKind names a cryptographic operation.

@@ -48,6 +48,22 @@ func (c *Clock) Next() Stamp {
 	return Stamp{Time: c.last, HSM: c.hsm}
 }
 
+// Latest is the time of the latest stamp issued or observed.
+func (c *Clock) Latest() uint64 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.last
+}
+
+// Follow sees to it that the stamps issued from now on are later than a time that
+// was read on another clock. ErrFuture as for Observe, unless they are already.
+func (c *Clock) Follow(t uint64) error {
+	if t <= c.Latest() {
+		return nil
+	}
+	return c.Observe(Stamp{Time: t})
+}
+
 // Observe takes note of a foreign stamp. ErrFuture, and no note taken, if it
 // lies more than MaxAhead ahead of the wall clock.
 func (c *Clock) Observe(s Stamp) error {

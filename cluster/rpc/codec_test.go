@@ -228,6 +228,7 @@ func TestRequestsRoundTrip(t *testing.T) {
 		Invite:   &hsm.Invite{ID: hsm.InviteID{1}, Key: [32]byte{2}, Expires: time.UnixMilli(1_700_000_000_123).UTC(), Voters: []hsm.HSMID{3, 4}, Replaces: 5},
 		Claim:    &hsm.Claim{Joiner: 6, Proof: [32]byte{7}},
 		Revoked:  &hsm.Revocation{Kind: "client", Name: "app", Until: time.UnixMilli(1_700_000_000_123).UTC()},
+		After:    9,
 	}
 	gotChange, err := fromChange(wire(t, toChange(change), &pb.ChangeRequest{}))
 	if diff := cmp.Diff(change, gotChange, secretComparer); diff != "" || err != nil {

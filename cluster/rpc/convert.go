@@ -155,7 +155,7 @@ func toInfo(i hsm.Info) *pb.InfoReply {
 		Id: uint64(i.ID), Cluster: uint64(i.Cluster), ClusterName: i.ClusterName, Region: i.Region, Zone: i.Zone,
 		Lineage: i.Lineage[:], Version: i.Version, State: string(i.State), Notice: i.Notice, Time: toTime(i.Time), Root: toRoot(i.Root), ClusterRoot: toRoot(i.ClusterRoot),
 		Keys: i.Keys, InDoubt: i.InDoubt, Sessions: i.Sessions, Started: toTime(i.Started), LastSync: toTime(i.LastSync),
-		Settings: toSettings(&i.Settings), Doubts: toDoubts(i.Doubts), Epochs: i.Epochs, Sealing: i.Sealing, Format: i.Format,
+		Settings: toSettings(&i.Settings), Doubts: toDoubts(i.Doubts), Epochs: i.Epochs, Sealing: i.Sealing, Format: i.Format, Clock: i.Clock,
 	}
 }
 
@@ -194,7 +194,7 @@ func fromInfo(p *pb.InfoReply) (hsm.Info, error) {
 		Region: c.name("region", p.GetRegion()), Zone: c.name("zone", p.GetZone()), Lineage: fixed[hsm.Lineage](c, "lineage", p.GetLineage()),
 		Version: c.name("version", p.GetVersion()), State: hsm.State(c.word("state", p.GetState())), Notice: c.text("notice", p.GetNotice(), maxFailure), Time: fromTime(p.GetTime()), Root: root, ClusterRoot: clusterRoot,
 		Keys: p.GetKeys(), InDoubt: p.GetInDoubt(), Sessions: p.GetSessions(),
-		Started: fromTime(p.GetStarted()), LastSync: fromTime(p.GetLastSync()), Doubts: fromDoubts(c, p.GetDoubts()), Epochs: p.GetEpochs(), Sealing: p.GetSealing(), Format: p.GetFormat(),
+		Started: fromTime(p.GetStarted()), LastSync: fromTime(p.GetLastSync()), Doubts: fromDoubts(c, p.GetDoubts()), Epochs: p.GetEpochs(), Sealing: p.GetSealing(), Format: p.GetFormat(), Clock: p.GetClock(),
 	}
 	c.count("masking keys", len(i.Epochs), hsm.MaxEpochs)
 	if s := fromSettings(c, p.GetSettings()); s != nil {

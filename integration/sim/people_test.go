@@ -18,6 +18,7 @@ type person struct {
 	deleted   bool     // asked for
 	buried    bool     // acknowledged
 	passwords []string // that it may have: one, unless that is not known
+	unsure    []string // those of the last storm whose change was not acknowledged
 	round     int      // of the last change
 }
 
@@ -46,22 +47,33 @@ func (c *caller) hire(ctx context.Context) {
 }
 
 // rename changes a password. What was refused before anything was done leaves the
-// one before; an outcome that is not known leaves both. So do two changes in one
-// storm: if they are made on HSMs whose clocks differ by minutes and that have not
-// heard of each other, the later stamp wins, not the later change.
+// one before; an outcome that is not known leaves both, for this storm. What was
+// acknowledged is over when a later change is, however the clocks of the HSMs differ,
+// if that has heard all HSMs but fewer than hold a copy.
 func (c *caller) rename(ctx context.Context, p *person, to string) {
 	again := p.round == c.r.round
 	p.round = c.r.round
+	if !again {
+		p.unsure = nil // all HSMs agree now
+	}
 	changed, err := c.cluster.Change(ctx, hsm.Change{Kind: hsm.ChangeUserPassword, User: p.name, Role: hsm.RoleCryptoUser, Password: secret(to)})
 	c.say(hsm.ChangeUserPassword, 0, err)
 	var short *cluster.CopiesError
 	switch {
-	case err == nil && !c.end.isDead() && !again:
-		p.passwords = []string{to}
+	case err == nil && !c.end.isDead() && (!again || c.heardEnough(changed)):
+		p.passwords = append([]string{to}, p.unsure...)
+	case err == nil && !c.end.isDead():
+		p.passwords = append(p.passwords, to)
 	case changed == nil && errors.As(err, &short), errors.Is(err, hsm.ErrNotFound) && !errors.Is(err, hsm.ErrUnavailable):
 	default:
-		p.passwords = append(p.passwords, to)
+		p.passwords, p.unsure = append(p.passwords, to), append(p.unsure, to)
 	}
+}
+
+// heardEnough tells whether a change is later than all that were acknowledged.
+func (c *caller) heardEnough(changed *cluster.Changed) bool {
+	unheard := len(changed.Copies) + len(changed.Missing) - len(changed.Heard)
+	return unheard < max(1, c.r.policy.MinCopies)
 }
 
 // pickPerson picks a user that there should be.

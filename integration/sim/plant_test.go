@@ -21,6 +21,7 @@ const (
 	assumeCommit plant = "an HSM takes an operation in doubt for committed"
 	revive       plant = "a merge lets a tombstone lose"
 	keepSession  plant = "a session key becomes a token key"
+	forgetAfter  plant = "an HSM stamps a change by its own clock alone"
 	leakMaterial plant = "key material is written in clear"
 )
 
@@ -80,6 +81,13 @@ func (w *world) insert(ctx context.Context, s *session, objects []hsm.MaskedObje
 		_, err = s.inner.Insert(ctx, each(w.revived(objects)))
 	}
 	return n, err
+}
+
+func (w *world) change(ctx context.Context, s *session, c hsm.Change) (hsm.MaskedObject, error) {
+	if w.plant == forgetAfter {
+		c.After = 0
+	}
+	return s.inner.Change(ctx, c)
 }
 
 // revived makes keys of tombstones again, of those whose last state is known.

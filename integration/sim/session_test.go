@@ -173,7 +173,7 @@ func (s *session) Create(ctx context.Context, op hsm.OpID, r hsm.CreateRequest) 
 func (s *session) Change(ctx context.Context, c hsm.Change) (hsm.MaskedObject, error) {
 	c.Password = copied(c.Password)
 	about := fmt.Sprintf("%s %s %s%s", c.Kind, c.Ref, c.Name, c.User)
-	return ask(ctx, s, "Change", about, c.Kind == hsm.ChangeDestroy, func(ctx context.Context) (hsm.MaskedObject, error) { return s.inner.Change(ctx, c) })
+	return ask(ctx, s, "Change", about, c.Kind == hsm.ChangeDestroy, func(ctx context.Context) (hsm.MaskedObject, error) { return s.n.w.change(ctx, s, c) })
 }
 
 func (s *session) Use(ctx context.Context, u hsm.Use) ([]byte, error) {

@@ -102,6 +102,7 @@ func TestSimulationFindsPlanted(t *testing.T) {
 		{assumeCommit, 40, "though its creation failed"},
 		{revive, 10, "is back"},
 		{keepSession, 10, "lists session key"},
+		{forgetAfter, 20, "cannot log in with the password"},
 		{leakMaterial, 10, "to its disk"},
 	} {
 		t.Run(string(p.plant), func(t *testing.T) { findPlanted(t, p.plant, p.seeds, p.says) })

@@ -20,6 +20,9 @@ func (s *session) Change(ctx context.Context, c hsm.Change) (m hsm.MaskedObject,
 	if err := ctx.Err(); err != nil {
 		return hsm.MaskedObject{}, err
 	}
+	if err := s.h.clock.Follow(c.After); err != nil {
+		return hsm.MaskedObject{}, err
+	}
 	switch c.Kind {
 	case hsm.ChangeDestroy, hsm.ChangeAttribute, hsm.ChangeShare, hsm.ChangeUnshare:
 		return s.changeKey(c)

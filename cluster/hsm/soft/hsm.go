@@ -132,6 +132,7 @@ func (h *HSM) loadScope(scope hsm.Scope) error {
 			return h.lost(fmt.Sprintf("%s is listed and not there", ref))
 		}
 		h.learn(cur.rec, cur.obj)
+		_ = h.clock.Observe(cur.rec.Latest()) // what is too far ahead is refused when it is changed
 	}
 	return nil
 }
@@ -237,6 +238,7 @@ func (h *HSM) info() hsm.Info {
 		Root: h.states[hsm.ScopeLineage].Root(), ClusterRoot: h.states[hsm.ScopeCluster].Root(),
 		Keys: uint64(max(h.liveKeys.Load(), 0)), InDoubt: uint64(len(pending)), Doubts: doubts(pending), Sessions: h.sessions.count(),
 		Started: h.started, Settings: *h.settings.Load(), Epochs: h.keys().Epochs(), Sealing: h.keys().Epoch(), Format: hsm.FormatVersion,
+		Clock: h.clock.Latest(),
 	}
 	if ms := h.lastSync.Load(); ms != 0 {
 		i.LastSync = time.UnixMilli(ms).UTC()

@@ -495,6 +495,7 @@ type InfoReply struct {
 	Epochs        []uint64               `protobuf:"varint,40,rep,packed,name=epochs,proto3" json:"epochs,omitempty"` // of the masking keys held
 	Sealing       uint64                 `protobuf:"varint,41,opt,name=sealing,proto3" json:"sealing,omitempty"`      // epoch of the one that seals
 	Format        uint64                 `protobuf:"varint,42,opt,name=format,proto3" json:"format,omitempty"`        // newest version of masked objects it knows; 0: 1
+	Clock         uint64                 `protobuf:"fixed64,43,opt,name=clock,proto3" json:"clock,omitempty"`         // time of the latest stamp issued or observed
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -679,6 +680,13 @@ func (x *InfoReply) GetSealing() uint64 {
 func (x *InfoReply) GetFormat() uint64 {
 	if x != nil {
 		return x.Format
+	}
+	return 0
+}
+
+func (x *InfoReply) GetClock() uint64 {
+	if x != nil {
+		return x.Clock
 	}
 	return 0
 }
@@ -2784,6 +2792,7 @@ type ChangeRequest struct {
 	Invite        *Invite                `protobuf:"bytes,10,opt,name=invite,proto3" json:"invite,omitempty"`
 	Claim         *Claim                 `protobuf:"bytes,11,opt,name=claim,proto3" json:"claim,omitempty"`
 	Revoked       *Revocation            `protobuf:"bytes,12,opt,name=revoked,proto3" json:"revoked,omitempty"`
+	After         uint64                 `protobuf:"fixed64,22,opt,name=after,proto3" json:"after,omitempty"` // time of a stamp that those of the change are later than
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2914,6 +2923,13 @@ func (x *ChangeRequest) GetRevoked() *Revocation {
 		return x.Revoked
 	}
 	return nil
+}
+
+func (x *ChangeRequest) GetAfter() uint64 {
+	if x != nil {
+		return x.After
+	}
+	return 0
 }
 
 type UseRequest struct {
@@ -4249,7 +4265,7 @@ const file_hsm_proto_rawDesc = "" +
 	"\alineage\x18\x04 \x01(\fR\alineage\x12\x16\n" +
 	"\x06ticket\x18\x05 \x01(\fR\x06ticket\"#\n" +
 	"\vInfoRequest\x12\x14\n" +
-	"\x05brief\x18\x01 \x01(\bR\x05brief\"\x90\x05\n" +
+	"\x05brief\x18\x01 \x01(\bR\x05brief\"\xa6\x05\n" +
 	"\tInfoReply\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x06R\x02id\x12\x18\n" +
 	"\acluster\x18\x02 \x01(\x06R\acluster\x12!\n" +
@@ -4273,7 +4289,8 @@ const file_hsm_proto_rawDesc = "" +
 	"\x06doubts\x18\x13 \x03(\v2\x13.hsmbackup.v1.DoubtR\x06doubts\x12\x16\n" +
 	"\x06epochs\x18( \x03(\x04R\x06epochs\x12\x18\n" +
 	"\asealing\x18) \x01(\x04R\asealing\x12\x16\n" +
-	"\x06format\x18* \x01(\x04R\x06format\"A\n" +
+	"\x06format\x18* \x01(\x04R\x06format\x12\x14\n" +
+	"\x05clock\x18+ \x01(\x06R\x05clock\"A\n" +
 	"\x05Doubt\x12\x0e\n" +
 	"\x02op\x18\x01 \x01(\fR\x02op\x12\x12\n" +
 	"\x04refs\x18\x02 \x03(\x06R\x04refs\x12\x14\n" +
@@ -4431,7 +4448,7 @@ const file_hsm_proto_rawDesc = "" +
 	"\x05value\x18\x02 \x01(\fR\x05value:\x028\x01\"h\n" +
 	"\vCreateReply\x12)\n" +
 	"\x04keys\x18\x01 \x03(\v2\x15.hsmbackup.v1.KeyInfoR\x04keys\x12.\n" +
-	"\aobjects\x18\x02 \x03(\v2\x14.hsmbackup.v1.MaskedR\aobjects\"\xdc\x03\n" +
+	"\aobjects\x18\x02 \x03(\v2\x14.hsmbackup.v1.MaskedR\aobjects\"\xf2\x03\n" +
 	"\rChangeRequest\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x10\n" +
 	"\x03ref\x18\x02 \x01(\x06R\x03ref\x12\x12\n" +
@@ -4447,7 +4464,8 @@ const file_hsm_proto_rawDesc = "" +
 	"\x06invite\x18\n" +
 	" \x01(\v2\x14.hsmbackup.v1.InviteR\x06invite\x12)\n" +
 	"\x05claim\x18\v \x01(\v2\x13.hsmbackup.v1.ClaimR\x05claim\x122\n" +
-	"\arevoked\x18\f \x01(\v2\x18.hsmbackup.v1.RevocationR\arevoked\"\xc4\x01\n" +
+	"\arevoked\x18\f \x01(\v2\x18.hsmbackup.v1.RevocationR\arevoked\x12\x14\n" +
+	"\x05after\x18\x16 \x01(\x06R\x05after\"\xc4\x01\n" +
 	"\n" +
 	"UseRequest\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x10\n" +

@@ -1,0 +1,78 @@
+package cluster
+
+import (
+	"context"
+	"slices"
+
+	"github.com/hsmbackup/hsmbackup/cluster/hsm"
+)
+
+// Of two changes to one register the one with the later stamp wins, and clocks of
+// HSMs may differ by minutes. So before a change is made the HSMs are asked for their
+// clocks, which are past all stamps that they have seen, and the change is stamped
+// later. A change that was acknowledged is on as many HSMs as the policy wants
+// copies: whoever hears all HSMs but fewer than that hears of it.
+
+// hearing is what HSMs said of their clocks before a change.
+type hearing struct {
+	answering int
+	from      []hsm.HSMID // whose clocks after is not behind
+	after     uint64      // time of a stamp; 0: none
+}
+
+// hear asks the HSMs for their clocks, as many as are needed for a change to be
+// later than all that were acknowledged, if so many answer; others are waited for a
+// moment. need is how many must answer at all.
+func (c *Cluster) hear(ctx context.Context, need int) hearing {
+	members := len(c.all())
+	if members == 1 {
+		return hearing{answering: len(c.ready(ctx, 1))}
+	}
+	want := max(need, members-min(members, max(1, c.Policy().MinCopies))+1)
+	enough := func(as []answer[hsm.Info]) bool { return len(infosOf(as)) >= want }
+	ask := func(ctx context.Context, s hsm.Session) (hsm.Info, error) { return s.Info(ctx) }
+	rs := c.ready(ctx, need)
+	if len(rs) < want {
+		rs = c.readyWithin(ctx, want, c.timing.grace)
+	}
+	infos := infosOf(gather(ctx, c, rs, enough, nil, ask))
+	h := hearing{answering: len(infos), after: latestPlausible(infos, members)}
+	for _, i := range infos {
+		if i.Clock <= h.after {
+			h.from = append(h.from, i.ID)
+		}
+	}
+	slices.Sort(h.from)
+	return h
+}
+
+func infosOf(as []answer[hsm.Info]) (infos []hsm.Info) {
+	for _, a := range as {
+		if a.err == nil {
+			infos = append(infos, a.value)
+		}
+	}
+	return infos
+}
+
+// latestPlausible returns the latest of the clocks that may be that of a change
+// which was acknowledged. One HSM's clock that is so far ahead that no other takes
+// what it stamps is not: nobody could be later than that.
+func latestPlausible(infos []hsm.Info, members int) (latest uint64) {
+	for _, i := range infos {
+		if i.Clock > latest && takers(infos, i.Clock)+members-len(infos) > 1 {
+			latest = i.Clock
+		}
+	}
+	return latest
+}
+
+// takers counts the HSMs that take what was stamped at a time, or have.
+func takers(infos []hsm.Info, at uint64) (n int) {
+	for _, i := range infos {
+		if at <= i.Clock || !(hsm.Stamp{Time: at}).Wall().After(i.Time.Add(hsm.MaxAhead)) {
+			n++
+		}
+	}
+	return n
+}
