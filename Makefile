@@ -7,7 +7,7 @@ GO          ?= go
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 FUZZTIME    ?= 30s
 
-.PHONY: test check servers build drill bench bench-create bench-insync bench-converge bench-synckey fuzz chaos sim packages module
+.PHONY: test check servers build drill bench bench-create bench-insync bench-converge bench-synckey bench-pkcs11 fuzz chaos sim packages module
 
 # The simulation runs one goroutine at a time, and is the same in each run: it needs
 # no race detector, which would make it ten times slower.
@@ -27,7 +27,7 @@ servers:
 
 # What the tests take from the distribution: the judges of PKCS #11, and the
 # compiler and checker of the C module.
-PACKAGES := gcc libc6-dev libp11-kit-dev p11-kit softhsm2 valgrind
+PACKAGES := gcc libc6-dev libp11-kit-dev p11-kit p11-kit-modules softhsm2 valgrind
 
 packages:
 	@missing=; for p in $(PACKAGES); do \
@@ -60,6 +60,12 @@ bench-create bench-insync bench-converge:
 bench-synckey:
 	$(GO) test -run '^$$' -bench 'Figure|^BenchmarkUpdate$$' -benchtime $(or $(BENCHTIME),1x) -timeout 1h ./cluster/reconcile
 	$(GO) test -run '^$$' -bench Figure -benchtime $(or $(BENCHTIME),1x) -timeout 1h ./synckey
+
+# PKCS #11: operations per second and their duration with 1, 4 and 32 threads, through
+# p11-kit's client and our module to three HSM processes, beside SoftHSM behind
+# p11-kit's server, and beside Go's cryptography alone. About three minutes.
+bench-pkcs11: packages
+	$(GO) test -v -run '^$$' -bench PKCS11 -benchtime 1x -timeout 20m ./integration/figures
 
 FIGURE_bench-create   := CreateAES
 FIGURE_bench-insync   := InSync

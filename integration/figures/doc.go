@@ -8,6 +8,8 @@
 //
 //	HSMBACKUP_FIGURES_KEYS=1000000 HSMBACKUP_FIGURES_STORE=minio go test -run '^$' -bench Backup -benchtime 3x -timeout 2h ./integration/figures
 //
+// PKCS #11 through the daemon, beside SoftHSM: make bench-pkcs11.
+//
 // Those of package backup alone, without HSMs, wire and store:
 //
 //	HSMBACKUP_BENCH_KEYS=1000000 go test -run '^$' -bench 'Take|Limit|Verify|Extract|Memory' -timeout 1h ./backup

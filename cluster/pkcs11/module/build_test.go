@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 	"sync"
 	"testing"
+
+	"github.com/hsmbackup/hsmbackup/integration/softhsm"
 )
 
 // built are the folders of what was built, by the sanitizers it was built with.
@@ -52,12 +54,10 @@ func build(t *testing.T, sanitizers string) string {
 	return dir
 }
 
-const pin = "user:password"
-
 // command is a run of the test program against the daemon at a socket.
 func command(t *testing.T, dir, socket, mode string, wrapper ...string) (*exec.Cmd, *bytes.Buffer) {
 	t.Helper()
-	words := append(wrapper, filepath.Join(dir, "moduletest"), filepath.Join(dir, "libhsmbackup-pkcs11.so"), pin, mode)
+	words := append(wrapper, filepath.Join(dir, "moduletest"), filepath.Join(dir, "libhsmbackup-pkcs11.so"), softhsm.PIN, mode)
 	c := exec.CommandContext(t.Context(), words[0], words[1:]...)
 	c.Env = append(os.Environ(), "HSMBACKUP_PKCS11_SOCKET="+socket)
 	var stderr bytes.Buffer

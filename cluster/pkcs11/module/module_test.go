@@ -10,6 +10,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/hsmbackup/hsmbackup/integration/softhsm"
 )
 
 // sanitizers is how the module is built where memory is judged; threads are judged
@@ -17,14 +19,14 @@ import (
 const sanitizers = "address,undefined"
 
 func TestAgainstStockServer(t *testing.T) {
-	socket := stockServer(t)
+	socket := softhsm.Start(t)
 	for _, mode := range []string{"general", "keys", "threads", "fork"} {
 		t.Run(mode, func(t *testing.T) { run(t, build(t, sanitizers), socket, mode) })
 	}
 }
 
 func TestThreadsAreInOrder(t *testing.T) {
-	socket := stockServer(t)
+	socket := softhsm.Start(t)
 	for _, mode := range []string{"threads", "fork"} {
 		t.Run(mode, func(t *testing.T) { run(t, build(t, "thread"), socket, mode) })
 	}
@@ -34,11 +36,11 @@ func TestNothingLeaks(t *testing.T) {
 	if _, err := exec.LookPath("valgrind"); err != nil {
 		t.Fatal("no valgrind: make packages installs it")
 	}
-	run(t, build(t, ""), stockServer(t), "keys", "valgrind", "-q", "--leak-check=full", "--show-leak-kinds=all", "--errors-for-leak-kinds=definite,indirect,possible", "--error-exitcode=9")
+	run(t, build(t, ""), softhsm.Start(t), "keys", "valgrind", "-q", "--leak-check=full", "--show-leak-kinds=all", "--errors-for-leak-kinds=definite,indirect,possible", "--error-exitcode=9")
 }
 
 func TestApplicationSurvivesTheDaemon(t *testing.T) {
-	p := &proxy{server: stockServer(t), socket: filepath.Join(t.TempDir(), "daemon")}
+	p := &proxy{server: softhsm.Start(t), socket: filepath.Join(t.TempDir(), "daemon")}
 	p.up(t)
 	c, stderr := command(t, build(t, sanitizers), p.socket, "restart")
 	in, err := c.StdinPipe()
