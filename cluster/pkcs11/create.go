@@ -55,7 +55,7 @@ func (s *session) generateKey(ctx context.Context, args rpc.Args) ([]any, error)
 	m := args.Mechanism(1)
 	known, _, err := paramsOf(m, ck.MechGenerate)
 	if err != nil {
-		return nil, err
+		return nil, vendorKeys(m, args.Attributes(2), err)
 	}
 	t, err := parseTemplate(args.Attributes(2))
 	if err != nil {

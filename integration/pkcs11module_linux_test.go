@@ -1,0 +1,132 @@
+package integration
+
+import (
+	"bufio"
+	"bytes"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// moduleWorld is a cluster of three HSM processes, the daemon in front of it, and our
+// PKCS #11 module with its test program.
+type moduleWorld struct {
+	*testCluster
+	daemon *process
+	socket string
+	dir    string // of module and program
+}
+
+func newModuleWorld(t *testing.T) *moduleWorld {
+	t.Helper()
+	w := &moduleWorld{testCluster: newCluster(t, newMachine(t), "east", 3), dir: t.TempDir()}
+	w.socket = w.path("module-daemon")
+	cmd := exec.Command("make", "-s", "-C", "cluster/pkcs11/module", "OUT="+w.dir, "module", w.dir+"/moduletest")
+	cmd.Dir = repository()
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("make: %v (make packages installs the compiler)\n%s", err, out)
+	}
+	w.startDaemon(t)
+	return w
+}
+
+func (w *moduleWorld) startDaemon(t *testing.T) {
+	t.Helper()
+	w.daemon = w.start(t, "client", "--verbose", "--socket", w.socket, "--cluster", w.testCluster.dir)
+	w.daemon.waitReady(t)
+}
+
+// application is a run of the test program, with alice's PIN.
+func (w *moduleWorld) application(t *testing.T, mode string, wrapper ...string) *exec.Cmd {
+	t.Helper()
+	words := append(wrapper, filepath.Join(w.dir, "moduletest"), filepath.Join(w.dir, "libhsmbackup-pkcs11.so"), alicePIN, mode)
+	c := exec.CommandContext(t.Context(), words[0], words[1:]...)
+	c.Env = append(os.Environ(), "HSMBACKUP_PKCS11_SOCKET="+w.socket)
+	return c
+}
+
+func TestModule(t *testing.T) {
+	w := newModuleWorld(t)
+	for _, mode := range []string{"general", "keys", "own", "threads", "fork"} {
+		t.Run(mode, func(t *testing.T) {
+			if out, err := w.application(t, mode).CombinedOutput(); err != nil {
+				t.Fatalf("%v\n%s", err, out)
+			}
+		})
+	}
+	t.Run("valgrind", func(t *testing.T) {
+		c := w.application(t, "own", "valgrind", "-q", "--leak-check=full", "--errors-for-leak-kinds=definite,indirect,possible", "--error-exitcode=9")
+		if out, err := c.CombinedOutput(); err != nil {
+			t.Fatalf("%v (make packages installs valgrind)\n%s", err, out)
+		}
+	})
+	t.Run("go", w.goClients)
+	t.Run("killed", w.applicationKilled)
+	t.Run("restart", w.daemonRestarted)
+}
+
+// goClients runs the tests of crypto11 and miekg/pkcs11, which are a module of their own.
+func (w *moduleWorld) goClients(t *testing.T) {
+	c := exec.CommandContext(t.Context(), "go", "test", "-count=1", ".")
+	c.Dir = filepath.Join(repository(), "integration", "gopkcs11")
+	c.Env = append(os.Environ(), "CGO_ENABLED=1", "HSMBACKUP_PKCS11_SOCKET="+w.socket,
+		"PKCS11_MODULE="+filepath.Join(w.dir, "libhsmbackup-pkcs11.so"), "PKCS11_TOKEN=payments", "PKCS11_PIN="+alicePIN)
+	if out, err := c.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+}
+
+// applicationKilled ends an application that is logged in and has a session key: the
+// daemon sees it end.
+func (w *moduleWorld) applicationKilled(t *testing.T) {
+	c := w.application(t, "wait")
+	out, err := c.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if line, err := bufio.NewReader(out).ReadString('\n'); err != nil || line != "ready\n" {
+		t.Fatalf("said %q, %v", line, err)
+	}
+	ends := func() int { return strings.Count(w.daemon.stderr.String(), `msg="application ended"`) }
+	before := ends()
+	c.Process.Kill()
+	c.Wait()
+	eventually(t, "the end of the application", func() bool { return ends() > before })
+}
+
+// daemonRestarted kills the daemon under a connected application, again and again.
+func (w *moduleWorld) daemonRestarted(t *testing.T) {
+	c := w.application(t, "restart")
+	var errOut bytes.Buffer
+	c.Stderr = &errOut
+	in, err := c.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := c.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Start(); err != nil {
+		t.Fatal(err)
+	}
+	said := bufio.NewScanner(out)
+	up, down := func() { w.startDaemon(t) }, func() { w.daemon.kill() }
+	for i, then := range []func(){func() { down(); up() }, func() { down(); up() }, down, up} {
+		if !said.Scan() || said.Text() != "ready" {
+			t.Fatalf("step %d: said %q, %v\n%s", i, said.Text(), c.Wait(), errOut.String())
+		}
+		then()
+		io.WriteString(in, "go\n")
+	}
+	said.Scan()
+	if err := c.Wait(); err != nil || said.Text() != "ok restart" {
+		t.Fatalf("said %q, %v\n%s", said.Text(), err, errOut.String())
+	}
+}
