@@ -5,10 +5,12 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"path/filepath"
 	"strconv"
+	"syscall"
 
 	"github.com/goccy/go-yaml"
 
@@ -136,9 +138,19 @@ func (c *Config) save(folder string) error {
 	return writeFile(filepath.Join(folder, configFile), b, 0o644)
 }
 
+// newFile makes a file to write. Tests put disks in its place that are full.
+var newFile = func(path string, mode os.FileMode) (writeSyncCloser, error) {
+	return os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, mode)
+}
+
+type writeSyncCloser interface {
+	io.WriteCloser
+	Sync() error
+}
+
 // writeFile writes a file and syncs it. It is for folders that nobody uses yet.
 func writeFile(path string, b []byte, mode os.FileMode) error {
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, mode)
+	f, err := newFile(path, mode)
 	if err != nil {
 		return err
 	}
@@ -148,12 +160,17 @@ func writeFile(path string, b []byte, mode os.FileMode) error {
 
 // replaceFile puts a whole file in the place of another. It stops at the first
 // error: until the rename, which comes after all bytes are durable, the file before
-// is there.
+// is there. hsm.ErrFull when the disk is full; what was written of the new file is
+// deleted then, since it takes space.
 func replaceFile(path string, b []byte, mode os.FileMode) error {
 	if err := os.RemoveAll(path + ".new"); err != nil {
 		return err
 	}
 	if err := writeFile(path+".new", b, mode); err != nil {
+		_ = os.Remove(path + ".new") // the next call would
+		if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+			return fmt.Errorf("%w: free some space: %w", hsm.ErrFull, err)
+		}
 		return err
 	}
 	if err := os.Rename(path+".new", path); err != nil {

@@ -30,6 +30,7 @@ func TestMain(m *testing.M) {
 	if dir := os.Getenv(fleetDir); dir != "" {
 		os.Exit(fleetForTest(dir))
 	}
+	fillableDisks()
 	os.Exit(m.Run())
 }
 

@@ -27,8 +27,10 @@ const patience = 3
 type peer struct {
 	member   hsm.Member
 	stop     context.CancelFunc
-	failures int       // rounds in a row
-	progress *progress // outlives the peer's change of address
+	failures int // rounds in a row
+	// keysRefused: it has no room for masking keys, and that was said.
+	keysRefused bool
+	progress    *progress // outlives the peer's change of address
 
 	mu      sync.Mutex
 	module  hsm.Module
@@ -96,7 +98,7 @@ func (s *syncer) exchange(ctx context.Context, p *peer) error {
 	if err != nil {
 		return err
 	}
-	if err := s.keys(ctx, session, theirs); err != nil {
+	if err := s.bring(ctx, p, session, theirs); err != nil {
 		return err
 	}
 	began := time.Now()
@@ -118,6 +120,21 @@ func (s *syncer) exchange(ctx context.Context, p *peer) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.synced, p.pulled = began, p.behind
+	return nil
+}
+
+// bring brings a peer the masking keys that it lacks. One that has no room for them
+// is said, once, and synced with all the same: a key that it lacks does not seal.
+func (s *syncer) bring(ctx context.Context, p *peer, session hsm.Session, theirs hsm.Info) error {
+	err := s.keys(ctx, session, theirs)
+	if !errors.Is(err, hsm.ErrFull) {
+		p.keysRefused = p.keysRefused && err != nil
+		return err
+	}
+	if !p.keysRefused {
+		s.log.Error("server-side sync: peer has no room for a masking key", "hsm", p.member.ID.String(), "error", err)
+	}
+	p.keysRefused = true
 	return nil
 }
 
