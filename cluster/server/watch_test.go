@@ -151,6 +151,29 @@ func TestUnderReplicatedKeysShow(t *testing.T) {
 	one.becomes(equals(0), "hsmbackup_keys_under_replicated_oldest_seconds")
 }
 
+// TestWhatNeverAnsweredLacksEverything: as far as an HSM knows that was started while
+// another was down. When that is back the truth shows.
+func TestWhatNeverAnsweredLacksEverything(t *testing.T) {
+	t.Parallel()
+	w := newWatchedWorld(t, 2)
+	w.createAlice()
+	one, two := w.boxes[0], w.boxes[1]
+	w.createKey(one.alice(), "a")
+	w.converge()
+	all := float64(one.info().Root.Count)
+	for _, b := range w.boxes {
+		if err := b.stop(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	one.watched()
+	one.becomes(equals(all), "hsmbackup_keys_under_replicated")
+	w.createKey(one.alice(), "b")
+	one.becomes(equals(all+1), "hsmbackup_keys_under_replicated")
+	two.watched()
+	one.becomes(equals(0), "hsmbackup_keys_under_replicated")
+}
+
 func (b *box) ready() (bool, map[string]string) {
 	b.w.t.Helper()
 	status, body := b.page("/readyz")
