@@ -57,9 +57,14 @@ func (s Settings) Check() error {
 }
 
 func hostPort(address string) (host string, port int, err error) {
+	return hostPortOr(address, defaultPort)
+}
+
+// hostPortOr splits an address that may be without a port.
+func hostPortOr(address string, usual int) (host string, port int, err error) {
 	host, text, splitErr := net.SplitHostPort(address)
 	if splitErr != nil {
-		host, text = address, strconv.Itoa(defaultPort)
+		host, text = address, strconv.Itoa(usual)
 	}
 	port, err = strconv.Atoi(text)
 	if err != nil || port < 1 || port > 65535 || host == "" {

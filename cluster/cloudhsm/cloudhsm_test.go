@@ -331,6 +331,62 @@ func TestPathsAndNames(t *testing.T) {
 	}
 }
 
+// TestCMUFileIsEdited: servers that are listed stay as they are, new ones are like the
+// first, everything else is kept.
+func TestCMUFileIsEdited(t *testing.T) {
+	path := filepath.Join(t.TempDir(), CMUFileName)
+	const before = `{"scard":{"enable":"no"},"servers":[{"name":"a","hostname":"10.0.2.9","port":2225,"certificate":"/c.crt","e2e_encryption":{"enable":"yes"},"x":1.50}],"y":null}`
+	if err := os.WriteFile(path, []byte(before), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	edit := func(addresses ...string) bool {
+		t.Helper()
+		f, err := LoadCMU(path)
+		if err == nil {
+			err = f.ApplyCMU(addresses)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		changed, err := f.Save(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return changed
+	}
+	if edit("10.0.2.9") {
+		t.Error("what holds already changed the file")
+	}
+	if !edit("10.0.2.9", "10.0.2.10:7") || edit("10.0.2.9:2225", "10.0.2.10:7") {
+		t.Error("want one change")
+	}
+	want := strings.Replace(before, `"x":1.50}]`, `"x":1.50},{"name":"10.0.2.10","hostname":"10.0.2.10","port":7,"enable":"yes","certificate":"/c.crt","e2e_encryption":{"enable":"yes"},"x":1.50}]`, 1)
+	got, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(want, compact(t, got)); diff != "" {
+		t.Errorf("(-want +got)\n%s", diff)
+	}
+	if CMUPath("linux") != "/opt/cloudhsm/etc/cloudhsm_mgmt_util.cfg" || CMUPath("windows") != `C:\ProgramData\Amazon\CloudHSM\data\cloudhsm_mgmt_util.cfg` {
+		t.Error(CMUPath("linux"), CMUPath("windows"))
+	}
+	for _, addresses := range [][]string{nil, {"a:b"}, make([]string, MaxHSMs+1)} {
+		if err := New().ApplyCMU(addresses); !errors.Is(err, ErrFile) {
+			t.Errorf("%q: %v", addresses, err)
+		}
+	}
+	bad := filepath.Join(t.TempDir(), CMUFileName)
+	for _, text := range []string{`[]`, ``, `{"servers": {}}`, `{"servers": [1]}`, `{"servers": [{"hostname": 1}]}`} {
+		if err := os.WriteFile(bad, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := LoadCMU(bad); !errors.Is(err, ErrFile) || !strings.Contains(err.Error(), bad) {
+			t.Errorf("%s: %v", text, err)
+		}
+	}
+}
+
 // TestSDK3FileIsEdited: the number and the address change, and nothing else.
 func TestSDK3FileIsEdited(t *testing.T) {
 	path := filepath.Join(t.TempDir(), SDK3FileName)

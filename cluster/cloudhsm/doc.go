@@ -5,8 +5,10 @@
 //     in which options.disable_key_availability_check turns the key availability
 //     quorum off;
 //   - the file of Client SDK 3, cloudhsm_client.cfg, in which
-//     create_object_minimum_nodes says on how many HSMs a key must be created.
+//     create_object_minimum_nodes says on how many HSMs a key must be created;
+//   - the file of its management utility, cloudhsm_mgmt_util.cfg, which lists the
+//     servers that the utility talks to.
 //
-// Both are JSON. What is read of them is checked strictly, by name; what is not
+// All are JSON. What is read of them is checked strictly, by name; what is not
 // known is kept as it is, in its order. A File turns into a cluster.Policy.
 package cloudhsm

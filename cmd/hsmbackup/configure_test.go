@@ -3,12 +3,14 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
 	"github.com/hsmbackup/hsmbackup/cluster/cloudhsm"
+	"github.com/hsmbackup/hsmbackup/cluster/profile"
 )
 
 func read(t *testing.T, path string) string {
@@ -102,6 +104,50 @@ func TestConfigureAll(t *testing.T) {
 	}
 }
 
+// TestConfigureManagementUtility: Client SDK 3's configure lists the servers of the
+// management utility, those given or all of a cluster, and leaves the client's file
+// alone unless that is asked for too.
+func TestConfigureManagementUtility(t *testing.T) {
+	dir := t.TempDir()
+	client, cmu := filepath.Join(dir, cloudhsm.SDK3FileName), filepath.Join(dir, cloudhsm.CMUFileName)
+	configure := func(args ...string) string {
+		t.Helper()
+		code, out, errOut := invokeAs(t, append([]string{"configure", "--file", client, "--cmu-file", cmu}, args...)...)
+		if code != exitDone {
+			t.Fatalf("%q: exit %d: %s", args, code, errOut)
+		}
+		return out
+	}
+	configure("--cmu", "10.0.2.9")
+	if _, err := os.Stat(client); err == nil || !strings.Contains(read(t, cmu), `"hostname": "10.0.2.9"`) || !strings.Contains(read(t, cmu), "2225") {
+		t.Errorf("--cmu: the client's file: %v; %s", err, read(t, cmu))
+	}
+	if out := configure("--cmu", "10.0.2.9"); !strings.Contains(out, "as it was") {
+		t.Errorf("again: %s", out)
+	}
+	configure("-a", "10.0.2.9", "--ssl", "--pkey", "/etc/own.key", "--cert", "/etc/own.crt", "--cmu", "10.0.2.10")
+	if text := read(t, client); !strings.Contains(text, "/etc/own.key") || !strings.Contains(text, "/etc/own.crt") || strings.Contains(read(t, cmu), "10.0.2.9") {
+		t.Errorf("both: %s%s", text, read(t, cmu))
+	}
+	at := filepath.Join(dir, "east")
+	t.Setenv("HSMBACKUP_ROLE", "admin")
+	t.Setenv("HSMBACKUP_PIN", "root:root-password")
+	if code, _, errOut := invokeAs(t, "hsmbackup", "cluster", "create", "east", "--region", "east", "--hsms", "2", "--dir", at); code != exitDone {
+		t.Fatal(errOut)
+	}
+	pr, err := profile.Load(at)
+	if err != nil {
+		t.Fatal(err)
+	}
+	configure("-m", "-i", "1", "--cluster-id", at)
+	for _, h := range pr.HSMs {
+		host, port, _ := net.SplitHostPort(h.Address)
+		if text := read(t, cmu); !strings.Contains(text, host) || !strings.Contains(text, port) {
+			t.Errorf("-m: %s is missing: %s", h.Address, text)
+		}
+	}
+}
+
 func TestConfigureRefuses(t *testing.T) {
 	dir := t.TempDir()
 	file := filepath.Join(dir, "x.cfg")
@@ -110,6 +156,12 @@ func TestConfigureRefuses(t *testing.T) {
 		"configure pkcs11 --enable-key-availability-check --disable-key-availability-check --file " + file: exitUsage,
 		"configure client --create-object-minimum-nodes 0 --file " + file:                                  exitUsage,
 		"configure client --create-object-minimum-nodes 29 --file " + file:                                 exitFailed,
+		"configure client -m --cmu-file " + file:                                                           exitUsage,
+		"configure client --cluster-id x --cmu-file " + file:                                               exitUsage,
+		"configure client -m --cluster-id nowhere --cmu-file " + file:                                      exitFailed,
+		"configure client --cmu host:port --cmu-file " + file:                                              exitFailed,
+		"configure client --ssl --pkey x --file " + file:                                                   exitUsage,
+		"configure client --pkey x --cert x --file " + file:                                                exitUsage,
 		"configure pkcs11 --region here --file " + file:                                                    exitUsage,
 		"configure pkcs11 --cluster-id nowhere --file " + file:                                             exitFailed,
 		"configure pkcs11 --log-level loud --file " + file:                                                 exitFailed,

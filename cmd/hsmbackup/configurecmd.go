@@ -41,9 +41,56 @@ func (p *program) clientFileCommand() *cli.Command {
 			&cli.StringFlag{Name: "a", Usage: "`ADDRESS` of an HSM"},
 			&cli.IntFlag{Name: "create-object-minimum-nodes", Aliases: []string{"min-copies"}, Usage: "HSMs that must hold a new key"},
 			&cli.StringFlag{Name: "file", Value: cloudhsm.SDK3Path(cloudhsm.Here), Usage: "the configuration `FILE`"},
+			&cli.BoolFlag{Name: "ssl", Usage: "the client has a key and certificate of its own: --pkey and --cert"},
+			&cli.StringFlag{Name: "pkey", Usage: "the client's key `FILE`, with --ssl"},
+			&cli.StringFlag{Name: "cert", Usage: "the client's certificate `FILE`, with --ssl"},
+			&cli.StringSliceFlag{Name: "cmu", Usage: "`ADDRESS` of an HSM for the management utility, host or host:port; several replace its list of servers"},
+			&cli.BoolFlag{Name: "m", Usage: "list every HSM of --cluster-id for the management utility"},
+			&cli.StringFlag{Name: "i", Hidden: true, Usage: "`ID` of the daemon whose list -m took; all have one list here"},
+			&cli.StringFlag{Name: "cluster-id", Usage: "`CLUSTER`, with -m: its name, profile or id"},
+			&cli.StringFlag{Name: "cmu-file", Value: cloudhsm.CMUPath(cloudhsm.Here), Usage: "the management utility's configuration `FILE`"},
 		},
 		Action: p.configureClient,
 	}
+}
+
+// managementServers are the servers that --cmu or -m name for the management
+// utility; none without these.
+func managementServers(cc *cli.Context) ([]string, error) {
+	addresses := cc.StringSlice("cmu")
+	switch {
+	case cc.Bool("m") && len(addresses) > 0:
+		return nil, usagef("-m and --cmu exclude each other")
+	case cc.Bool("m") != cc.IsSet("cluster-id"):
+		return nil, usagef("-m takes the HSMs of a cluster: name it with --cluster-id")
+	case !cc.Bool("m"):
+		return addresses, nil
+	}
+	pr, err := findCluster(cc.String("cluster-id"), "")
+	if err != nil {
+		return nil, err
+	}
+	for _, h := range pr.HSMs {
+		addresses = append(addresses, h.Address)
+	}
+	return addresses, nil
+}
+
+// editCMU edits the management utility's file in memory.
+func editCMU(path string, addresses []string) (*configured, error) {
+	f, err := cloudhsm.LoadCMU(path)
+	if err == nil {
+		err = f.ApplyCMU(addresses)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("configure client: %w", err)
+	}
+	return &configured{Component: "cmu", File: path, file: f}, nil
+}
+
+// clientOnly tells whether the switches say anything of the client's own file.
+func clientOnly(cc *cli.Context) bool {
+	return cc.IsSet("a") || cc.IsSet("create-object-minimum-nodes") || cc.IsSet("ssl")
 }
 
 func (p *program) configureClient(cc *cli.Context) error {
@@ -51,19 +98,61 @@ func (p *program) configureClient(cc *cli.Context) error {
 	if cc.IsSet("create-object-minimum-nodes") && n < 1 {
 		return usagef("--create-object-minimum-nodes %d: want 1 to %d", n, cloudhsm.MaxHSMs)
 	}
+	if ssl := cc.String("pkey") != "" && cc.String("cert") != ""; ssl != cc.Bool("ssl") {
+		return usagef("--ssl, --pkey and --cert go together")
+	}
+	servers, err := managementServers(cc)
+	if err != nil {
+		return err
+	}
+	var files []*configured
+	if len(servers) > 0 {
+		one, err := editCMU(cc.String("cmu-file"), servers)
+		if err != nil {
+			return err
+		}
+		files = append(files, one)
+	}
+	if len(servers) == 0 || clientOnly(cc) {
+		one, err := editClient(cc, n)
+		if err != nil {
+			return err
+		}
+		files = append(files, one)
+	}
+	return p.saveAll(files)
+}
+
+// editClient edits Client SDK 3's file in memory.
+func editClient(cc *cli.Context, minimumNodes int) (*configured, error) {
 	path := cc.String("file")
 	f, err := cloudhsm.LoadSDK3(path)
 	if err == nil {
-		err = f.ApplySDK3(cc.String("a"), n)
+		err = f.ApplySDK3(cc.String("a"), minimumNodes)
 	}
 	if err != nil {
-		return fmt.Errorf("configure client: %w", err)
+		return nil, fmt.Errorf("configure client: %w", err)
 	}
-	one := &configured{Component: "client", File: path, file: f}
-	if err := one.save(); err != nil {
-		return err
+	f.ApplySSL(cc.String("pkey"), cc.String("cert"))
+	return &configured{Component: "client", File: path, file: f}, nil
+}
+
+// saveAll saves files that were all edited well. If we die between two of them, the
+// same command again does the rest.
+func (p *program) saveAll(files []*configured) error {
+	for _, one := range files {
+		if err := one.save(); err != nil {
+			return err
+		}
 	}
-	return p.result(one, one.print)
+	if len(files) == 1 {
+		return p.result(files[0], files[0].print)
+	}
+	return p.result(map[string]any{"files": files}, func(w io.Writer) {
+		for _, one := range files {
+			one.print(w)
+		}
+	})
 }
 
 func (p *program) componentCommand(c cloudhsm.Component) *cli.Command {
@@ -244,17 +333,7 @@ func (p *program) configureAll(cc *cli.Context) error {
 		}
 		files = append(files, one)
 	}
-	// If we die between two of them, the same command again does the rest.
-	for _, one := range files {
-		if err := one.save(); err != nil {
-			return err
-		}
-	}
-	return p.result(map[string]any{"files": files}, func(w io.Writer) {
-		for _, one := range files {
-			one.print(w)
-		}
-	})
+	return p.saveAll(files)
 }
 
 func edited(c cloudhsm.Component, path string, s cloudhsm.Settings, edit func(*cloudhsm.File, cloudhsm.Settings) error) (*configured, error) {
