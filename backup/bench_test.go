@@ -60,16 +60,15 @@ func (s *bigSource) Objects(context.Context) iter.Seq2[hsm.Object, error] {
 }
 func (s *bigSource) Extract(_ context.Context, refs iter.Seq[hsm.KeyRef]) iter.Seq2[hsm.MaskedObject, error] {
 	return func(yield func(hsm.MaskedObject, error) bool) {
+		at := -1 // of the reference before: stretches of references ascend
 		for ref := range refs {
-			i, ok := slices.BinarySearchFunc(s.objects, ref, func(m hsm.MaskedObject, r hsm.KeyRef) int {
-				if m.Ref < r {
-					return -1
-				} else if m.Ref > r {
-					return 1
+			if at++; at == 0 || at >= len(s.objects) || s.objects[at].Ref != ref {
+				var ok bool
+				if at, ok = slices.BinarySearchFunc(s.objects, ref, func(m hsm.MaskedObject, r hsm.KeyRef) int { return compareRefs(m.Ref, r) }); !ok {
+					continue
 				}
-				return 0
-			})
-			if ok && !yield(s.objects[i], nil) {
+			}
+			if !yield(s.objects[at], nil) {
 				return
 			}
 		}

@@ -235,11 +235,16 @@ func (p *packer) count(pack format.Pack) {
 // computes its share.
 func fingerprints(keys hsm.FingerprintKeys, items []hsm.Object) (hsm.Root, []hsm.Cell) {
 	root, prefix := reconcile.NewRootState(keys), reconcile.NewPrefix(keys, format.MaxCells)
+	some := make([]reconcile.Item, 0, min(len(items), 256)) // few enough to stay in the cache
 	for _, o := range items {
 		item := reconcile.ItemOf(o)
 		root.Add(item)
-		prefix.Add(item)
+		if some = append(some, item); len(some) == cap(some) {
+			prefix.AddAll(some)
+			some = some[:0]
+		}
 	}
+	prefix.AddAll(some)
 	return root.Root(), prefix.Cells()
 }
 

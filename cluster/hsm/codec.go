@@ -142,30 +142,36 @@ func (r *reader) done() bool { return !r.bad && len(r.b) == 0 }
 
 // head reads a head of the major type, in its shortest form.
 func (r *reader) head(major byte) uint64 {
+	if len(r.b) > 0 && r.b[0]-major < 24 { // most of them, and small enough to be inlined
+		v := uint64(r.b[0] - major)
+		r.b = r.b[1:]
+		return v
+	}
+	return r.longHead(major)
+}
+
+func (r *reader) longHead(major byte) uint64 {
 	if len(r.b) == 0 || r.b[0]&0xe0 != major {
 		r.fail()
 		return 0
 	}
-	info := r.b[0] & 0x1f
-	r.b = r.b[1:]
-	if info < 24 {
-		return uint64(info)
+	info, b := r.b[0]&0x1f, r.b[1:]
+	var v, least uint64
+	switch { // least is what half the bytes cannot hold
+	case info < 24:
+		v = uint64(info)
+		r.b = b
+		return v
+	case info == 24 && len(b) >= 1:
+		v, least, r.b = uint64(b[0]), 24, b[1:]
+	case info == 25 && len(b) >= 2:
+		v, least, r.b = uint64(binary.BigEndian.Uint16(b)), 1<<8, b[2:]
+	case info == 26 && len(b) >= 4:
+		v, least, r.b = uint64(binary.BigEndian.Uint32(b)), 1<<16, b[4:]
+	case info == 27 && len(b) >= 8:
+		v, least, r.b = binary.BigEndian.Uint64(b), 1<<32, b[8:]
 	}
-	if info > 27 {
-		r.fail()
-		return 0
-	}
-	n := 1 << (info - 24)
-	raw := r.take(uint64(n))
-	var v uint64
-	for _, c := range raw {
-		v = v<<8 | uint64(c)
-	}
-	least := uint64(24)
-	if n > 1 {
-		least = 1 << (4 * n) // what half the bytes cannot hold
-	}
-	if v < least {
+	if v < least || least == 0 {
 		r.fail()
 		return 0
 	}
