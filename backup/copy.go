@@ -297,7 +297,7 @@ func (c *copying) object(ctx context.Context, name string) (int64, error) {
 	if err != nil {
 		return 0, fmt.Errorf("source: %w", err)
 	}
-	return int64(len(stored)), put(ctx, c.to, name, stored)
+	return int64(len(stored)), putNamed(ctx, c.to, name, stored, hash)
 }
 
 // nameIn returns the hash that a path ends in, and how large such an object may

@@ -204,11 +204,11 @@ func (w *packWorker) finish(ctx context.Context) error {
 	}
 	defer w.pack.Reset()
 	index := format.EncodeIndex(pack.Index)
-	if err := put(ctx, w.store, format.PackPath(pack.Name), pack.Stored); err != nil {
+	if err := putNamed(ctx, w.store, format.PackPath(pack.Name), pack.Stored, pack.Name); err != nil {
 		return err
 	}
 	indexName := format.NameOf(index)
-	if err := put(ctx, w.store, format.IndexPath(indexName), index); err != nil {
+	if err := putNamed(ctx, w.store, format.IndexPath(indexName), index, indexName); err != nil {
 		return err
 	}
 	w.count(pack)

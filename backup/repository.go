@@ -22,6 +22,15 @@ func put(ctx context.Context, store storage.Store, path string, stored []byte) e
 	return err
 }
 
+// putNamed is put of an object whose path ends in its hash.
+func putNamed(ctx context.Context, store storage.Store, path string, stored []byte, name format.Name) error {
+	err := store.Put(ctx, path, storage.NewHashed(stored, name), int64(len(stored)))
+	if errors.Is(err, storage.ErrExist) {
+		return nil
+	}
+	return err
+}
+
 // fetch reads an object that is named by its content and checks the name.
 func fetch(ctx context.Context, store storage.Store, path string, name format.Name, limit int64) ([]byte, error) {
 	stored, err := storage.ReadAll(ctx, store, path, limit)

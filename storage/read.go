@@ -3,6 +3,7 @@ package storage
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"fmt"
 	"io"
 )
@@ -38,3 +39,20 @@ func CheckBody(body io.ReadSeeker, size int64) error {
 	_, err = body.Seek(0, io.SeekStart)
 	return err
 }
+
+// Hashed is a body whose SHA-256 is known already. A driver that sends the hash with
+// the body need not read it once more for that; a server that checks it refuses a wrong one.
+type Hashed interface {
+	io.ReadSeeker
+	SHA256() [sha256.Size]byte
+}
+
+// NewHashed returns b as a body with its hash.
+func NewHashed(b []byte, sum [sha256.Size]byte) Hashed { return &hashed{bytes.NewReader(b), sum} }
+
+type hashed struct {
+	*bytes.Reader
+	sum [sha256.Size]byte
+}
+
+func (h *hashed) SHA256() [sha256.Size]byte { return h.sum }

@@ -32,6 +32,40 @@ func spread(cells []hsm.Cell, base uint64, h hasher, item *Item, sign int64) {
 	}
 }
 
+// lanes is how many items spreadLanes goes on with in turn. The walk of one item over
+// the cells is a chain of slow operations; those of others fill the gaps.
+const lanes = 4
+
+// spreadLanes puts some items into cells as spread does, and into whole, which
+// may be nil.
+func spreadLanes(cells []hsm.Cell, base uint64, h hasher, items *[lanes]Item, whole *hsm.Cell) {
+	var walk [lanes]mapping
+	var check [lanes]uint64
+	for i := range items {
+		var seed uint64
+		seed, check[i] = h.hash(&items[i])
+		walk[i] = newMapping(seed)
+		if whole != nil {
+			toggle(whole, &items[i], check[i], 1)
+		}
+	}
+	end := base + uint64(len(cells))
+	for left := true; left; {
+		left = false
+		for i := range items {
+			m := &walk[i]
+			if m.index >= end {
+				continue
+			}
+			if m.index >= base {
+				toggle(&cells[m.index-base], &items[i], check[i], 1)
+			}
+			m.next()
+			left = true
+		}
+	}
+}
+
 // subtract returns the cell of the items that only one of two sets has.
 func subtract(a, b hsm.Cell) hsm.Cell {
 	xor(&a.Item, &b.Item)

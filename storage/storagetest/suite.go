@@ -6,6 +6,7 @@ package storagetest
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -45,6 +46,7 @@ var cases = []struct {
 	{"EachReadingOfTheBodyStartsAtZero", bodyReread},
 	{"ABodyOfAnotherSizeIsRefusedWithErrSizeAndNothingIsStored", wrongSize},
 	{"PutDoesNotCloseTheBody", bodyStaysOpen},
+	{"AKnownHashSparesAReadingAndAWrongOneStoresNothingElse", knownHash},
 	{"APutCancelledMidwayIsNeverStoredInPart", cancelledMidway},
 	{"OneNameAsAFolderOfAnotherIsHeldOrRefused", folderOfAnother},
 	{"GetReadsFromOffsetAndStopsAtTheEnd", ranges},
@@ -196,6 +198,27 @@ func putCreates(t *testing.T, open opener) {
 		if !bytes.Equal(get(t, s, name, 0, -1), content) {
 			t.Errorf("%d bytes came back differently", size)
 		}
+	}
+}
+
+// knownHash puts bodies whose hash is known, and one whose hash is wrong: a driver that
+// sends it is refused and stores nothing; one that does not stores the bytes as they are.
+func knownHash(t *testing.T, open opener) {
+	s := open(t)
+	for _, size := range []int{0, 1000, 3 << 20} {
+		name, content := fmt.Sprintf("hashed/%d", size), random(size)
+		if err := s.Put(t.Context(), name, storage.NewHashed(content, sha256.Sum256(content)), int64(size)); err != nil {
+			t.Fatal(err)
+		}
+		if !bytes.Equal(get(t, s, name, 0, -1), content) {
+			t.Errorf("%d bytes came back differently", size)
+		}
+	}
+	content := random(1000)
+	err := s.Put(t.Context(), "wrong", storage.NewHashed(content, sha256.Sum256(nil)), 1000)
+	b, readErr := storage.ReadAll(t.Context(), s, "wrong", 2000)
+	if err == nil && !bytes.Equal(b, content) || err != nil && !errors.Is(readErr, storage.ErrNotExist) {
+		t.Errorf("put: %v; read: %d bytes, %v", err, len(b), readErr)
 	}
 }
 

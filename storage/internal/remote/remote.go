@@ -340,6 +340,9 @@ func describe(body io.ReadSeeker, size int64, parts Parts) (Content, error) {
 	if size > parts.From {
 		c.PartSize = parts.size(size)
 		piece = c.PartSize
+	} else if known, ok := body.(storage.Hashed); ok {
+		c.SHA256 = known.SHA256()
+		return c, nil
 	}
 	for done := int64(0); ; done += piece {
 		h := sha256.New()
