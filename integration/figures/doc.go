@@ -4,9 +4,10 @@
 //
 //	go test -run '^$' -bench . ./integration/figures
 //
-// Those of backup and restore, for a million keys and a MinIO beside the HSMs:
+// Those of backup and restore, up to a million keys and a MinIO beside the HSMs, with a table of
+// the figures, their limits and bars at the end:
 //
-//	HSMBACKUP_FIGURES_KEYS=1000000 HSMBACKUP_FIGURES_STORE=minio go test -run '^$' -bench Backup -benchtime 3x -timeout 2h ./integration/figures
+//	HSMBACKUP_FIGURES_KEYS=10000,100000,1000000 HSMBACKUP_FIGURES_STORE=minio go test -run '^$' -bench Backup -benchtime 3x -timeout 1h ./integration/figures
 //
 // PKCS #11 through the daemon, beside SoftHSM: make bench-pkcs11.
 //

@@ -15,14 +15,17 @@ import (
 // objects, in files of 16,384 each, first and again after one key in a hundred has
 // changed; then it checks all data and restores.
 func (v *vault) restic(b *testing.B) {
-	store := v.store(b)
-	repository, env := store, os.Environ()
-	if v.minio != nil {
-		bucket := strings.TrimSuffix(store[strings.LastIndex(store, "/")+1:], "?tls=false")
-		repository = "s3:" + v.minio.Endpoint() + "/" + bucket
-		env = append(env, "AWS_ACCESS_KEY_ID="+v.minio.AccessKey, "AWS_SECRET_ACCESS_KEY="+v.minio.SecretKey)
+	var env []string
+	use := func(store string) {
+		repository := store
+		env = os.Environ()
+		if v.minio != nil {
+			bucket := strings.TrimSuffix(store[strings.LastIndex(store, "/")+1:], "?tls=false")
+			repository = "s3:" + v.minio.Endpoint() + "/" + bucket
+			env = append(env, "AWS_ACCESS_KEY_ID="+v.minio.AccessKey, "AWS_SECRET_ACCESS_KEY="+v.minio.SecretKey)
+		}
+		env = append(env, "RESTIC_PASSWORD="+rand.Text(), "RESTIC_REPOSITORY="+repository)
 	}
-	env = append(env, "RESTIC_PASSWORD="+rand.Text(), "RESTIC_REPOSITORY="+repository)
 	folder := filepath.Join(v.dir, rand.Text())
 	if err := os.Mkdir(folder, 0o700); err != nil {
 		b.Fatal(err)
@@ -32,31 +35,34 @@ func (v *vault) restic(b *testing.B) {
 		cmd.Env, cmd.Dir = env, folder
 		return measureCommand(b, cmd)
 	}
-	run(b, "init")
-	for _, step := range []struct {
-		name   string
-		change bool
-		args   []string
-	}{
-		{"first", true, []string{"backup", "."}}, {"increment-1%", true, []string{"backup", "."}},
-		{"check", false, []string{"check", "--read-data"}}, {"restore", false, []string{"restore", "latest", "--target", filepath.Join(v.dir, "restic-restored")}},
-	} {
-		b.Run(step.name, func(b *testing.B) { // once: the second time is another task
-			b.StopTimer()
-			if step.change {
-				v.stores++
-				v.change(b, 100)
-				v.dump(b, folder)
-			}
-			b.SetBytes(v.size)
-			b.StartTimer()
-			u := usage{}
-			for range b.N {
-				u.add(run(b, step.args...))
-			}
-			u.report(b)
-		})
-	}
+	back := func(b *testing.B) usage { return run(b, "backup", ".") }
+	v.each(b, "restic-first", func(b *testing.B) usage { // each time into a new repository
+		b.StopTimer()
+		use(v.store(b))
+		run(b, "init")
+		v.dump(b, folder)
+		b.StartTimer()
+		return back(b)
+	})
+	v.each(b, "restic-increment-1%", func(b *testing.B) usage {
+		b.StopTimer()
+		v.stores++
+		v.change(b, 100)
+		v.dump(b, folder)
+		b.StartTimer()
+		return back(b)
+	})
+	v.each(b, "restic-check", func(b *testing.B) usage { return run(b, "check", "--read-data") })
+	v.each(b, "restic-restore", func(b *testing.B) usage {
+		target := filepath.Join(v.dir, rand.Text())
+		used := run(b, "restore", "latest", "--target", target)
+		b.StopTimer()
+		if err := os.RemoveAll(target); err != nil {
+			b.Fatal(err)
+		}
+		b.StartTimer()
+		return used
+	})
 }
 
 // dump writes the objects into files.

@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -41,24 +42,29 @@ type vault struct {
 	identity string // file
 	minio    *miniotest.Server
 	stores   int
+	figures  *figures
 }
 
-// keyCount is how many keys are backed up: HSMBACKUP_FIGURES_KEYS.
-func keyCount(b *testing.B) int {
+// keyCounts is how many keys are backed up, one run for each: HSMBACKUP_FIGURES_KEYS,
+// numbers between commas.
+func keyCounts(b *testing.B) (counts []int) {
 	s := os.Getenv("HSMBACKUP_FIGURES_KEYS")
 	if s == "" {
-		return 100_000
+		s = "100000"
 	}
-	n, err := strconv.Atoi(s)
-	if err != nil {
-		b.Fatal(err)
+	for text := range strings.SplitSeq(s, ",") {
+		n, err := strconv.Atoi(text)
+		if err != nil {
+			b.Fatal(err)
+		}
+		counts = append(counts, n)
 	}
-	return n
+	return counts
 }
 
-func newVault(b *testing.B) *vault {
+func newVault(b *testing.B, keys int) *vault {
 	v := &vault{dir: b.TempDir(), keyring: hsm.NewKeyring()}
-	v.objects = hsmtest.Multiply(v.keyring, "root", keyCount(b))
+	v.objects = hsmtest.Multiply(v.keyring, "root", keys)
 	for _, m := range v.objects {
 		v.size += int64(len(m.Bytes))
 	}
@@ -162,55 +168,72 @@ func (v *vault) change(b *testing.B, share int) (changed int64) {
 }
 
 // BenchmarkBackup takes snapshots of a running cluster of three HSMs with the real
-// command, verifies and restores them. Beside them stand the limits, on the same
-// bytes in the same run: zstd and age as one stream in memory, and loading the
-// object store.
+// command, verifies and restores them. Beside them stand the limits and a peer, on the same
+// bytes in the same run: zstd and age as one stream in memory, loading one
+// object store, and restic. At the end it prints all of it in a table with the bars, and for
+// several numbers of keys the curve.
 //
-//	HSMBACKUP_FIGURES_KEYS=1000000 HSMBACKUP_FIGURES_STORE=minio go test -run '^$' -bench Backup -benchtime 3x -timeout 1h ./integration/figures
+//	HSMBACKUP_FIGURES_KEYS=10000,100000,1000000 HSMBACKUP_FIGURES_STORE=minio go test -run '^$' -bench Backup -benchtime 3x -timeout 1h ./integration/figures
 func BenchmarkBackup(b *testing.B) {
-	v := newVault(b)
+	var all []*figures
+	for _, keys := range keyCounts(b) {
+		b.Run(fmt.Sprintf("keys=%d", keys), func(b *testing.B) {
+			v := newVault(b, keys)
+			v.figures = &figures{keys: keys, bytes: v.size}
+			all = append(all, v.figures)
+			v.measureAll(b)
+		})
+	}
+	for _, f := range all {
+		fmt.Print(f)
+	}
+	fmt.Print(curve(all))
+}
+
+func (v *vault) measureAll(b *testing.B) {
 	b.Run("limit=zstd|age", v.limitStream)
 	store := ""
-	b.Run("take", func(b *testing.B) {
-		b.SetBytes(v.size)
-		u := usage{}
-		for range b.N {
-			b.StopTimer()
-			store = v.store(b)
-			b.StartTimer()
-			used, _ := v.snapshot(b, store)
-			u.add(used)
-		}
-		u.report(b)
+	v.each(b, "take", func(b *testing.B) usage {
+		b.StopTimer()
+		store = v.store(b)
+		b.StartTimer()
+		used, _ := v.snapshot(b, store)
+		return used
 	})
 	b.Run("increment-1%", func(b *testing.B) { v.increment(b, store) })
 	b.Run("idle", func(b *testing.B) { v.idle(b, store) })
-	b.Run("verify-root", func(b *testing.B) {
-		b.SetBytes(v.size)
-		u := usage{}
-		for range b.N {
-			u.add(measure(b, "snapshots", "verify", store, "--level", "root", "--identity", v.identity, "--quiet", "--no-record"))
-		}
-		u.report(b)
+	v.each(b, "verify-root", func(b *testing.B) usage {
+		return measure(b, "snapshots", "verify", store, "--level", "root", "--identity", v.identity, "--quiet", "--no-record")
 	})
 	b.Run("limit=load", v.limitLoad)
-	b.Run("restore", func(b *testing.B) {
-		b.SetBytes(v.size)
-		u := usage{}
-		for range b.N {
+	for _, hsms := range []string{"1", "3"} { // one store is what the limit loads; three are written by the same two cores
+		v.each(b, "restore-"+hsms, func(b *testing.B) usage {
 			folder := filepath.Join(v.dir, rand.Text())
-			u.add(measure(b, "restore", "--from", store, "--identity", v.identity, "--name", "clone", "--region", "there", "--dir", folder, "--hsms", "3", "--quiet"))
+			used := measure(b, "restore", "--from", store, "--identity", v.identity, "--name", "clone", "--region", "there", "--dir", folder, "--hsms", hsms, "--quiet")
 			b.StopTimer()
 			if err := os.RemoveAll(folder); err != nil {
 				b.Fatal(err)
 			}
 			b.StartTimer()
+			return used
+		})
+	}
+	if _, err := exec.LookPath("restic"); err == nil { // Debian's package
+		v.restic(b)
+	}
+}
+
+// each measures something b.N times.
+func (v *vault) each(b *testing.B, name string, once func(b *testing.B) usage) {
+	b.Run(name, func(b *testing.B) {
+		b.SetBytes(v.size)
+		u := usage{}
+		for range b.N {
+			u.add(once(b))
 		}
 		u.report(b)
+		v.figures.set(b, name, u, "")
 	})
-	if _, err := exec.LookPath("restic"); err == nil { // Debian's package
-		b.Run("peer=restic", v.restic)
-	}
 }
 
 func (v *vault) increment(b *testing.B, store string) {
@@ -226,6 +249,7 @@ func (v *vault) increment(b *testing.B, store string) {
 	}
 	u.report(b)
 	b.ReportMetric(share/float64(b.N), "stored/changed")
+	v.figures.set(b, "increment-1%", u, fmt.Sprintf("%.2f of the changed bytes stored", share/float64(b.N)))
 }
 
 // idle takes snapshots of an unchanged cluster as the daemon does, in this
@@ -256,6 +280,9 @@ func (v *vault) idle(b *testing.B, location string) {
 	}
 	b.ReportMetric(float64((cpuTime(b, os.Getpid())-before).Microseconds())/1000/float64(b.N*rounds), "cpu-ms/take")
 	b.ReportMetric(float64(b.Elapsed().Microseconds())/1000/float64(b.N*rounds), "ms/take")
+	spent := (cpuTime(b, os.Getpid()) - before) / time.Duration(b.N*rounds)
+	v.figures.rows = append(slices.DeleteFunc(v.figures.rows, func(r row) bool { return r.what == "idle" }),
+		row{what: "idle", seconds: b.Elapsed().Seconds() / float64(b.N*rounds), cpu: spent.Seconds()})
 }
 
 // limitStream compresses and encrypts the objects as one stream.
@@ -286,6 +313,7 @@ func (v *vault) limitStream(b *testing.B) {
 			b.Fatal(err)
 		}
 	}
+	v.figures.set(b, "limit=zstd|age", usage{}, "one stream, in memory")
 }
 
 // limitLoad writes the objects, in order, into an object store as raw as it comes:
@@ -321,6 +349,7 @@ func (v *vault) limitLoad(b *testing.B) {
 		}
 		b.StartTimer()
 	}
+	v.figures.set(b, "limit=load", usage{}, "one store, raw")
 }
 
 // silent drops what the object store has to say.
