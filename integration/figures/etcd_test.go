@@ -2,6 +2,7 @@ package figures
 
 import (
 	"bytes"
+	"crypto/tls"
 	"encoding/json"
 	"fmt"
 	"net/http"
@@ -9,13 +10,17 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/hsmbackup/hsmbackup/integration/pinned"
 )
 
 // etcd is what creating keys is compared with: another store that answers once a
-// majority of three members has a write on disk.
+// majority of three members has a write on disk. As between HSMs and their
+// callers, all connections are mutual TLS.
 type etcd struct {
+	authority *pinned.Authority
+	cert, key string // of members and clients
 	putter    string // the binary that puts
 	endpoints []string
 	pids      []int
@@ -31,7 +36,8 @@ func startEtcd(b *testing.B) *etcd {
 	if err != nil {
 		b.Fatal(err)
 	}
-	e := &etcd{putter: filepath.Join(filepath.Dir(mustBinary(b)), "etcd-put")}
+	e := &etcd{authority: pinned.NewAuthority(b), putter: filepath.Join(filepath.Dir(mustBinary(b)), "etcd-put")}
+	e.cert, e.key = e.authority.Issue(b.TempDir(), time.Now().Add(24*time.Hour), "127.0.0.1")
 	build := exec.Command("go", "build", "-o", e.putter, "./put")
 	build.Dir = filepath.Join("..", "etcd")
 	if out, err := build.CombinedOutput(); err != nil {
@@ -39,8 +45,8 @@ func startEtcd(b *testing.B) *etcd {
 	}
 	var peers []string
 	for i := range 3 {
-		peers = append(peers, fmt.Sprintf("m%d=http://%s", i, pinned.FreeAddress(b)))
-		e.endpoints = append(e.endpoints, "http://"+pinned.FreeAddress(b))
+		peers = append(peers, fmt.Sprintf("m%d=https://%s", i, pinned.FreeAddress(b)))
+		e.endpoints = append(e.endpoints, "https://"+pinned.FreeAddress(b))
 	}
 	dir := b.TempDir()
 	var members []*exec.Cmd
@@ -49,7 +55,9 @@ func startEtcd(b *testing.B) *etcd {
 		members = append(members, exec.Command(server, "--name", fmt.Sprintf("m%d", i), "--data-dir", filepath.Join(dir, fmt.Sprintf("m%d", i)),
 			"--listen-client-urls", e.endpoints[i], "--advertise-client-urls", e.endpoints[i],
 			"--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer,
-			"--initial-cluster", strings.Join(peers, ","), "--log-level", "error"))
+			"--initial-cluster", strings.Join(peers, ","), "--log-level", "error",
+			"--client-cert-auth", "--trusted-ca-file", e.authority.File(), "--cert-file", e.cert, "--key-file", e.key,
+			"--peer-client-cert-auth", "--peer-trusted-ca-file", e.authority.File(), "--peer-cert-file", e.cert, "--peer-key-file", e.key))
 	}
 	for i, cmd := range members {
 		// A member alone is not healthy: only the last one is waited for.
@@ -64,8 +72,16 @@ func startEtcd(b *testing.B) *etcd {
 }
 
 func (e *etcd) healthy() bool {
+	pair, err := tls.LoadX509KeyPair(e.cert, e.key)
+	if err != nil {
+		return false
+	}
+	transport := e.authority.Transport()
+	transport.TLSClientConfig.Certificates = []tls.Certificate{pair}
+	defer transport.CloseIdleConnections()
+	client := &http.Client{Transport: transport}
 	for _, url := range e.endpoints {
-		reply, err := http.Get(url + "/health")
+		reply, err := client.Get(url + "/health")
 		if err != nil {
 			return false
 		}
@@ -81,7 +97,7 @@ func (e *etcd) healthy() bool {
 func (e *etcd) put(b *testing.B, callers, size int) {
 	b.Helper()
 	e.puts++
-	cmd := exec.Command(e.putter, "-endpoints", strings.Join(e.endpoints, ","), "-clients", fmt.Sprint(callers),
+	cmd := exec.Command(e.putter, "-endpoints", strings.Join(e.endpoints, ","), "-ca", e.authority.File(), "-cert", e.cert, "-key", e.key, "-clients", fmt.Sprint(callers),
 		"-n", fmt.Sprint(b.N), "-size", fmt.Sprint(size), "-prefix", fmt.Sprint(e.puts))
 	var out, errOut bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errOut

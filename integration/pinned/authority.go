@@ -59,8 +59,8 @@ func (a *Authority) Transport() *http.Transport {
 	return &http.Transport{TLSClientConfig: &tls.Config{RootCAs: a.Pool()}}
 }
 
-// Issue writes certificate and key of a server of these names and addresses, good
-// until notAfter, and returns the two files.
+// Issue writes certificate and key of a server of these names and addresses, which
+// may act as a client too, good until notAfter, and returns the two files.
 func (a *Authority) Issue(folder string, notAfter time.Time, names ...string) (certFile, keyFile string) {
 	a.t.Helper()
 	template := a.template(names[0])
@@ -72,7 +72,7 @@ func (a *Authority) Issue(folder string, notAfter time.Time, names ...string) (c
 			template.DNSNames = append(template.DNSNames, name)
 		}
 	}
-	template.KeyUsage, template.ExtKeyUsage = x509.KeyUsageDigitalSignature, []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}
+	template.KeyUsage, template.ExtKeyUsage = x509.KeyUsageDigitalSignature, []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}
 	key := a.newKey()
 	certFile, keyFile = filepath.Join(folder, "public.crt"), filepath.Join(folder, "private.key")
 	a.write(certFile, "CERTIFICATE", a.must(x509.CreateCertificate(rand.Reader, template, a.cert, key.Public(), a.key)))

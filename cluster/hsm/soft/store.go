@@ -54,7 +54,7 @@ func openStore(dir string, fs vfs.FS) (*store, error) {
 func (s *store) options() *pebble.Options {
 	o := &pebble.Options{
 		FS:                 s.fs,
-		CacheSize:          32 << 20,
+		CacheSize:          64 << 20,
 		MemTableSize:       16 << 20,
 		FormatMajorVersion: pebble.FormatNewest,
 		Logger:             logger{s},

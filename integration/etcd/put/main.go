@@ -15,6 +15,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"go.etcd.io/etcd/client/pkg/v3/transport"
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
@@ -24,8 +25,12 @@ func main() {
 	n := flag.Int64("n", 1000, "puts")
 	size := flag.Int("size", 512, "bytes of a value")
 	prefix := flag.String("prefix", "key", "of the names")
+	var files transport.TLSInfo
+	flag.StringVar(&files.TrustedCAFile, "ca", "", "PEM file of the authority")
+	flag.StringVar(&files.CertFile, "cert", "", "PEM file of the certificate")
+	flag.StringVar(&files.KeyFile, "key", "", "PEM file of its key")
 	flag.Parse()
-	took, err := put(strings.Split(*endpoints, ","), *clients, *n, *size, *prefix)
+	took, err := put(clientv3.Config{Endpoints: strings.Split(*endpoints, ",")}, files, *clients, *n, *size, *prefix)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
@@ -35,10 +40,15 @@ func main() {
 
 // put makes n puts, so many at a time, over one connection per caller up to the
 // number of members, as the client of hsmbackup has one to each.
-func put(endpoints []string, callers int, n int64, size int, prefix string) (time.Duration, error) {
+func put(config clientv3.Config, files transport.TLSInfo, callers int, n int64, size int, prefix string) (time.Duration, error) {
+	var err error
+	if config.TLS, err = files.ClientConfig(); err != nil {
+		return 0, err
+	}
+	config.DialTimeout, config.Logger = 10*time.Second, zap.NewNop()
 	var pool []*clientv3.Client
-	for range min(callers, len(endpoints)) {
-		c, err := clientv3.New(clientv3.Config{Endpoints: endpoints, DialTimeout: 10 * time.Second, Logger: zap.NewNop()})
+	for range min(callers, len(config.Endpoints)) {
+		c, err := clientv3.New(config)
 		if err != nil {
 			return 0, err
 		}
