@@ -21,6 +21,10 @@ import (
 //   - after the first commit: the key exists. HSMs that hold it provisional ask
 //     the others after their lease and commit; the rest get it from server-side
 //     sync. The caller was told nothing.
+//
+// What holds if an HSM dies: what it held provisional is gone, and with it
+// nothing that anybody was promised, since only commits count for the policy. As
+// long as the client lives it prepares the objects there anew and commits them.
 type operation struct {
 	c       *Cluster
 	id      hsm.OpID
@@ -270,7 +274,7 @@ func (o *operation) commit(p *part) {
 		o.note(p, func() { p.tried = true })
 		err := o.on(p, func(ctx context.Context, s hsm.Session) error { return s.Commit(ctx, o.id) })
 		if errors.Is(err, hsm.ErrOp) {
-			err = o.insert(p, err)
+			err = o.again(p, err)
 		}
 		if err == nil {
 			o.committed(p)
@@ -282,6 +286,26 @@ func (o *operation) commit(p *part) {
 		}
 		o.awaitBack(p)
 	}
+}
+
+// again brings the objects to an HSM that does not hold the operation. One that
+// was started again has forgotten it, and takes it anew. One that takes it no
+// more, having promised another HSM so, gets a copy of what was committed. Copies
+// of keys that exist (hsm.MethodInsert) are not prepared twice: only the creator
+// knows that of them, until it is started again, and no abort may destroy them.
+func (o *operation) again(p *part, refusal error) error {
+	if !o.copies {
+		err := o.on(p, func(ctx context.Context, s hsm.Session) error {
+			if err := s.Prepare(ctx, o.id, o.lease, o.objects); err != nil {
+				return err
+			}
+			return s.Commit(ctx, o.id)
+		})
+		if err == nil || away(err) {
+			return err
+		}
+	}
+	return o.insert(p, refusal)
 }
 
 // awaitBack waits for the HSM to come back, or for the operation to do without.

@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -53,6 +54,38 @@ func TestHSMThatMissedPrepareGetsTheKey(t *testing.T) {
 	c.Close()
 	if n := w.holders(made.Keys[0].Ref); n != 3 {
 		t.Errorf("the key is on %d HSMs; want 3 without server-side sync", n)
+	}
+}
+
+// TestHSMsThatForgetWhatTheyPrepared: HSMs are started again between prepare and
+// commit, one, some or all of them, also the only one there is. The creation
+// succeeds, and server-side sync has nothing to do but what it always has: HSMs
+// that were away when enough had committed.
+func TestHSMsThatForgetWhatTheyPrepared(t *testing.T) {
+	for _, c := range []struct{ hsms, copies, restarts int }{{1, 1, 1}, {3, 1, 3}, {3, 2, 1}, {3, 2, 2}, {3, 2, 3}, {3, 3, 3}} {
+		t.Run(fmt.Sprintf("%dof%d,copies=%d", c.restarts, c.hsms, c.copies), func(t *testing.T) {
+			w := newWorld(t, c.hsms, c.copies, false)
+			client := w.open(asUser)
+			var once [3]sync.Once
+			w.setFaults(func(b *box, call string) fault {
+				if i := slices.Index(w.boxes, b); call == "Commit" && i < c.restarts {
+					once[i].Do(func() { b.kill(); b.start() })
+				}
+				return pass
+			})
+			made, err := client.Create(t.Context(), aes(), Policy{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			client.Close()
+			if n := w.holders(made.Keys[0].Ref); n < c.copies {
+				t.Errorf("the key is on %d HSMs; want %d without server-side sync", n, c.copies)
+			}
+			w.converge()
+			if n := w.holders(made.Keys[0].Ref); n != c.hsms {
+				t.Errorf("the key is on %d of %d HSMs after server-side sync", n, c.hsms)
+			}
+		})
 	}
 }
 

@@ -117,12 +117,12 @@ const (
 )
 
 // Provisional is creation in two steps, so that a failed creation leaves
-// nothing behind (DESIGN §7). A provisional object is durable, and not
-// visible, not synced, not usable. Every step is idempotent.
+// nothing behind (DESIGN §7). A provisional object is in the HSM's memory, and
+// not visible, not synced, not usable; an HSM that starts again has none. What is
+// durable is the end, Commit or Abort. Every step is idempotent.
 type Provisional interface {
-	// Prepare makes the objects durable and provisional under op until Commit,
-	// Abort, or the end of the lease. ErrExist or ErrConflict if a reference is
-	// taken.
+	// Prepare makes the objects provisional under op until Commit, Abort, or the
+	// end of the lease. ErrExist or ErrConflict if a reference is taken.
 	Prepare(ctx context.Context, op OpID, lease time.Duration, objects []MaskedObject) error
 	// Commit makes the objects of op visible, durably. ErrOp if the HSM does
 	// not hold the operation or its lease is over.

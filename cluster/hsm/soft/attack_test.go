@@ -65,15 +65,15 @@ func TestAbortDestroysOnlyTheNewborn(t *testing.T) {
 			h := withUser(t, open(t, o))
 			s, op := login(t, h, "alice"), randomOp()
 			ref := begin(t, s, c.method, op, handmade(t, o.Keyring, "alice", clk.Now().Add(-c.age)))
+			if err := s.Commit(t.Context(), op); err != nil {
+				t.Fatal(err)
+			}
 			if c.restart {
 				if err := h.Close(); err != nil {
 					t.Fatal(err)
 				}
 				h = open(t, o)
 				s = login(t, h, "alice")
-			}
-			if err := s.Commit(t.Context(), op); err != nil {
-				t.Fatal(err)
 			}
 			clk.advance(c.wait)
 			wantErr(t, "abort", s.Abort(t.Context(), op), c.want)

@@ -71,7 +71,7 @@ func BenchmarkCreate(b *testing.B) {
 			m := must[hsm.Created](b)(s.Create(b.Context(), randomOp(), aesRequest)).Objects[0]
 			parallel(b, writers, func() error {
 				op := randomOp()
-				if err := h.store.db.Set(opKey(prefixProvisional, op), m.Bytes, pebble.Sync); err != nil {
+				if err := h.store.db.Set(opKey(prefixMark, op), m.Bytes, pebble.Sync); err != nil {
 					return err
 				}
 				return h.store.db.Set(objectKey(0, hsm.NewKeyRef()), m.Bytes, pebble.Sync)

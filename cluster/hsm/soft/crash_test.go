@@ -114,8 +114,8 @@ func checkLedger(t *testing.T, h *HSM, l *ledger) {
 		if cur := must[*held](t)(h.read(hsm.ScopeLineage, ref)); cur != nil {
 			t.Errorf("provisional key %s is visible", ref)
 		}
-		if p := h.ops.holding(hsm.ScopeLineage, ref); p == nil {
-			t.Errorf("prepared key %s is lost", ref)
+		if p := h.ops.holding(hsm.ScopeLineage, ref); p != nil {
+			t.Errorf("key %s is provisional after a crash", ref)
 		}
 	}
 	checkStore(t, h)

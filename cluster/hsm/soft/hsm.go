@@ -86,8 +86,7 @@ func (h *HSM) SetKeyring(k *hsm.Keyring) error {
 	return nil
 }
 
-// load rebuilds what is kept in memory: sketches, counts, users, settings and
-// provisional operations.
+// load rebuilds what is kept in memory: sketches, counts, users and settings.
 func (h *HSM) load() error {
 	h.settings.Store(&hsm.Settings{MinCopies: defaultMinCopies, CheckOnUse: true})
 	for _, scope := range scopes {
@@ -96,7 +95,7 @@ func (h *HSM) load() error {
 			return h.store.wrap("open", err)
 		}
 	}
-	if err := h.loadOps(); err != nil {
+	if err := h.ops.marks.load(h.store.db); err != nil {
 		return h.store.wrap("open", err)
 	}
 	if err := h.checkFloor(); err != nil {

@@ -15,21 +15,19 @@ import (
 //	d scope ref        kind, tombstone, digest: what lists and start-up read
 //	l label-hash ref   live keys by label; the hash is SHA-256 cut to 16 bytes
 //	u user 0 ref       keys by who may see them; "*" are public keys
-//	p op               provisional batch
 //	a op               mark: an operation committed or aborted
 //	t time op          marks by age
 //	f                  version of this layout
 const (
-	prefixObject      = 'o'
-	prefixDigest      = 'd'
-	prefixLabel       = 'l'
-	prefixUser        = 'u'
-	prefixProvisional = 'p'
-	prefixMark        = 'a'
-	prefixMarkTime    = 't'
-	prefixFormat      = 'f'
-	prefixBoots       = 'b' // this start and those before it
-	prefixSeen        = 's' // of other HSMs
+	prefixObject   = 'o'
+	prefixDigest   = 'd'
+	prefixLabel    = 'l'
+	prefixUser     = 'u'
+	prefixMark     = 'a'
+	prefixMarkTime = 't'
+	prefixFormat   = 'f'
+	prefixBoots    = 'b' // this start and those before it
+	prefixSeen     = 's' // of other HSMs
 )
 
 const storeFormat = 1

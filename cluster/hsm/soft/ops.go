@@ -20,12 +20,11 @@ type pending struct {
 	since   time.Time
 	lease   time.Time // its end
 	objects []hsm.MaskedObject
-	recs    []*hsm.Record // of the objects, authenticated; nil after a restart
+	recs    []*hsm.Record // of the objects, authenticated
 	births  map[hsm.KeyRef][16]byte
-	fresh   bool // its keys were made by this HSM for it; not kept over a restart
+	fresh   bool // its keys were made by this HSM for it
 	copies  bool // its keys were exported earlier, and exist apart from it
-	// committed is called when the objects have become visible; nil after a
-	// restart.
+	// committed, if not nil, is called when the objects have become visible.
 	committed func()
 }
 
@@ -37,8 +36,8 @@ func (p *pending) refs() []hsm.KeyRef {
 	return refs
 }
 
-// opTable holds the provisional operations. An operation is in it from the
-// moment its references are reserved.
+// opTable holds the provisional operations, in memory alone. An operation is in
+// it from the moment its references are reserved.
 type opTable struct {
 	mu      sync.Mutex
 	pending map[hsm.OpID]*pending
@@ -134,17 +133,6 @@ func (t *opTable) promised(op hsm.OpID) bool {
 	return t.aborted[op]
 }
 
-// pendingRow is a provisional operation on disk.
-type pendingRow struct {
-	_       struct{} `cbor:",toarray"`
-	Role    hsm.Role
-	Name    string
-	Since   int64 // Unix milliseconds
-	Lease   int64
-	Copies  bool
-	Objects [][]byte
-}
-
 // born tells whether all keys of the operation came into being for it: this HSM
 // made them, or they are no older than a creation may last. Keys that existed
 // before are only copied by it.
@@ -154,59 +142,6 @@ func (p *pending) born() bool {
 	}
 	oldest := p.since.Add(-maxLease)
 	return p.fresh || !slices.ContainsFunc(p.recs, func(r *hsm.Record) bool { return r.Core.CreatedAt().Before(oldest) })
-}
-
-func (p *pending) row() ([]byte, error) {
-	row := pendingRow{Role: p.by.Role, Name: p.by.Name, Since: p.since.UnixMilli(), Lease: p.lease.UnixMilli(), Copies: p.copies}
-	for _, m := range p.objects {
-		row.Objects = append(row.Objects, m.Bytes)
-	}
-	return cborMode.Marshal(row)
-}
-
-// loadOps reads the provisional operations and counts the marks.
-func (h *HSM) loadOps() error {
-	err := scan(h.store.db, []byte{prefixProvisional}, func(key, value []byte) (bool, error) {
-		p, err := h.parsePending(key, value)
-		if err != nil {
-			return false, err
-		}
-		return true, h.ops.reserve(p)
-	})
-	if err != nil {
-		return err
-	}
-	for op := range h.ops.pending {
-		m, err := readMark(h.store.db, op)
-		if err != nil {
-			return err
-		}
-		if m != nil && m.state() == hsm.OpAborted {
-			h.ops.promise(op)
-		}
-	}
-	return h.ops.marks.load(h.store.db)
-}
-
-func (h *HSM) parsePending(key, value []byte) (*pending, error) {
-	damaged := fmt.Errorf("%w: object store %s: a provisional operation does not decode; replace this HSM: a new one fills itself from its peers", hsm.ErrCorrupt, h.store.dir)
-	var row pendingRow
-	if err := cbor.Unmarshal(value, &row); err != nil || len(key) != 1+len(hsm.OpID{}) {
-		return nil, damaged
-	}
-	p := &pending{
-		op: hsm.OpID(key[1:]), by: hsm.Principal{Role: row.Role, Name: row.Name}, births: map[hsm.KeyRef][16]byte{},
-		since: time.UnixMilli(row.Since), lease: time.UnixMilli(row.Lease), copies: row.Copies,
-	}
-	for _, b := range row.Objects {
-		m, r, err := hsm.ParseMasked(b)
-		if err != nil {
-			return nil, damaged
-		}
-		p.objects = append(p.objects, m)
-		p.births[m.Ref] = r.Birth
-	}
-	return p, nil
 }
 
 // mark is what remains of an operation that was committed or aborted.

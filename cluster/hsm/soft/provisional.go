@@ -111,7 +111,11 @@ func (s *session) admitAll(p *pending) error {
 	return nil
 }
 
-// prepare makes an operation durable and provisional.
+// prepare takes an operation on, in memory: what is durable is its end. If we
+// die before the commit nothing was promised: the client prepares anew what it
+// then commits, and a client that has vanished has either committed on another
+// HSM, from which server-side sync brings the objects, or on none, and then they
+// are gone, as they should be.
 func (h *HSM) prepare(p *pending, lease time.Duration) error {
 	if lease < 0 || lease > maxLease || p.op == (hsm.OpID{}) {
 		return fmt.Errorf("%w: want an operation id, and a lease of at most %s", hsm.ErrInvalid, maxLease)
@@ -126,26 +130,10 @@ func (h *HSM) prepare(p *pending, lease time.Duration) error {
 	if err := h.free(p); err != nil {
 		return err
 	}
-	if err := h.ops.reserve(p); err != nil {
+	if err := h.store.writable(); err != nil {
 		return err
 	}
-	// If we die before the commit, nothing was promised. After it, the operation
-	// is found again when the store is opened.
-	if err := h.writePending(p); err != nil {
-		h.ops.remove(p)
-		return err
-	}
-	return nil
-}
-
-func (h *HSM) writePending(p *pending) error {
-	row, err := p.row()
-	if err != nil {
-		return fmt.Errorf("prepare: %w", err)
-	}
-	t := h.begin()
-	t.set(opKey(prefixProvisional, p.op), row)
-	return t.commit()
+	return h.ops.reserve(p)
 }
 
 // preparedBefore tells whether the operation needs no work: the same objects
@@ -273,17 +261,11 @@ func (h *HSM) settledAs(op hsm.OpID, want hsm.OpState) error {
 // operation. The caller holds the operation's lock.
 func (h *HSM) commitLocked(p *pending) error {
 	defer h.locks.lock(hsm.ScopeLineage, p.refs()...)()
-	recs, err := h.recordsOf(p)
-	if err != nil {
-		return err
-	}
 	t := h.begin()
 	for i, m := range p.objects {
-		t.put(nil, recs[i], m)
+		t.put(nil, p.recs[i], m)
 	}
-	done := *p
-	done.recs = recs
-	if err := h.finish(t, &done, p.op, hsm.OpCommitted); err != nil {
+	if err := h.finish(t, p, p.op, hsm.OpCommitted); err != nil {
 		return err
 	}
 	if p.committed != nil {
@@ -292,27 +274,9 @@ func (h *HSM) commitLocked(p *pending) error {
 	return h.pruneMarks()
 }
 
-// recordsOf returns the records of an operation's objects. Those that come from
-// disk are authenticated again.
-func (h *HSM) recordsOf(p *pending) ([]*hsm.Record, error) {
-	if p.recs != nil {
-		return p.recs, nil
-	}
-	recs := make([]*hsm.Record, len(p.objects))
-	for i, m := range p.objects {
-		rec, err := h.keys().Unmask(m)
-		if err != nil {
-			return nil, h.damaged(m.Ref, err)
-		}
-		recs[i] = rec
-	}
-	return recs, nil
-}
-
 // finish ends an operation durably: it is not pending any more, and marked. p
 // is nil if the HSM never held it.
 func (h *HSM) finish(t *tx, p *pending, op hsm.OpID, state hsm.OpState) error {
-	t.delete(opKey(prefixProvisional, op))
 	t.mark(p, op, state)
 	if err := t.commit(); err != nil {
 		return err

@@ -47,8 +47,15 @@ func newMachine(t *rapid.T) *machine {
 	return m
 }
 
-// reopen continues from what a crash of the machine would leave.
+// reopen continues from what a crash of the machine would leave: nothing is
+// provisional any more, and what was decided is.
 func (m *machine) reopen(t *rapid.T) {
+	for i := range m.model {
+		o := &m.model[i]
+		if o.held = false; o.state == hsm.OpPrepared {
+			o.state = hsm.OpUnknown
+		}
+	}
 	old := m.h
 	m.fs = m.fs.CrashClone(vfs.CrashCloneCfg{})
 	if old != nil {

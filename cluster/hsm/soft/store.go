@@ -150,13 +150,18 @@ func (s *store) room() error {
 // commit writes a batch atomically and durably. ErrFull: nothing was written.
 // ErrUnavailable: it may have been, and the store serves no more.
 func (s *store) commit(b *pebble.Batch) error {
-	if err := s.check(); err != nil {
-		return err
-	}
-	if err := s.room(); err != nil {
+	if err := s.writable(); err != nil {
 		return err
 	}
 	return s.guard(func() error { return b.Commit(pebble.Sync) })
+}
+
+// writable returns why nothing can be written now, or nil.
+func (s *store) writable() error {
+	if err := s.check(); err != nil {
+		return err
+	}
+	return s.room()
 }
 
 // guard runs what changes the store. If that fails, the store serves no more.
