@@ -110,11 +110,27 @@ func (n *nemesis) partition(b *box, d *dice) {
 	})
 }
 
-// cutOff cuts an HSM off from one caller.
+// cutOff cuts an HSM, or most of them, off from one caller, now and then for
+// longer than a creation's lease: what it began there, others have to end.
 func (n *nemesis) cutOff(b *box, d *dice) {
 	c := n.callers.all[d.n(len(n.callers.all))]
-	n.cut(c.name, b.name, d.n(3))
-	n.later(d.between(time.Second, time.Minute), func() { n.mend(c.name, b.name) })
+	cut := []*box{b}
+	if d.hit(500) {
+		for _, p := range n.r.members() {
+			if p != b && !d.hit(250) {
+				cut = append(cut, p)
+			}
+		}
+	}
+	way := d.n(3)
+	for _, p := range cut {
+		n.cut(c.name, p.name, way)
+	}
+	n.later(d.between(time.Second, 2*time.Minute), func() {
+		for _, p := range cut {
+			n.mend(c.name, p.name)
+		}
+	})
 }
 
 func (n *nemesis) cut(a, b string, way int) {
