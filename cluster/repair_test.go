@@ -116,6 +116,25 @@ func TestPartialCommitIsUndone(t *testing.T) {
 	}
 }
 
+// TestResidueNamesWhoTookNoTombstone: what one HSM committed server-side sync may
+// have brought to another, which the client does not reach and which took no part.
+func TestResidueNamesWhoTookNoTombstone(t *testing.T) {
+	w := newWorld(t, 3, 2, false)
+	c := w.open(asUser)
+	w.boxes[2].away.Store(true)
+	w.on(w.boxes[1], drop, "Create", "Commit")
+	_, err := c.Create(t.Context(), aes(), Policy{Timeout: 250 * time.Millisecond})
+	var short *CopiesError
+	if !errors.As(err, &short) || w.tombstones() == 0 {
+		t.Fatalf("Create: %v, with %d tombstones; want ErrMinCopies, after a commit", err, w.tombstones())
+	}
+	if !slices.Contains(short.Undelivered, w.boxes[2].member.ID) {
+		t.Errorf("residue on %v, want %s among them", short.Undelivered, w.boxes[2].member.ID)
+	}
+	w.converge()
+	w.checkNoKeys()
+}
+
 func (w *world) tombstones() (n int) {
 	for _, b := range w.boxes {
 		_, destroyed := b.keysOn()

@@ -13,8 +13,9 @@ import (
 // undo removes a failed operation from every HSM that may hold it, and returns
 // those that could not be told. Where no commit was sent, an abort suffices: what
 // nobody commits is dropped. Where one was, its objects may be visible on an HSM
-// that cannot be told, so a tombstone is made and spread: it beats any copy that
-// turns up later. certain is false if not one HSM was left to make it on; such an
+// that cannot be told, and server-side sync may have brought them to any other; so
+// a tombstone is made and spread: it beats any copy that turns up later. HSMs that
+// do not take it are among those that could not be told. certain is false if not one HSM was left to make it on; such an
 // HSM is told when it is back, as long as the client lives.
 func (o *operation) undo() (undelivered []hsm.HSMID, certain bool) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(o.ctx), o.c.timing.cleanup)
@@ -37,9 +38,14 @@ func (o *operation) undo() (undelivered []hsm.HSMID, certain bool) {
 		})
 	}
 	wg.Wait()
-	o.spreadTombstones(ctx, tombstones)
+	certain = !begun || len(tombstones) > 0 || len(undelivered) == 0
+	for _, id := range o.spreadTombstones(ctx, tombstones) {
+		if !slices.Contains(undelivered, id) {
+			undelivered = append(undelivered, id)
+		}
+	}
 	slices.Sort(undelivered)
-	return undelivered, !begun || len(tombstones) > 0 || len(undelivered) == 0
+	return undelivered, certain
 }
 
 // withdraw aborts a failed operation whose keys existed before it. An abort after
@@ -240,13 +246,19 @@ func (o *operation) refs(yield func(hsm.KeyRef) bool) {
 	}
 }
 
-// spreadTombstones copies tombstones to every HSM in use; the others get them
-// from server-side sync.
-func (o *operation) spreadTombstones(ctx context.Context, tombstones []hsm.MaskedObject) {
+// spreadTombstones copies tombstones to every HSM, and returns those that did not
+// take them; they get them from server-side sync.
+func (o *operation) spreadTombstones(ctx context.Context, tombstones []hsm.MaskedObject) (missed []hsm.HSMID) {
 	if len(tombstones) == 0 {
-		return
+		return nil
 	}
-	gather(ctx, o.c, o.c.up(), nil, nil, func(ctx context.Context, s hsm.Session) (struct{}, error) {
+	answers := gather(ctx, o.c, o.c.all(), nil, nil, func(ctx context.Context, s hsm.Session) (struct{}, error) {
 		return struct{}{}, insertAll(ctx, s, tombstones)
 	})
+	for _, a := range answers {
+		if a.err != nil {
+			missed = append(missed, a.from.id())
+		}
+	}
+	return missed
 }
