@@ -120,9 +120,9 @@ func TestPartialCommitIsUndone(t *testing.T) {
 // have brought to another, which the client does not reach and which took no part.
 func TestResidueNamesWhoTookNoTombstone(t *testing.T) {
 	w := newWorld(t, 3, 2, false)
-	c := w.open(asUser)
 	w.boxes[2].away.Store(true)
-	w.on(w.boxes[1], drop, "Create", "Commit")
+	c := w.open(asUser)
+	w.on(w.boxes[1], drop, "Commit")
 	_, err := c.Create(t.Context(), aes(), Policy{Timeout: 250 * time.Millisecond})
 	var short *CopiesError
 	if !errors.As(err, &short) || w.tombstones() == 0 {
