@@ -47,23 +47,23 @@ func (n *nemesis) strike(d *dice) {
 		n.restart(b, d)
 	case what < 50:
 		n.partition(b, d)
-	case what < 60 && n.synckey != nil && d.hit(300):
+	case what < 66 && n.synckey != nil && d.hit(300):
 		n.synckey.cut(n, d)
-	case what < 60:
+	case what < 66:
 		n.cutOff(b, d)
-	case what < 70:
+	case what < 73:
 		n.jump(b, d)
-	case what < 78:
+	case what < 80:
 		n.fill(b, d)
-	case what < 84:
+	case what < 85:
 		b.remember()
-	case what < 88:
+	case what < 89:
 		if n.lost < n.r.copies()-1 && b.rollBack() {
 			n.lost++
 			w.checker.safe(n.r)
 			n.restart(b, d)
 		}
-	case what < 91:
+	case what < 92:
 		if n.lost < n.r.copies()-1 && len(boxes) > n.r.copies() {
 			n.lost++
 			b.lose()
@@ -110,11 +110,14 @@ func (n *nemesis) partition(b *box, d *dice) {
 	})
 }
 
-// cutOff cuts an HSM, or most of them, off from one caller, now and then for
-// longer than a creation's lease: what it began there, others have to end.
+// cutOff cuts an HSM, or most of them, off from one caller or all, now and then for
+// longer than a creation's lease: what they began there, others have to end.
 func (n *nemesis) cutOff(b *box, d *dice) {
-	c := n.callers.all[d.n(len(n.callers.all))]
-	cut := []*box{b}
+	callers, cut := n.callers.all, []*box{b}
+	if d.hit(500) {
+		i := d.n(len(callers))
+		callers = callers[i : i+1]
+	}
 	if d.hit(500) {
 		for _, p := range n.r.members() {
 			if p != b && !d.hit(250) {
@@ -123,14 +126,15 @@ func (n *nemesis) cutOff(b *box, d *dice) {
 		}
 	}
 	way := d.n(3)
-	for _, p := range cut {
-		n.cut(c.name, p.name, way)
-	}
-	n.later(d.between(time.Second, 2*time.Minute), func() {
-		for _, p := range cut {
-			n.mend(c.name, p.name)
+	each := func(f func(caller, box string)) {
+		for _, c := range callers {
+			for _, p := range cut {
+				f(c.name, p.name)
+			}
 		}
-	})
+	}
+	each(func(caller, box string) { n.cut(caller, box, way) })
+	n.later(d.between(time.Second, 2*time.Minute), func() { each(n.mend) })
 }
 
 func (n *nemesis) cut(a, b string, way int) {

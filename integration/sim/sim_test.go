@@ -99,7 +99,7 @@ func TestSimulationFindsPlanted(t *testing.T) {
 	}{
 		{skipSync, 10, "has lost"},
 		{skipCommit, 10, "is acknowledged and on"},
-		{assumeCommit, 40, "though its creation failed"},
+		{assumeCommit, 60, "though its creation failed"},
 		{revive, 10, "is back"},
 		{keepSession, 10, "lists session key"},
 		{forgetAfter, 20, "cannot log in with the password"},
