@@ -2,6 +2,8 @@ package pkcs11
 
 import (
 	"context"
+	"crypto/rand"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -29,6 +31,15 @@ type App struct {
 
 func newApp(d *Daemon, peer Peer, form rpc.Form) *App {
 	return &App{d: d, peer: peer, form: form, log: d.log.With("application", peer), sessions: map[uint64]*session{}, logins: map[*slot]*login{}}
+}
+
+// renumber begins with handles that no other process has given this application: those
+// it still has from before must name nothing.
+func (a *App) renumber() {
+	var b [8]byte
+	rand.Read(b[:])
+	a.last = uint64(binary.BigEndian.Uint32(b[:])>>2 | 1<<16) // below 2^31, for 32-bit applications
+	a.objects.last = uint64(binary.BigEndian.Uint32(b[4:])>>2 | 1<<16)
 }
 
 // Close implements rpc.App.

@@ -63,7 +63,7 @@ func (d *Daemon) Server(maxConns int) *rpc.Server {
 }
 
 // open begins an application.
-func (d *Daemon) open(c net.Conn, form rpc.Form) (rpc.App, error) {
+func (d *Daemon) open(c net.Conn, form rpc.Form, resumed bool) (rpc.App, error) {
 	peer, err := peerOf(c)
 	if err == nil && d.mayConnect != nil {
 		err = d.mayConnect(peer)
@@ -75,6 +75,9 @@ func (d *Daemon) open(c net.Conn, form rpc.Form) (rpc.App, error) {
 	d.stats.Applications.Add(1)
 	d.stats.Connected.Add(1)
 	a := newApp(d, peer, form)
+	if resumed {
+		a.renumber()
+	}
 	a.log.Debug("application connected")
 	return a, nil
 }

@@ -6,11 +6,14 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"syscall"
 	"time"
 
 	"github.com/hsmbackup/hsmbackup/cluster/hsm"
+	"github.com/hsmbackup/hsmbackup/cluster/metrics"
+	"github.com/hsmbackup/hsmbackup/cluster/pkcs11/rpc"
 )
 
 // RunOptions say how the daemon listens.
@@ -19,44 +22,107 @@ type RunOptions struct {
 	Socket          string
 	MaxApplications int
 	Metrics         string // HOST:PORT, or empty
+	Version         string // for the metrics
 	// Ready is called when applications can connect.
 	Ready func(socket, metrics string)
 }
 
-// Run serves applications until the context ends. Calls under way are finished; then
-// the sockets are closed, and that of its own making is removed.
+// Run serves applications until the context ends: SIGTERM for the program. Calls under
+// way are finished; then the sockets are closed, and that of its own making is removed.
+//
+// SIGHUP replaces the process by the program as it is on disk now, with all sockets
+// open: calls under way are finished, and then the new program goes on with the same
+// connections. To an application it is as if its token had been taken out and put in
+// again: its sessions are closed, and it logs in again.
+//
+// What holds if the process dies during that: before the new program runs, the sockets
+// are closed as if it had died at any other time; afterwards the new program has
+// them. Nothing else depends on it: keys are the HSMs'.
 func (d *Daemon) Run(ctx context.Context, o RunOptions) error {
-	l, err := listen(o.Socket)
+	program, err := os.Executable() // now: it may be replaced later
 	if err != nil {
 		return err
 	}
-	defer l.Close()
-	if o.Ready != nil {
-		o.Ready(l.Addr().String(), "")
+	before, err := inherit()
+	if err != nil {
+		return err
 	}
-	return d.Server(o.MaxApplications).Serve(ctx, l)
+	l, own := before.listener, before.own
+	if l == nil {
+		if l, own, err = listen(o.Socket); err != nil {
+			return err
+		}
+	}
+	defer l.Close()
+	l.SetUnlinkOnClose(own)
+	shown, err := d.serveMetrics(ctx, o)
+	if err != nil {
+		return err
+	}
+	hangup := make(chan os.Signal, 1)
+	signal.Notify(hangup, syscall.SIGHUP)
+	defer signal.Stop(hangup)
+	s := d.Server(o.MaxApplications)
+	for _, h := range before.conns {
+		s.Resume(ctx, h)
+	}
+	served := make(chan error, 1)
+	go func() { served <- s.Serve(ctx, l) }()
+	if o.Ready != nil {
+		o.Ready(l.Addr().String(), shown)
+	}
+	select {
+	case err := <-served:
+		return err
+	case <-hangup:
+		d.log.Info("going on as the program on disk", "program", program)
+		return d.replace(program, l, own, s, served)
+	}
+}
+
+// replace hands all sockets to a new program in the place of this one. It returns only
+// if that fails.
+func (d *Daemon) replace(program string, l *net.UnixListener, own bool, s *rpc.Server, served <-chan error) error {
+	kept, err := l.File() // another descriptor of the socket, which stays
+	if err != nil {
+		return err
+	}
+	l.SetUnlinkOnClose(false)
+	l.Close()
+	conns := s.HandOver()
+	<-served
+	if err := handOver(program, kept, own, conns); err != nil {
+		return fmt.Errorf("the program could not be replaced by %s: %w; start the daemon again", program, err)
+	}
+	return nil
 }
 
 // firstFD is the first descriptor that systemd hands over (sd_listen_fds(3)).
 const firstFD = 3
 
-// listen takes the socket of systemd, or makes one.
-func listen(path string) (*net.UnixListener, error) {
+// listen takes the socket of systemd, or makes one. own tells that it is to be removed
+// in the end.
+func listen(path string) (l *net.UnixListener, own bool, err error) {
 	if os.Getenv("LISTEN_PID") == fmt.Sprint(os.Getpid()) {
 		if n := os.Getenv("LISTEN_FDS"); n != "1" {
-			return nil, fmt.Errorf("%w: systemd hands over %s sockets; want 1", hsm.ErrInvalid, n)
+			return nil, false, fmt.Errorf("%w: systemd hands over %s sockets; want 1", hsm.ErrInvalid, n)
 		}
-		return listenerOf(firstFD)
+		l, err = listenerOf(firstFD)
+		return l, false, err
 	}
 	if path == "" {
-		return nil, fmt.Errorf("%w: no socket: name its path with --socket", hsm.ErrInvalid)
+		return nil, false, fmt.Errorf("%w: no socket: name its path with --socket", hsm.ErrInvalid)
 	}
-	return listenAt(path)
+	l, err = listenAt(path)
+	return l, true, err
 }
 
-// listenerOf makes a listener of a descriptor, which is not removed when it is closed.
+// listenerOf makes a listener of a descriptor.
 func listenerOf(fd uintptr) (*net.UnixListener, error) {
 	f := os.NewFile(fd, "socket")
+	if f == nil {
+		return nil, fmt.Errorf("%w: descriptor %d", hsm.ErrInvalid, fd)
+	}
 	defer f.Close()
 	l, err := net.FileListener(f)
 	if err != nil {
@@ -67,7 +133,6 @@ func listenerOf(fd uintptr) (*net.UnixListener, error) {
 		l.Close()
 		return nil, fmt.Errorf("%w: the socket that was handed over is %s, not a Unix socket", hsm.ErrInvalid, l.Addr().Network())
 	}
-	u.SetUnlinkOnClose(false)
 	return u, nil
 }
 
@@ -99,4 +164,23 @@ func listenAt(path string) (*net.UnixListener, error) {
 		return nil, errors.Join(err, l.Close())
 	}
 	return l, nil
+}
+
+// serveMetrics shows the counters, and returns where.
+func (d *Daemon) serveMetrics(ctx context.Context, o RunOptions) (address string, err error) {
+	if o.Metrics == "" {
+		return "", nil
+	}
+	r := metrics.NewRegistry(o.Version)
+	r.Collect(statsMetrics, d.stats.show)
+	m, err := metrics.Listen(o.Metrics, r)
+	if err != nil {
+		return "", err
+	}
+	go func() {
+		if err := m.Serve(ctx); err != nil {
+			d.log.Error("metrics", "error", err)
+		}
+	}()
+	return m.Address(), nil
 }

@@ -18,7 +18,7 @@ func (p *program) clientCommand() *cli.Command {
 		Name: "client", Usage: "the daemon behind which applications of this machine use clusters through PKCS #11", Action: p.client,
 		Description: "Example: hsmbackup client --socket /run/hsmbackup/pkcs11 --cluster ./east\n\n" +
 			"Applications load p11-kit-client.so with P11_KIT_SERVER_ADDRESS=unix:path=SOCKET. Each cluster is a slot; the PIN is USER:PASSWORD.\n" +
-			"Only the user the daemon runs as may connect, or with --group also a group. systemd may hand the socket over (LISTEN_FDS).",
+			"Only the user the daemon runs as may connect, and root. systemd may hand the socket over (LISTEN_FDS). SIGHUP goes on as the program on disk, with all sockets open.",
 		Flags: []cli.Flag{
 			&cli.StringFlag{Name: "socket", Usage: "listen at this `PATH`; not needed with a socket of systemd's"},
 			&cli.StringSliceFlag{Name: "cluster", Aliases: []string{"c"}, EnvVars: []string{"HSMBACKUP_CLUSTER"}, Usage: "`CLUSTER` to serve, one slot each, in this order: a name from the configuration file, or the path of a profile"},
@@ -56,7 +56,7 @@ func (p *program) client(cc *cli.Context) error {
 	}
 	socket := cc.String("socket")
 	return d.Run(cc.Context, pkcs11.RunOptions{
-		Socket: socket, MaxApplications: cc.Int("max-applications"), Metrics: address,
+		Socket: socket, MaxApplications: cc.Int("max-applications"), Metrics: address, Version: version(),
 		Ready: func(at, metrics string) {
 			fmt.Fprintf(p.out, "ready: %d slots at %s%s\n", len(slots), at, shownAt(metrics))
 		},

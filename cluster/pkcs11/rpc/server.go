@@ -9,9 +9,10 @@ import (
 	"time"
 )
 
-// Opener makes the application of a new connection. The Form tells which mechanisms
-// its client passes on. An error ends the connection at once.
-type Opener func(c net.Conn, form Form) (App, error)
+// Opener makes the application of a connection. The Form tells which mechanisms
+// its client passes on; resumed that another process has served it before. An error
+// ends the connection at once.
+type Opener func(c net.Conn, form Form, resumed bool) (App, error)
 
 // Server serves connections. The zero value with Open set is ready.
 type Server struct {
@@ -118,7 +119,7 @@ func (s *Server) serve(ctx context.Context, c *conn, from *State) {
 	c.form, c.in.from = FormOf(offered), c.net
 	c.in.large = func() (func(), error) { return s.place(ctx, c) }
 	if err == nil {
-		c.app, err = s.Open(c.net, c.form)
+		c.app, err = s.Open(c.net, c.form, from != nil)
 	}
 	if err != nil {
 		s.forget(c)

@@ -57,7 +57,7 @@ func newWorld(t *testing.T, maxConns int) *world {
 		t.Fatal(err)
 	}
 	w.server = &Server{MaxConns: maxConns, Ended: func(_ App, err error) { w.ended <- err }}
-	w.server.Open = func(_ net.Conn, form Form) (App, error) {
+	w.server.Open = func(_ net.Conn, form Form, _ bool) (App, error) {
 		a := &fakeApp{form: form, hold: make(chan struct{})}
 		w.apps <- a
 		return a, nil
