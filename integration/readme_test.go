@@ -155,19 +155,29 @@ func TestReadme(t *testing.T) {
 	if _, err := miniotest.Binary(); err != nil { // says so while it builds
 		t.Fatal(err)
 	}
-	steps := consoleSteps(t, read(t, filepath.Join(repository(), "README.md")))
-	if len(steps) < 10 {
-		t.Fatalf("the README has only %d commands", len(steps))
+	runDocument(t, "README.md", 10, "127.0.0.1:9000", freePort(t))
+}
+
+// runDocument runs a document that has at least so many commands, with one text of
+// them replaced by another.
+func runDocument(t *testing.T, path string, least int, old, new string) {
+	t.Helper()
+	steps := consoleSteps(t, read(t, filepath.Join(repository(), path)))
+	if len(steps) < least {
+		t.Fatalf("%s has only %d commands", path, len(steps))
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 4*deadline)
 	defer cancel()
 	m := newMachine(t).with(goEnvironment(t)...)
 	sh := newShell(ctx, t, m)
-	port := freePort(t)
 	for _, s := range steps {
-		printed, code := sh.run(t, strings.ReplaceAll(s.command, "127.0.0.1:9000", port))
+		command := s.command
+		if old != "" {
+			command = strings.ReplaceAll(command, old, new)
+		}
+		printed, code := sh.run(t, command)
 		if code != "0" {
-			t.Fatalf("line %d: %s: exit code %s:\n%s", s.line, s.command, code, printed)
+			t.Fatalf("%s line %d: %s: exit code %s:\n%s", path, s.line, s.command, code, printed)
 		}
 		s.mustLookLike(t, printed)
 	}
@@ -199,9 +209,9 @@ func freePort(t *testing.T) string {
 // repository.
 func TestLinksLeadSomewhere(t *testing.T) {
 	link := regexp.MustCompile(`\]\(([^)#:]+)(#[^)]*)?\)`)
-	for _, document := range []string{"README.md", "SECURITY.md"} {
+	for _, document := range []string{"README.md", "SECURITY.md", "cluster/pkcs11/README.md"} {
 		for _, m := range link.FindAllStringSubmatch(read(t, filepath.Join(repository(), document)), -1) {
-			if _, err := os.Stat(filepath.Join(repository(), m[1])); err != nil {
+			if _, err := os.Stat(filepath.Join(repository(), filepath.Dir(document), m[1])); err != nil {
 				t.Errorf("%s links to %s: %v", document, m[1], err)
 			}
 		}

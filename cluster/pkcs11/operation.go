@@ -37,13 +37,12 @@ type operation struct {
 	locked bool // until a login with CKU_CONTEXT_SPECIFIC
 	parts  bool // a part was given
 
-	hash    hash.Hash // nil: the data itself is kept in buf
-	hashed  string
-	buf     []byte
-	stream  *stream // of a cipher that works in parts
-	ready   bool    // out is the result, for which there was no room
-	out     []byte
-	consume bool // out is of an update; the operation goes on
+	hash   hash.Hash // nil: the data itself is kept in buf
+	hashed string
+	buf    []byte
+	stream *stream // of a cipher that works in parts
+	ready  bool    // out is the result, for which there was no room
+	out    []byte
 }
 
 // kinds says what each operation needs of a mechanism, a key and its class.
