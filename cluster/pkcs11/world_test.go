@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/hsmbackup/hsmbackup/cluster"
 	"github.com/hsmbackup/hsmbackup/cluster/hsm"
@@ -22,7 +23,7 @@ const bobPIN, alicePIN = "bob:bob-password", "alice:alice-password"
 
 // world is a daemon in front of a cluster of HSMs in this process.
 type world struct {
-	t    *testing.T
+	t    testing.TB
 	d    *Daemon
 	hsms []*soft.HSM
 	log  *logBuffer
@@ -48,7 +49,7 @@ func (l *logBuffer) String() string {
 	return l.b.String()
 }
 
-func newWorld(t *testing.T, hsms int, policy cluster.Policy) *world {
+func newWorld(t testing.TB, hsms int, policy cluster.Policy) *world {
 	t.Helper()
 	w := &world{t: t, log: &logBuffer{}, away: map[string]bool{}}
 	id, keyring := hsm.NewClusterID(), hsm.NewKeyring()
@@ -216,6 +217,37 @@ func (s *cutSession) Info(ctx context.Context) (hsm.Info, error) {
 	return s.Session.Info(ctx)
 }
 
+// hsmPrincipal is another HSM of the cluster.
+var hsmPrincipal = hsm.Principal{Role: hsm.RoleHSM, Name: hsm.NewHSMID().String()}
+
+func (s *cutSession) Prepare(ctx context.Context, op hsm.OpID, lease time.Duration, objects []hsm.MaskedObject) error {
+	if s.m.cut() {
+		return errAway
+	}
+	return s.Session.Prepare(ctx, op, lease, objects)
+}
+
+func (s *cutSession) Commit(ctx context.Context, op hsm.OpID) error {
+	if s.m.cut() {
+		return errAway
+	}
+	return s.Session.Commit(ctx, op)
+}
+
+func (s *cutSession) Abort(ctx context.Context, op hsm.OpID) error {
+	if s.m.cut() {
+		return errAway
+	}
+	return s.Session.Abort(ctx, op)
+}
+
+func (s *cutSession) Change(ctx context.Context, c hsm.Change) (hsm.MaskedObject, error) {
+	if s.m.cut() {
+		return hsm.MaskedObject{}, errAway
+	}
+	return s.Session.Change(ctx, c)
+}
+
 // setAway cuts HSMs off, by number from 1.
 func (w *world) setAway(hsms ...int) {
 	w.mu.Lock()
@@ -228,7 +260,7 @@ func (w *world) setAway(hsms ...int) {
 
 // app is an application under test.
 type app struct {
-	t *testing.T
+	t testing.TB
 	*App
 }
 
