@@ -3,9 +3,11 @@ package pkcs11
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"path/filepath"
 	"sync"
 	"testing"
@@ -18,7 +20,7 @@ import (
 // serve serves the daemon at a socket.
 func (w *world) serve(maxConns int) (path string) {
 	w.t.Helper()
-	l, err := listenAt(filepath.Join(w.t.TempDir(), "s"))
+	l, err := listenAt(filepath.Join(w.t.TempDir(), "s"), 0o600)
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -297,4 +299,50 @@ func FuzzCalls(f *testing.F) {
 			t.Errorf("%s %v: %v\n%s", rpc.Call(call), args, err, w.log)
 		}
 	})
+}
+
+func TestOnlyUsersAreAdmitted(t *testing.T) {
+	admit := OnlyUsers(100, 200)
+	for uid, want := range map[int]bool{0: true, 100: true, 200: true, 101: false} {
+		if err := admit(Peer{UID: uid}); (err == nil) != want {
+			t.Errorf("user %d: %v", uid, err)
+		}
+	}
+	w := newWorld(t, 1, onlyOne)
+	w.d.mayConnect = func(p Peer) error {
+		if p.UID != os.Getuid() || p.PID != os.Getpid() || p.Program == "" {
+			t.Errorf("peer %+v; this is process %d of user %d", p, os.Getpid(), os.Getuid())
+		}
+		return errors.New("not today")
+	}
+	if p, err := start(w.serve(0)); err == nil {
+		p.Close()
+		t.Error("admitted")
+	}
+}
+
+func TestSocketIsItsOwners(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "s")
+	for _, mode := range []os.FileMode{0o600, 0o666} {
+		l, err := listenAt(path, mode)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if st, err := os.Stat(path); err != nil || st.Mode().Perm() != mode {
+			t.Errorf("%v %v, want %v", st, err, mode)
+		}
+		if other, err := listenAt(path, mode); err == nil {
+			other.Close()
+			t.Error("a second daemon took the socket of one that lives")
+		}
+		l.SetUnlinkOnClose(false)
+		l.Close() // as one that died: the socket stays
+	}
+	if err := os.WriteFile(path+"2", nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if l, err := listenAt(path+"2", 0o600); err == nil {
+		l.Close()
+		t.Error("a file was replaced by a socket")
+	}
 }

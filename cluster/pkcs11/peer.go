@@ -3,6 +3,7 @@ package pkcs11
 import (
 	"fmt"
 	"log/slog"
+	"slices"
 )
 
 // Peer is the process behind an application.
@@ -16,11 +17,11 @@ func (p Peer) LogValue() slog.Value {
 	return slog.GroupValue(slog.Int("pid", p.PID), slog.Int("uid", p.UID), slog.String("program", p.Program))
 }
 
-// OnlyUser admits peers of one user, and root.
-func OnlyUser(uid int) func(Peer) error {
+// OnlyUsers admits peers of these users, and root.
+func OnlyUsers(uids ...int) func(Peer) error {
 	return func(p Peer) error {
-		if p.UID != uid && p.UID != 0 {
-			return fmt.Errorf("user %d may not connect; the socket is for user %d", p.UID, uid)
+		if p.UID != 0 && !slices.Contains(uids, p.UID) {
+			return fmt.Errorf("user %d may not connect; name it with --allow", p.UID)
 		}
 		return nil
 	}

@@ -19,7 +19,11 @@ import (
 // RunOptions say how the daemon listens.
 type RunOptions struct {
 	// Socket is the path to listen at; not needed if systemd hands a socket over.
-	Socket          string
+	Socket string
+	// Open makes the socket one that every user reaches, for the daemon to refuse those
+	// who may not connect by what the kernel says of them. Otherwise only its owner
+	// reaches it.
+	Open            bool
 	MaxApplications int
 	Metrics         string // HOST:PORT, or empty
 	Version         string // for the metrics
@@ -49,7 +53,7 @@ func (d *Daemon) Run(ctx context.Context, o RunOptions) error {
 	}
 	l, own := before.listener, before.own
 	if l == nil {
-		if l, own, err = listen(o.Socket); err != nil {
+		if l, own, err = listen(o.Socket, o.mode()); err != nil {
 			return err
 		}
 	}
@@ -102,7 +106,7 @@ const firstFD = 3
 
 // listen takes the socket of systemd, or makes one. own tells that it is to be removed
 // in the end.
-func listen(path string) (l *net.UnixListener, own bool, err error) {
+func listen(path string, mode os.FileMode) (l *net.UnixListener, own bool, err error) {
 	if os.Getenv("LISTEN_PID") == fmt.Sprint(os.Getpid()) {
 		if n := os.Getenv("LISTEN_FDS"); n != "1" {
 			return nil, false, fmt.Errorf("%w: systemd hands over %s sockets; want 1", hsm.ErrInvalid, n)
@@ -113,7 +117,7 @@ func listen(path string) (l *net.UnixListener, own bool, err error) {
 	if path == "" {
 		return nil, false, fmt.Errorf("%w: no socket: name its path with --socket", hsm.ErrInvalid)
 	}
-	l, err = listenAt(path)
+	l, err = listenAt(path, mode)
 	return l, true, err
 }
 
@@ -136,9 +140,16 @@ func listenerOf(fd uintptr) (*net.UnixListener, error) {
 	return u, nil
 }
 
-// listenAt makes a socket that only its owner may connect to. What a dead daemon has left
+func (o RunOptions) mode() os.FileMode {
+	if o.Open {
+		return 0o666
+	}
+	return 0o600
+}
+
+// listenAt makes a socket of a mode. What a dead daemon has left
 // there is replaced; a daemon that lives is not.
-func listenAt(path string) (*net.UnixListener, error) {
+func listenAt(path string, mode os.FileMode) (*net.UnixListener, error) {
 	path, err := filepath.Abs(path)
 	if err != nil {
 		return nil, err
@@ -160,7 +171,7 @@ func listenAt(path string) (*net.UnixListener, error) {
 	if err != nil {
 		return nil, fmt.Errorf("listen at %s: %w", path, err)
 	}
-	if err := os.Chmod(path, 0o600); err != nil {
+	if err := os.Chmod(path, mode); err != nil {
 		return nil, errors.Join(err, l.Close())
 	}
 	return l, nil
