@@ -116,6 +116,15 @@ func (e *CopiesError) log(l *slog.Logger) {
 	}
 }
 
+// Availability is the line that Client SDK 5 logs for it; empty if the policy does not
+// check on use.
+func (e *CopiesError) Availability() string {
+	if !e.Check {
+		return ""
+	}
+	return availabilityText(e.subject(), e.Min)
+}
+
 // subject names the first of the objects, or if none was made yet, any.
 func (e *CopiesError) subject() string {
 	if len(e.Refs) == 0 {

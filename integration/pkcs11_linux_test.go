@@ -223,3 +223,54 @@ func TestApplicationOutlivesHSMs(t *testing.T) {
 		c.wait(t)
 	}
 }
+
+// systemd's socket is there before the daemon and after it: an application that comes
+// early waits.
+func TestClientTakesSystemdsSocket(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, newMachine(t), "east", 2)
+	socket := c.path("activated")
+	l, err := net.Listen("unix", socket)
+	must(t, err)
+	defer l.Close()
+	f, err := l.(*net.UnixListener).File()
+	must(t, err)
+	early, err := net.Dial("unix", socket)
+	must(t, err)
+	early.Close()
+	cmd := exec.Command("sh", "-c", `LISTEN_FDS=1 LISTEN_PID=$$ exec "$@"`, "sh", hsmbackup(t, false), "client", "--cluster", c.dir)
+	var log output
+	cmd.Dir, cmd.Env, cmd.SysProcAttr, cmd.ExtraFiles, cmd.Stderr = c.machine.dir, c.env, childAttributes(), []*os.File{f}, &log
+	must(t, cmd.Start())
+	defer cmd.Process.Kill()
+	app := dialPeer(t, socket)
+	app.openSession()
+	must(t, cmd.Process.Signal(syscall.SIGTERM))
+	if err := cmd.Wait(); err != nil {
+		t.Errorf("%v: %s", err, log.String())
+	}
+	if _, err := os.Stat(socket); err != nil {
+		t.Errorf("the daemon took systemd's socket away: %v", err)
+	}
+}
+
+// The settings of CloudHSM's clients apply to the daemon.
+func TestClientHonoursSDKSettings(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, newMachine(t), "east", 2)
+	must(t, os.WriteFile(c.path("cloudhsm_client.cfg"), []byte(`{"client":{"create_object_minimum_nodes":3}}`), 0o600))
+	line := c.nobody().refused(t, 4, "min_copies", "client", "--socket", c.path("s"), "--cluster", c.dir, "--config", c.path("cloudhsm_client.cfg"))
+	if !strings.Contains(line, "create_object_minimum_nodes") {
+		t.Errorf("%s", line)
+	}
+	must(t, os.WriteFile(c.path("cloudhsm_client.cfg"), []byte(`{"client":{"create_object_minimum_nodes":1}}`), 0o600))
+	_, socket := c.startClient(t, "--config", c.path("cloudhsm_client.cfg"))
+	app := dialPeer(t, socket)
+	s := app.openSession()
+	c.hsms[0].kill()
+	aes := "uMaA"
+	template := "00000002" + "00000001010000000101" + "000001610100000008" + number(32)
+	if _, rv := app.call(58, aes, number(s)+"00001080ffffffff"+template); rv != 0 {
+		t.Errorf("C_GenerateKey on one of two HSMs under create_object_minimum_nodes 1: %#x", rv)
+	}
+}

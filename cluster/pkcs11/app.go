@@ -112,12 +112,24 @@ func (a *App) translate(call rpc.Call, err error) error {
 	switch {
 	case errors.Is(err, cluster.ErrAvailability):
 		a.d.stats.Refusals.Add(1)
-		// The line itself was written by the cluster's client, in CloudHSM's words.
-		a.log.Warn("refused by the availability check", "call", call.String())
+		a.log.Error(availabilityLine(err), "call", call.String(), "rv", rv.Error(), "error", err)
 	case rv == ck.GeneralError || rv == ck.DeviceError || rv == ck.FunctionFailed:
 		a.log.Error("call failed", "call", call.String(), "rv", rv.Error(), "error", err)
 	default:
 		a.log.Debug("call refused", "call", call.String(), "rv", rv.Error(), "error", err)
 	}
 	return rv
+}
+
+// availabilityLine is what CloudHSM's client logs, word by word.
+func availabilityLine(err error) string {
+	var short *cluster.CopiesError
+	if errors.As(err, &short) && short.Check {
+		return short.Availability()
+	}
+	var refused *cluster.AvailabilityError
+	if errors.As(err, &refused) {
+		return refused.Error()
+	}
+	return err.Error()
 }

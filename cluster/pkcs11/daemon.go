@@ -120,7 +120,8 @@ func (s *slot) shelf(user string) *shelf {
 }
 
 // login logs a user in, or takes part in a login with the same password that an HSM
-// has accepted and still does. The caller ends it with leave.
+// has accepted and still does. The caller ends it with leave. The log is for the
+// connection, which outlives the application that makes it.
 func (s *slot) login(ctx context.Context, log *slog.Logger, user string, password hsm.Secret) (*login, error) {
 	sh := s.shelf(user)
 	sh.opening.Lock()
@@ -131,7 +132,7 @@ func (s *slot) login(ctx context.Context, log *slog.Logger, user string, passwor
 		}
 		l.leave()
 	}
-	options := append([]cluster.Option{cluster.WithLog(log), cluster.WithRefusals(log), cluster.WithSessionKeysTogether()}, s.Options...)
+	options := append([]cluster.Option{cluster.WithLog(log), cluster.WithSessionKeysTogether()}, s.Options...)
 	c, err := cluster.Open(ctx, s.Profile, cluster.Credential{Role: hsm.RoleCryptoUser, Name: user, Password: password}, options...)
 	if err != nil {
 		return nil, err

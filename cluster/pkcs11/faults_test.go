@@ -7,8 +7,10 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/http"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -344,5 +346,33 @@ func TestSocketIsItsOwners(t *testing.T) {
 	if l, err := listenAt(path+"2", 0o600); err == nil {
 		l.Close()
 		t.Error("a file was replaced by a socket")
+	}
+}
+
+func TestMetrics(t *testing.T) {
+	w := newWorld(t, 1, onlyOne)
+	a := w.app()
+	s := a.session(bobPIN)
+	a.want(ck.OperationNotInitialized, rpc.Login, a.open(0), ck.UserContextSpecific, []byte("x"))
+	a.want(ck.ObjectHandleInvalid, rpc.DestroyObject, s, uint64(5))
+	ctx, stop := context.WithCancel(t.Context())
+	defer stop()
+	address, err := w.d.serveMetrics(ctx, RunOptions{Metrics: ":0", Version: "test"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	answer, err := http.Get("http://" + address + "/metrics")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer answer.Body.Close()
+	text, err := io.ReadAll(answer.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, line := range []string{"hsmbackup_client_logins_total 1", "hsmbackup_client_sessions 2", "hsmbackup_client_call_errors_total 2"} {
+		if !strings.Contains(string(text), line+"\n") {
+			t.Errorf("no line %q", line)
+		}
 	}
 }

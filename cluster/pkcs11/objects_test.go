@@ -227,7 +227,7 @@ func TestAvailability(t *testing.T) {
 	w.setAway(2, 3)
 	a.want(ck.FunctionFailed, rpc.GenerateKey, s, mech(ck.AESKeyGen), []rpc.Attribute{attr(ck.ValueLen, 32), attr(ck.Token, true)})
 	const line = "does not meet the availability requirements - The key must be available on at least 2 HSMs before being used."
-	if !strings.Contains(w.log.String(), line) {
+	if !strings.Contains(w.log.String(), line) || !strings.Contains(w.log.String(), "application.program=judge call=C_GenerateKey rv=CKR_FUNCTION_FAILED") {
 		t.Errorf("the log has no line %q:\n%s", line, w.log)
 	}
 	w.setAway()

@@ -206,7 +206,7 @@ func (s *session) logIn(ctx context.Context, as uint64, pin []byte) error {
 	if err != nil {
 		return err
 	}
-	l, err := s.slot.login(ctx, s.app.log, user, password)
+	l, err := s.slot.login(ctx, s.app.d.log, user, password)
 	if err != nil {
 		s.app.d.stats.LoginsFailed.Add(1)
 		s.app.log.Warn("login refused", "slot", s.slot.Profile.Name, "user", user, "error", err)
