@@ -1,13 +1,17 @@
 package format
 
 import (
+	"bytes"
+	"cmp"
+	"crypto/sha256"
 	"fmt"
 	"strings"
 	"time"
 )
 
-// MarkVersion is the version of a mark's body.
-const MarkVersion = 1
+// MarkVersion is the version of a mark's body. Version 1 had no check and is still
+// read.
+const MarkVersion = 2
 
 // Action is what a mark says about snapshots.
 type Action uint64
@@ -58,6 +62,30 @@ type markBody struct {
 	Snapshots []markedBody `cbor:"5,keyasint,omitempty"`
 	Reason    string       `cbor:"6,keyasint,omitempty"`
 	Software  string       `cbor:"7,keyasint"`
+	Check     []byte       `cbor:"8,keyasint,omitempty"`
+}
+
+// check is the SHA-256 of the body without it. Whoever may write marks can make
+// one; it tells a mark from what a disk made of it, which could say something else.
+func (b markBody) check() ([]byte, error) {
+	b.Check = nil
+	encoded, err := encMode.Marshal(b)
+	sum := sha256.Sum256(encoded)
+	return sum[:], err
+}
+
+func (b markBody) verify() error {
+	if b.Version == 1 {
+		if len(b.Check) > 0 {
+			return fmt.Errorf("%w: mark: version 1 with a check", ErrCorrupt)
+		}
+		return nil
+	}
+	want, err := b.check()
+	if err == nil && !bytes.Equal(b.Check, want) {
+		err = fmt.Errorf("%w: mark: its check does not fit", ErrCorrupt)
+	}
+	return err
 }
 
 type markedBody struct {
@@ -84,11 +112,20 @@ func EncodeMark(m Mark) ([]byte, error) {
 	if err := m.check(); err != nil {
 		return nil, err
 	}
+	b := m.body()
+	var err error
+	if b.Check, err = b.check(); err != nil {
+		return nil, err
+	}
+	return encodeRecord(markHeader, b, MaxMark)
+}
+
+func (m Mark) body() markBody {
 	b := markBody{Version: MarkVersion, Number: m.Number, Written: millis(m.Written), Action: uint64(m.Action), Reason: m.Reason, Software: m.Software}
 	for _, s := range m.Snapshots {
 		b.Snapshots = append(b.Snapshots, markedBody{Sequence: s.Sequence, Manifest: s.Manifest[:]})
 	}
-	return encodeRecord(markHeader, b, MaxMark)
+	return b
 }
 
 // DecodeMark reads stored bytes. ErrVersion, ErrCorrupt.
@@ -97,7 +134,7 @@ func DecodeMark(stored []byte) (Mark, error) {
 	if err := decodeRecord(stored, markHeader, "mark", MarkVersion, MaxMark, &b); err != nil {
 		return Mark{}, err
 	}
-	if err := checkMillis("mark", b.Written); err != nil {
+	if err := cmp.Or(b.verify(), checkMillis("mark", b.Written)); err != nil {
 		return Mark{}, err
 	}
 	m := Mark{Number: b.Number, Written: fromMillis(b.Written), Action: Action(b.Action), Reason: b.Reason, Software: b.Software}
