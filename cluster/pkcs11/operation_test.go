@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/aes"
 	"crypto/cipher"
+	"crypto/hmac"
 	"crypto/sha1"
 	"crypto/sha256"
 	"testing"
@@ -398,4 +399,31 @@ func TestRandom(t *testing.T) {
 		}
 	}
 	a.want(ck.RandomSeedNotSupported, rpc.SeedRandom, s, []byte("seed"))
+}
+
+// The KDF of SP 800-108 in counter mode, beside HMAC by hand.
+func TestDeriveBySP800108(t *testing.T) {
+	a := newWorld(t, 1, onlyOne).app()
+	s := a.session(bobPIN)
+	base := a.call(rpc.CreateObject, s, []rpc.Attribute{attr(ck.Class, ck.ObjectSecretKey), attr(ck.KeyType, ck.KeyGeneric), attr(ck.Value, make([]byte, 32)), attr(ck.Derive, true)})[0].(uint64)
+	items := [][]byte{ulongs(0, 32), []byte("label"), {0}, []byte("context"), ulongs(1, 0, 32)}
+	m := rpc.Mechanism{Type: ck.SP800108Counter, Has: true, Nums: []uint64{uint64(ck.SHA256HMAC), 5, 1, 4, 4, 4, 3}, Bufs: items}
+	key := a.call(rpc.DeriveKey, s, m, base, []rpc.Attribute{attr(ck.KeyType, ck.KeyAES), attr(ck.ValueLen, 32), attr(ck.Sensitive, false)})[0].(uint64)
+	h := hmac.New(sha256.New, make([]byte, 32))
+	h.Write([]byte("\x00\x00\x00\x01label\x00context\x00\x00\x01\x00"))
+	if v, rv := a.value(s, key, ck.Value); rv != ck.OK || !bytes.Equal(v.Bytes, h.Sum(nil)) {
+		t.Errorf("%x %v, want %x", v.Bytes, rv, h.Sum(nil))
+	}
+	for name, bad := range map[string]rpc.Mechanism{
+		"another width":     {Type: m.Type, Has: true, Nums: m.Nums, Bufs: [][]byte{ulongs(0, 16), items[1], items[2], items[3], items[4]}},
+		"little-endian":     {Type: m.Type, Has: true, Nums: m.Nums, Bufs: [][]byte{ulongs(1, 32), items[1], items[2], items[3], items[4]}},
+		"no separator":      {Type: m.Type, Has: true, Nums: []uint64{uint64(ck.SHA256HMAC), 4, 1, 4, 4, 3}, Bufs: [][]byte{items[0], items[1], items[3], items[4]}},
+		"another prf":       {Type: m.Type, Has: true, Nums: []uint64{uint64(ck.AESCMAC), 5, 1, 4, 4, 4, 3}, Bufs: items},
+		"a count that lies": {Type: m.Type, Has: true, Nums: []uint64{uint64(ck.SHA256HMAC), 6, 1, 4, 4, 4, 3}, Bufs: items},
+		"nothing":           {Type: m.Type},
+	} {
+		t.Run(name, func(t *testing.T) {
+			(&app{t, a.App}).want(ck.MechanismParamInvalid, rpc.DeriveKey, s, bad, base, []rpc.Attribute{attr(ck.ValueLen, 32)})
+		})
+	}
 }
