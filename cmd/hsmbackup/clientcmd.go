@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"os"
 	"os/user"
+	"runtime/debug"
 	"strconv"
 
 	"github.com/urfave/cli/v2"
@@ -47,6 +49,7 @@ func (p *program) client(cc *cli.Context) error {
 	if err != nil {
 		return err
 	}
+	debug.SetMemoryLimit(math.MaxInt64) // a thousand applications may need more than a verb
 	if err := harden(); err != nil {
 		p.log.Warn("memory of this process may reach the disk", "error", err)
 	}
