@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -320,20 +319,6 @@ func refs(list ...hsm.KeyRef) func(func(hsm.KeyRef) bool) {
 			}
 		}
 	}
-}
-
-// change changes an attribute or a share.
-func (c *caller) change(ctx context.Context, d *dice, k key) {
-	ch := hsm.Change{Kind: hsm.ChangeAttribute, Ref: k.ref, Name: "label", Value: strings.TrimSuffix(k.label, "-changed") + []string{"", "-changed"}[d.n(2)]}
-	other := users[(c.number+1)%len(users)]
-	switch d.n(4) {
-	case 0:
-		ch = hsm.Change{Kind: hsm.ChangeShare, Ref: k.ref, User: other}
-	case 1:
-		ch = hsm.Change{Kind: hsm.ChangeUnshare, Ref: k.ref, User: other}
-	}
-	_, err := c.cluster.Change(ctx, ch)
-	c.say(ch.Kind, k.ref, err)
 }
 
 // evidence is what an answer says of a key.

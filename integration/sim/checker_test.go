@@ -22,13 +22,14 @@ import (
 //     for good.
 //   - What is destroyed on an HSM is never alive on it again.
 //   - A reference has one birth, everywhere and for ever.
+//   - A key that is not extractable stays so.
 //   - Session keys are in no list of objects, on no disk, in no masked object; no
 //     key material is in clear on a disk or in a masked object.
 //   - A key that was used has been on enough HSMs.
 //
 // When the faults have stopped: all HSMs have equal roots within a bounded time,
 // hold nothing in doubt, and no key whose creation failed; users are there, and log
-// in with the password that was acknowledged last.
+// in with the password that was acknowledged last; keys have the label that was.
 type checker struct {
 	w *world
 
@@ -39,6 +40,7 @@ type checker struct {
 	attempts map[string]*attempt            // by label
 	keys     map[hsm.KeyRef]*acked
 	macs     map[hsm.KeyRef]string
+	wanted   map[hsm.KeyRef]*wish
 	looks    int
 }
 
@@ -54,6 +56,8 @@ type state struct {
 	digest    hsm.Digest
 	destroyed bool
 	label     string
+	// extractable is false once and for ever.
+	extractable bool
 }
 
 // attempt is a creation that a client asked for.
@@ -73,7 +77,7 @@ type acked struct {
 func newChecker(w *world) *checker {
 	return &checker{
 		w: w, births: map[hsm.KeyRef][16]byte{}, ever: map[hsm.KeyRef]map[string]bool{}, sessions: map[hsm.KeyRef]bool{},
-		attempts: map[string]*attempt{}, keys: map[hsm.KeyRef]*acked{}, macs: map[hsm.KeyRef]string{},
+		attempts: map[string]*attempt{}, keys: map[hsm.KeyRef]*acked{}, macs: map[hsm.KeyRef]string{}, wanted: map[hsm.KeyRef]*wish{},
 	}
 }
 
@@ -146,6 +150,7 @@ func (c *checker) list(b *box, eye hsm.Session) (known, error) {
 		c.born(b, r)
 		s := now.keys[m.Ref]
 		s.digest, s.destroyed, s.label = m.Digest, r.Destroyed, string(r.Registers[hsm.AttributeRegister("label")].Value)
+		s.extractable = r.Flag("extractable")
 		now.keys[m.Ref] = s
 	}
 	return now, nil
@@ -168,6 +173,8 @@ func (c *checker) compare(b *box, now known) {
 			c.w.violate("%s has lost key %s (%s)", b.name, ref, was.label)
 		case was.destroyed && !s.destroyed:
 			c.w.violate("%s: destroyed key %s is back", b.name, ref)
+		case !was.destroyed && !s.destroyed && !was.extractable && s.extractable:
+			c.w.violate("%s: key %s is extractable again", b.name, ref)
 		}
 	}
 	for ref := range b.known.users {

@@ -102,6 +102,7 @@ func TestSimulationFindsPlanted(t *testing.T) {
 		{assumeCommit, 60, "though its creation failed"},
 		{revive, 10, "is back"},
 		{keepSession, 10, "lists session key"},
+		{skipSetting, 10, "after it was acknowledged not to be"},
 		{forgetAfter, 20, "cannot log in with the password"},
 		{leakMaterial, 10, "to its disk"},
 	} {

@@ -349,6 +349,7 @@ func (w *world) calm(all []*side, synckey *agent) {
 		}
 		w.checker.settled(x.region)
 		w.checker.people(x.region)
+		w.checker.attributes(x.region)
 	}
 	w.history.Settled()
 }
