@@ -1,10 +1,6 @@
 package cloudhsm
 
-import (
-	"errors"
-	"fmt"
-	"io/fs"
-)
+import "errors"
 
 // CMUFileName is the name of the file of CloudHSM's management utility, which talks
 // to the servers listed in it and to no others.
@@ -22,23 +18,7 @@ func CMUPath(goos string) string {
 }
 
 // LoadCMU reads the management utility's file; an empty one if there is none.
-func LoadCMU(path string) (*File, error) {
-	b, err := readFile(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return New(), nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	f, err := parseFile(b)
-	if err == nil {
-		err = f.checkCMU()
-	}
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", path, err)
-	}
-	return f, nil
-}
+func LoadCMU(path string) (*File, error) { return load(path, (*File).checkCMU) }
 
 func (f *File) checkCMU() error {
 	if f.doc.kind != '{' {

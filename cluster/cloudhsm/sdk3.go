@@ -32,7 +32,10 @@ func sdk3Policy(doc *value) (cluster.Policy, error) {
 }
 
 // LoadSDK3 reads Client SDK 3's file; an empty one if there is none.
-func LoadSDK3(path string) (*File, error) {
+func LoadSDK3(path string) (*File, error) { return load(path, (*File).checkSDK3) }
+
+// load reads and checks a file; an empty one if there is none.
+func load(path string, check func(*File) error) (*File, error) {
 	b, err := readFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return New(), nil
@@ -42,7 +45,7 @@ func LoadSDK3(path string) (*File, error) {
 	}
 	f, err := parseFile(b)
 	if err == nil {
-		err = f.checkSDK3()
+		err = check(f)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", path, err)
