@@ -53,6 +53,9 @@ func (c *Cluster) Change(ctx context.Context, ch hsm.Change) (*Changed, error) {
 		return nil, c.tooFew("the change would be", n, 0, Policy{MinCopies: need}, "nothing was done")
 	}
 	ch.After = heard.after
+	if err := c.nextLife(ctx, &ch, need); err != nil {
+		return nil, err
+	}
 	object, on, err := c.changeFirst(ctx, ch)
 	if err != nil {
 		return nil, err

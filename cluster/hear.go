@@ -46,6 +46,52 @@ func (c *Cluster) hear(ctx context.Context, need int) hearing {
 	return h
 }
 
+// nextLife says which incarnation a change begins that makes a user or revives a key:
+// the one after the last that an HSM knows to have ended. So a call that an HSM gets
+// late does not bring back what was destroyed meanwhile, and a user is not made in a
+// life that has ended already where the HSM that makes it has not heard of that.
+func (c *Cluster) nextLife(ctx context.Context, ch *hsm.Change, need int) error {
+	ref := ch.Ref
+	switch ch.Kind {
+	case hsm.ChangeUserCreate:
+		name, err := hsm.CanonicalUserName(ch.User)
+		if err != nil {
+			return err
+		}
+		ref = hsm.UserRef(name)
+	case hsm.ChangeRevive:
+	default:
+		return nil
+	}
+	answers := gather(ctx, c, c.ready(ctx, need), nil, nil, func(ctx context.Context, s hsm.Session) (uint64, error) { return nextLifeOn(ctx, s, ref) })
+	ch.Life = 1
+	for _, a := range answers {
+		if a.err == nil {
+			ch.Life = max(ch.Life, a.value)
+		}
+	}
+	return nil
+}
+
+// nextLifeOn returns the incarnation, and one, that could begin for an object on an HSM, or
+// that it is in.
+func nextLifeOn(ctx context.Context, s hsm.Session, ref hsm.KeyRef) (life uint64, err error) {
+	life = 1
+	for m, err := range s.Extract(ctx, slices.Values([]hsm.KeyRef{ref})) {
+		if err != nil {
+			return 0, err
+		}
+		_, r, err := hsm.ParseMasked(m.Bytes)
+		if err != nil {
+			return 0, err
+		}
+		if life = r.Incarnation + 1; r.Destroyed {
+			life++
+		}
+	}
+	return life, nil
+}
+
 func infosOf(as []answer[hsm.Info]) (infos []hsm.Info) {
 	for _, a := range as {
 		if a.err == nil {

@@ -120,6 +120,10 @@ type Change struct {
 	// all that they have acknowledged. ErrFuture if it is more than MaxAhead ahead of
 	// the HSM's clock.
 	After uint64
+	// Life, of a user to be made and of a key to be revived, is the incarnation that
+	// begins, and one; 0: the next one. A call that arrives late, after that life has
+	// ended again, so does not begin another: ErrDestroyed.
+	Life uint64
 }
 
 // UseKind names a cryptographic operation.

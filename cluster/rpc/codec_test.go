@@ -229,6 +229,7 @@ func TestRequestsRoundTrip(t *testing.T) {
 		Claim:    &hsm.Claim{Joiner: 6, Proof: [32]byte{7}},
 		Revoked:  &hsm.Revocation{Kind: "client", Name: "app", Until: time.UnixMilli(1_700_000_000_123).UTC()},
 		After:    9,
+		Life:     10,
 	}
 	gotChange, err := fromChange(wire(t, toChange(change), &pb.ChangeRequest{}))
 	if diff := cmp.Diff(change, gotChange, secretComparer); diff != "" || err != nil {

@@ -52,7 +52,7 @@ func toChange(ch hsm.Change) *pb.ChangeRequest {
 	p := &pb.ChangeRequest{
 		Kind: string(ch.Kind), Ref: uint64(ch.Ref), Name: ch.Name, Value: []byte(ch.Value), User: ch.User, Role: string(ch.Role),
 		Password: ch.Password.Reveal(), Settings: toSettings(ch.Settings), Member: toMember(ch.Member),
-		Invite: toInvite(ch.Invite), Claim: toClaim(ch.Claim), Revoked: toRevocation(ch.Revoked), Recovery: ch.Recovery.Reveal(), After: ch.After,
+		Invite: toInvite(ch.Invite), Claim: toClaim(ch.Claim), Revoked: toRevocation(ch.Revoked), Recovery: ch.Recovery.Reveal(), After: ch.After, Life: ch.Life,
 	}
 	if ch.Masked != nil {
 		p.Masked = toMasked(*ch.Masked)
@@ -68,7 +68,7 @@ func fromChange(p *pb.ChangeRequest) (hsm.Change, error) {
 		Kind: hsm.ChangeKind(c.word("change", p.GetKind())), Ref: c.noneOrRef(p.GetRef()), Name: c.name("name", p.GetName()),
 		Value: c.text("value", string(p.GetValue()), maxValue), User: c.name("user's name", p.GetUser()), Role: hsm.Role(c.word("role", p.GetRole())),
 		Password: hsm.NewSecret(p.GetPassword()), Settings: fromSettings(c, p.GetSettings()), Member: fromMember(c, p.GetMember()),
-		Invite: fromInvite(c, p.GetInvite()), Claim: fromClaim(c, p.GetClaim()), Revoked: fromRevocation(c, p.GetRevoked()), Recovery: hsm.NewSecret(p.GetRecovery()), After: p.GetAfter(),
+		Invite: fromInvite(c, p.GetInvite()), Claim: fromClaim(c, p.GetClaim()), Revoked: fromRevocation(c, p.GetRevoked()), Recovery: hsm.NewSecret(p.GetRecovery()), After: p.GetAfter(), Life: p.GetLife(),
 	}
 	if p.GetMasked() != nil {
 		m, err := fromMasked(p.GetMasked())

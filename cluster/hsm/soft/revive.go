@@ -15,6 +15,23 @@ func (h *HSM) hand(r *hsm.Record) {
 	}
 }
 
+// begins returns the incarnation that a change begins: the one that was asked for, if
+// it has not ended yet, or else the next one here.
+func begins(c hsm.Change, next uint64) (uint64, error) {
+	switch {
+	case c.Life == 0:
+		return next, nil
+	case c.Life-1 < next:
+		return 0, fmt.Errorf("%w: incarnation %d of it has ended already; this call comes too late", hsm.ErrDestroyed, c.Life-1)
+	case c.Life-1 > next+maxLivesAhead:
+		return 0, fmt.Errorf("%w: incarnation %d, where %d is the next", hsm.ErrInvalid, c.Life-1, next)
+	}
+	return c.Life - 1, nil
+}
+
+// maxLivesAhead bounds how many lives of an object an HSM may have missed.
+const maxLivesAhead = 1 << 20
+
 // revive raises a destroyed key to its next incarnation, in an authentic state
 // from before it was destroyed; what of its attributes changes one way stays as
 // it was last, and so does trust (hsm.Record.Revived). Nothing else ever brings a destroyed key back,
@@ -56,7 +73,11 @@ func (s *session) revive(c hsm.Change) (hsm.MaskedObject, error) {
 		if cur.rec.Incarnation == math.MaxUint64 {
 			return nil, fmt.Errorf("%w: key %s has no incarnation left", hsm.ErrInvalid, c.Ref)
 		}
-		r, err := hsm.Merge(cur.rec, cur.rec.Revived(from)) // what it stands above stays so
+		next := cur.rec.Revived(from)
+		if next.Incarnation, err = begins(c, next.Incarnation); err != nil {
+			return nil, err
+		}
+		r, err := hsm.Merge(cur.rec, next) // what it stands above stays so
 		if err != nil {
 			return nil, err
 		}

@@ -120,3 +120,33 @@ func TestKeysFollowTheUserNotTheName(t *testing.T) {
 	}
 	apply(t, root, hsm.Change{Kind: hsm.ChangeUserDelete, User: "alice"}) // the former one's key keeps nobody
 }
+
+// TestALateCallBeginsNoLife: a user that was deleted, and a key that was destroyed
+// again, are not brought back by a call that an HSM gets late.
+func TestALateCallBeginsNoLife(t *testing.T) {
+	h := withUser(t, open(t, testOptions(vfs.NewMem())))
+	root, s := login(t, h, "admin"), login(t, h, "alice")
+	bob := hsm.Change{Kind: hsm.ChangeUserCreate, User: "bob", Role: hsm.RoleCryptoUser, Password: hsm.NewSecret([]byte(testPassword)), Life: 1}
+	apply(t, root, bob)
+	apply(t, root, hsm.Change{Kind: hsm.ChangeUserDelete, User: "bob"})
+	_, err := root.Change(t.Context(), bob)
+	wantErr(t, "the creation again", err, hsm.ErrDestroyed)
+	bob.Life = 4 // as another HSM knows that its third life has ended
+	apply(t, root, bob)
+	if u, _ := h.users.get("bob"); u.incarnation != 3 {
+		t.Errorf("incarnation %d, want 3", u.incarnation)
+	}
+	bob.User, bob.Life = "carol", maxLivesAhead+3
+	_, err = root.Change(t.Context(), bob)
+	wantErr(t, "a life far ahead", err, hsm.ErrInvalid)
+
+	k := createKey(t, s)
+	old := extractOne(t, s, k.Ref)
+	destroy := hsm.Change{Kind: hsm.ChangeDestroy, Ref: k.Ref}
+	revive := hsm.Change{Kind: hsm.ChangeRevive, Ref: k.Ref, Masked: &old, Life: 2}
+	apply(t, s, destroy)
+	apply(t, s, revive)
+	apply(t, s, destroy)
+	_, err = s.Change(t.Context(), revive)
+	wantErr(t, "the revival again", err, hsm.ErrDestroyed)
+}

@@ -146,6 +146,9 @@ func (h *HSM) createUser(c hsm.Change) (hsm.MaskedObject, error) {
 		case cur != nil:
 			r.Incarnation = cur.rec.Incarnation + 1
 		}
+		if r.Incarnation, err = begins(c, r.Incarnation); err != nil {
+			return nil, err
+		}
 		at := h.clock.Next()
 		r.Set(registerRole, []byte(c.Role), at)
 		r.Set(registerCreated, nil, at)

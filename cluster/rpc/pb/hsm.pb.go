@@ -2793,6 +2793,7 @@ type ChangeRequest struct {
 	Claim         *Claim                 `protobuf:"bytes,11,opt,name=claim,proto3" json:"claim,omitempty"`
 	Revoked       *Revocation            `protobuf:"bytes,12,opt,name=revoked,proto3" json:"revoked,omitempty"`
 	After         uint64                 `protobuf:"fixed64,22,opt,name=after,proto3" json:"after,omitempty"` // time of a stamp that those of the change are later than
+	Life          uint64                 `protobuf:"varint,23,opt,name=life,proto3" json:"life,omitempty"`    // the incarnation that it begins, and one; 0: not said
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2928,6 +2929,13 @@ func (x *ChangeRequest) GetRevoked() *Revocation {
 func (x *ChangeRequest) GetAfter() uint64 {
 	if x != nil {
 		return x.After
+	}
+	return 0
+}
+
+func (x *ChangeRequest) GetLife() uint64 {
+	if x != nil {
+		return x.Life
 	}
 	return 0
 }
@@ -4448,7 +4456,7 @@ const file_hsm_proto_rawDesc = "" +
 	"\x05value\x18\x02 \x01(\fR\x05value:\x028\x01\"h\n" +
 	"\vCreateReply\x12)\n" +
 	"\x04keys\x18\x01 \x03(\v2\x15.hsmbackup.v1.KeyInfoR\x04keys\x12.\n" +
-	"\aobjects\x18\x02 \x03(\v2\x14.hsmbackup.v1.MaskedR\aobjects\"\xf2\x03\n" +
+	"\aobjects\x18\x02 \x03(\v2\x14.hsmbackup.v1.MaskedR\aobjects\"\x86\x04\n" +
 	"\rChangeRequest\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x10\n" +
 	"\x03ref\x18\x02 \x01(\x06R\x03ref\x12\x12\n" +
@@ -4465,7 +4473,8 @@ const file_hsm_proto_rawDesc = "" +
 	" \x01(\v2\x14.hsmbackup.v1.InviteR\x06invite\x12)\n" +
 	"\x05claim\x18\v \x01(\v2\x13.hsmbackup.v1.ClaimR\x05claim\x122\n" +
 	"\arevoked\x18\f \x01(\v2\x18.hsmbackup.v1.RevocationR\arevoked\x12\x14\n" +
-	"\x05after\x18\x16 \x01(\x06R\x05after\"\xc4\x01\n" +
+	"\x05after\x18\x16 \x01(\x06R\x05after\x12\x12\n" +
+	"\x04life\x18\x17 \x01(\x04R\x04life\"\xc4\x01\n" +
 	"\n" +
 	"UseRequest\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x10\n" +
