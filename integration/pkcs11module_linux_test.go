@@ -65,6 +65,7 @@ func TestModule(t *testing.T) {
 	})
 	t.Run("go", w.goClients)
 	t.Run("killed", w.applicationKilled)
+	t.Run("attacked", w.attacked)
 	t.Run("restart", w.daemonRestarted)
 }
 
