@@ -3,6 +3,7 @@ package integration
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"io"
 	"os"
 	"os/exec"
@@ -63,20 +64,32 @@ func TestModule(t *testing.T) {
 			t.Fatalf("%v (make packages installs valgrind)\n%s", err, out)
 		}
 	})
-	t.Run("go", w.goClients)
+	t.Run("page", w.page)
 	t.Run("killed", w.applicationKilled)
 	t.Run("attacked", w.attacked)
 	t.Run("restart", w.daemonRestarted)
 }
 
-// goClients runs the tests of crypto11 and miekg/pkcs11, which are a module of their own.
-func (w *moduleWorld) goClients(t *testing.T) {
-	c := exec.CommandContext(t.Context(), "go", "test", "-count=1", ".")
-	c.Dir = filepath.Join(repository(), "integration", "gopkcs11")
-	c.Env = append(os.Environ(), "CGO_ENABLED=1", "HSMBACKUP_PKCS11_SOCKET="+w.socket,
-		"PKCS11_MODULE="+filepath.Join(w.dir, "libhsmbackup-pkcs11.so"), "PKCS11_TOKEN=payments", "PKCS11_PIN="+alicePIN)
-	if out, err := c.CombinedOutput(); err != nil {
-		t.Fatalf("%v\n%s", err, out)
+// page runs the commands of the module's page, among them the tests of crypto11 and
+// miekg/pkcs11, which are a module of their own.
+func (w *moduleWorld) page(t *testing.T) {
+	if err := exec.Command("/usr/bin/python3", "-c", "import PyKCS11").Run(); err != nil {
+		t.Fatalf("no PyKCS11: make packages installs it: %v", err)
+	}
+	const path = "cluster/pkcs11/module/README.md"
+	steps := consoleSteps(t, read(t, filepath.Join(repository(), path)))
+	ctx, cancel := context.WithTimeout(t.Context(), 4*deadline)
+	defer cancel()
+	sh := newShell(ctx, t, w.with(goEnvironment(t)...).with("HSMBACKUP_PKCS11_SOCKET="+w.socket, "PIN="+alicePIN))
+	for _, s := range steps {
+		printed, code := sh.run(t, s.command)
+		if code != "0" {
+			t.Fatalf("%s line %d: %s: exit code %s:\n%s", path, s.line, s.command, code, printed)
+		}
+		s.mustLookLike(t, printed)
+	}
+	if len(steps) < 6 {
+		t.Errorf("%s has only %d commands", path, len(steps))
 	}
 }
 
