@@ -7,14 +7,15 @@ import (
 )
 
 // DefaultPrefix is the number of cells a State keeps up to date by default:
-// enough for some 3,000 differing items, in 160 KiB.
-const DefaultPrefix = 4096
+// enough for some 11,500 differing items, in 640 KiB.
+const DefaultPrefix = 16384
 
 // Prefix keeps the first cells of a sketch as items come and go; an update
 // touches about 2·ln(cells/2) of them. It is not safe for concurrent use.
 type Prefix struct {
 	hash  hasher
 	cells []hsm.Cell
+	shown bool // cells were handed out, and are copied before the next change
 }
 
 // NewPrefix returns the cells of the empty set. A size of 0 or less means
@@ -27,12 +28,12 @@ func NewPrefix(keys hsm.FingerprintKeys, size int) *Prefix {
 }
 
 // Add adds an item. The caller sees to it that the set does not hold it yet.
-func (p *Prefix) Add(item Item) { spread(p.cells, 0, p.hash, &item, 1) }
+func (p *Prefix) Add(item Item) { spread(p.own(), 0, p.hash, &item, 1) }
 
 // AddAll adds items, each as Add does, in less time.
 func (p *Prefix) AddAll(items []Item) {
 	for ; len(items) >= lanes; items = items[lanes:] {
-		spreadLanes(p.cells, 0, p.hash, (*[lanes]Item)(items), nil)
+		spreadLanes(p.own(), 0, p.hash, (*[lanes]Item)(items), nil)
 	}
 	for _, item := range items {
 		p.Add(item)
@@ -40,16 +41,29 @@ func (p *Prefix) AddAll(items []Item) {
 }
 
 // Remove takes an item out. The caller sees to it that the set holds it.
-func (p *Prefix) Remove(item Item) { spread(p.cells, 0, p.hash, &item, -1) }
+func (p *Prefix) Remove(item Item) { spread(p.own(), 0, p.hash, &item, -1) }
 
-// Cells returns a copy of the cells.
-func (p *Prefix) Cells() []hsm.Cell { return slices.Clone(p.cells) }
+// Cells returns the cells of this moment, which the caller does not change. They
+// are copied by the change that follows, if one does: to look costs nothing.
+func (p *Prefix) Cells() []hsm.Cell {
+	p.shown = true
+	return p.cells
+}
+
+// own returns the cells to be changed.
+func (p *Prefix) own() []hsm.Cell {
+	if p.shown {
+		p.cells, p.shown = slices.Clone(p.cells), false
+	}
+	return p.cells
+}
 
 // join adds the cells of another set.
 func (p *Prefix) join(cells []hsm.Cell) {
-	for i := range p.cells {
-		xor(&p.cells[i].Item, &cells[i].Item)
-		p.cells[i].Check ^= cells[i].Check
-		p.cells[i].Count += cells[i].Count
+	own := p.own()
+	for i := range own {
+		xor(&own[i].Item, &cells[i].Item)
+		own[i].Check ^= cells[i].Check
+		own[i].Count += cells[i].Count
 	}
 }

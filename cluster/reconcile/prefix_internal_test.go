@@ -50,3 +50,19 @@ func BenchmarkPrefixAddAll(b *testing.B) {
 	}
 	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/256, "ns/item")
 }
+
+// Cells that were handed out stay as they were, whatever is added in whatever way.
+func TestCellsStay(t *testing.T) {
+	for name, add := range map[string]func(*Prefix, []Item){
+		"Add":    func(p *Prefix, items []Item) { p.Add(items[0]) },
+		"AddAll": func(p *Prefix, items []Item) { p.AddAll(items) },
+		"Remove": func(p *Prefix, items []Item) { p.Remove(items[0]) },
+		"join":   func(p *Prefix, items []Item) { o := NewPrefix(hsm.FingerprintKeys{}, 64); o.AddAll(items); p.join(o.Cells()) },
+	} {
+		p, items := NewPrefix(hsm.FingerprintKeys{}, 64), someItems(2*lanes)
+		cells := p.Cells()
+		if add(p, items); slices.ContainsFunc(cells, func(c hsm.Cell) bool { return c != hsm.Cell{} }) || p.Cells()[0] == (hsm.Cell{}) {
+			t.Errorf("%s changes what was handed out, or nothing", name)
+		}
+	}
+}

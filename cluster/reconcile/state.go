@@ -53,13 +53,13 @@ func (s *State) Root() hsm.Root {
 	return s.root.Root()
 }
 
-// Cells returns a copy of the prefix of this moment.
+// Cells returns the prefix of this moment, which the caller does not change.
 func (s *State) Cells() []hsm.Cell {
 	_, cells := s.Snapshot()
 	return cells
 }
 
-// Snapshot returns root and a copy of the prefix of one moment.
+// Snapshot returns root and prefix of one moment; the caller does not change them.
 func (s *State) Snapshot() (hsm.Root, []hsm.Cell) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

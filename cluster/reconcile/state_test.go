@@ -164,15 +164,23 @@ func TestUpdateZeroObject(t *testing.T) {
 	}
 }
 
+// What was handed out is of one moment, whatever is changed afterwards.
 func TestStateCopies(t *testing.T) {
-	s := stateOf(randomObjects(1, 10), 0)
-	cells := s.Cells()
-	if len(cells) != reconcile.DefaultPrefix {
-		t.Fatalf("%d cells", len(cells))
-	}
-	clear(cells)
-	if s.Cells()[0].Count != 10 {
-		t.Error("Cells hands out its own cells")
+	more := randomObjects(2, 1)[0]
+	for name, change := range map[string]func(*reconcile.State){
+		"update": func(s *reconcile.State) { s.Update(nil, &more) },
+		"join":   func(s *reconcile.State) { s.Join(stateOf([]hsm.Object{more}, 0)) },
+	} {
+		s := stateOf(randomObjects(1, 10), 0)
+		cells := s.Cells()
+		if len(cells) != reconcile.DefaultPrefix {
+			t.Fatalf("%d cells", len(cells))
+		}
+		before := slices.Clone(cells)
+		change(s)
+		if !slices.Equal(cells, before) || s.Cells()[0].Count != 11 || s.Root().Count != 11 {
+			t.Errorf("%s changes what was handed out, or not what comes next", name)
+		}
 	}
 }
 
