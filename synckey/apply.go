@@ -32,7 +32,7 @@ func (p *Plan) Apply(ctx context.Context) error {
 	if err := p.within(ctx); err != nil {
 		return err
 	}
-	through := &through{p: p, total: p.forth.steps.len() + p.back.steps.len(), pacer: p.pacer}
+	through := newThrough(p)
 	for _, f := range []*flow{p.forth, p.back} {
 		if f.steps.len() == 0 {
 			continue
@@ -47,96 +47,33 @@ func (p *Plan) Apply(ctx context.Context) error {
 	return nil
 }
 
-// through carries the objects of a plan over, at its rate, and counts them. It
-// holds one slice of them: see Rate.full.
-type through struct {
-	p           *Plan
-	pacer       *pacer
-	done, total int64
-
-	held []hsm.MaskedObject
-	size int64
-}
-
-// all inserts what one direction holds. Of a source that fails on the way, what
-// it has handed over is inserted still.
-func (t *through) all(ctx context.Context, f *flow) error {
-	for m, err := range t.p.objects(ctx, f) {
-		if err != nil {
-			return errors.Join(err, t.flush(ctx, f))
-		}
-		t.held, t.size = append(t.held, m), t.size+int64(len(m.Bytes))
-		if !t.pacer.rate.full(len(t.held), t.size) {
-			continue
-		}
-		if err := t.flush(ctx, f); err != nil {
-			return err
-		}
-	}
-	return t.flush(ctx, f)
-}
-
-// flush inserts what is held. If we die before it returns, none, some or all of
-// it is there, and the next plan holds the rest; when it returns, all of it is
-// durable on as many HSMs as the policy wants.
-func (t *through) flush(ctx context.Context, f *flow) error {
-	held, r := t.held, t.p.Result
-	if len(held) == 0 {
-		return nil
-	}
-	if err := t.pacer.next(ctx, len(held), t.size); err != nil {
-		return err
-	}
-	inserted, err := f.to.Insert(ctx, func(yield func(hsm.MaskedObject, error) bool) {
-		for _, m := range held {
-			if !yield(m, nil) {
-				return
-			}
-		}
-	})
-	r.Applied += inserted.Added + inserted.Changed
-	r.conflict(inserted.Conflicts...)
-	r.ObjectBytes += t.size
-	if err != nil {
-		return err
-	}
-	t.done += int64(len(held))
-	if t.p.settled != nil {
-		t.p.settled(held)
-	}
-	if report := t.p.options.Progress; report != nil {
-		report(min(t.done, t.total), t.total, r.ObjectBytes)
-	}
-	t.held, t.size = held[:0], 0
-	return nil
-}
-
-// objects yields what one direction inserts, phase by phase.
-func (p *Plan) objects(ctx context.Context, f *flow) iter.Seq2[hsm.MaskedObject, error] {
-	return func(yield func(hsm.MaskedObject, error) bool) {
-		for i, refs := range f.steps.refs {
-			for batch := range slices.Chunk(refs, readBatch) {
-				if !p.yieldBatch(ctx, f, p.mayDestroy(phase(i)), batch, yield) {
-					return
-				}
-			}
-		}
-	}
-}
-
 // mayDestroy tells whether tombstones may come in a phase, though the object
 // was live when the plan was made.
 func (p *Plan) mayDestroy(at phase) bool {
 	return at == phaseGraves || at == phaseLeavers || at == phaseKeys && p.options.Destroyed
 }
 
-// yieldBatch yields the objects of a batch. False: nothing is to follow.
-func (p *Plan) yieldBatch(ctx context.Context, f *flow, tombstones bool, refs []hsm.KeyRef, yield func(hsm.MaskedObject, error) bool) bool {
-	again, err := p.fetch(ctx, f, refs)
-	if err != nil {
-		yield(hsm.MaskedObject{}, err)
-		return false
+// objects yields what one phase of a direction inserts.
+func (p *Plan) objects(ctx context.Context, f *flow, at phase) iter.Seq2[hsm.MaskedObject, error] {
+	return func(yield func(hsm.MaskedObject, error) bool) {
+		fetch := func(ctx context.Context, refs []hsm.KeyRef) (map[hsm.KeyRef]*held, error) {
+			return p.fetch(ctx, f, refs)
+		}
+		err := readAhead(ctx, f.steps.refs[at], fetch, func(refs []hsm.KeyRef, again map[hsm.KeyRef]*held) error {
+			return p.yieldBatch(f, p.mayDestroy(at), refs, again, yield)
+		})
+		if err != nil && !errors.Is(err, errEnough) {
+			yield(hsm.MaskedObject{}, err)
+		}
 	}
+}
+
+// errEnough: nobody wants more.
+var errEnough = errors.New("enough")
+
+// yieldBatch yields the objects of a batch, those that were not kept as they were
+// read again.
+func (p *Plan) yieldBatch(f *flow, tombstones bool, refs []hsm.KeyRef, again map[hsm.KeyRef]*held, yield func(hsm.MaskedObject, error) bool) error {
 	for _, ref := range refs {
 		kept, ok := f.steps.kept[ref]
 		if h := again[ref]; !ok && h != nil && (tombstones || !h.record.Destroyed && (p.options.Destroyed || f.steps.shown(ref, h.record))) {
@@ -144,11 +81,11 @@ func (p *Plan) yieldBatch(ctx context.Context, f *flow, tombstones bool, refs []
 		}
 		for _, m := range kept {
 			if !yield(m, nil) {
-				return false
+				return errEnough
 			}
 		}
 	}
-	return true
+	return nil
 }
 
 // fetch reads those of a batch again that were not kept.

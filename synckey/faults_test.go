@@ -75,8 +75,8 @@ func TestDestinationHSMDies(t *testing.T) {
 			if !errors.Is(err, want) {
 				t.Fatalf("%v; want %v", err, want)
 			}
-			if applied := map[int]int{1: 1000, 2: 256}[copies]; r.Applied != applied {
-				t.Errorf("applied %d; want %d", r.Applied, applied)
+			if copies == 1 && r.Applied != 1000 || copies == 2 && r.Applied > 256 { // one insertion was through, at most
+				t.Errorf("applied %d", r.Applied)
 			}
 			b.heal()
 			if r, err = run(t.Context(), src, b.open(appliance, minCopies(copies)), Options{}); err != nil || !r.RootsEqual {
@@ -148,23 +148,23 @@ func TestNobodyAnswers(t *testing.T) {
 // TestCancelled stops a run half way; the next one continues.
 func TestCancelled(t *testing.T) {
 	p := newPair(t)
-	p.a.keys(1000)
+	p.a.keys(4000)
 	before := p.a.root(0)
 	ctx, cancel := context.WithCancel(t.Context())
 	var calls atomic.Int32
 	p.b.boxes[0].onCall(func(method string) error {
-		if method == "Insert" && calls.Add(1) == 3 {
+		if method == "Insert" && calls.Add(1) == insertsAhead+4 {
 			cancel()
 		}
 		return nil
 	})
 	r, err := run(ctx, p.src, p.dst, Options{})
-	if !errors.Is(err, context.Canceled) || r.Applied < 512 || r.Applied == 1000 {
+	if !errors.Is(err, context.Canceled) || r.Applied < 3*sliceObjects || r.Applied == 4000 {
 		t.Fatalf("%v, applied %d", err, r.Applied)
 	}
 	p.b.heal()
 	r = p.run(t, Options{})
-	if !r.RootsEqual || r.Applied == 0 || r.Applied > 1000-512 || p.a.root(0) != before {
+	if !r.RootsEqual || r.Applied == 0 || r.Applied > 4000-3*sliceObjects || p.a.root(0) != before {
 		t.Errorf("run again: applied %d, %+v", r.Applied, r.Left)
 	}
 }

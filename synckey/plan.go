@@ -17,9 +17,6 @@ import (
 // not fit is fetched again when the plan is applied.
 const maxHeld = 64 << 20
 
-// readBatch is how many differing objects are read from both sides at a time.
-const readBatch = 512
-
 // Plan is the difference between two clusters and what is to be done about it.
 // Result is filled in as it becomes known. A Plan is not safe for concurrent
 // use, and lives no longer than its clusters' connections.
@@ -195,28 +192,28 @@ func (p *Plan) expectUser(name string, o *object) {
 
 // sort reads the clear parts of what differs and sorts it into the plan.
 func (p *Plan) sort(ctx context.Context) error {
-	for batch := range slices.Chunk(p.found.refs, readBatch) {
-		var src, dst map[hsm.KeyRef]*held
-		err := p.found.both(func(l *look) (err error) {
-			into := &src
+	type pair struct{ src, dst map[hsm.KeyRef]*held }
+	fetch := func(ctx context.Context, batch []hsm.KeyRef) (out pair, err error) {
+		err = p.found.both(func(l *look) (err error) {
+			into := &out.src
 			if l == p.found.dst {
-				into = &dst
+				into = &out.dst
 			}
 			*into, err = l.read(ctx, batch)
 			return err
 		})
-		if err != nil {
-			return err
-		}
+		return out, err
+	}
+	return readAhead(ctx, p.found.refs, fetch, func(batch []hsm.KeyRef, at pair) error {
 		for _, ref := range batch {
-			if o := newObject(ref, src[ref], dst[ref]); o != nil {
+			if o := newObject(ref, at.src[ref], at.dst[ref]); o != nil {
 				p.take(o)
 				continue
 			}
 			p.Result.Remaining-- // the same by now
 		}
-	}
-	return nil
+		return nil
+	})
 }
 
 // take counts one object and decides what both sides take of it.

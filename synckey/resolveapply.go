@@ -144,7 +144,7 @@ func (r *Resolution) spread(ctx context.Context, m hsm.MaskedObject, except *sid
 		if s == except {
 			continue
 		}
-		n, err := s.Insert(ctx, all1(m))
+		n, err := s.Insert(ctx, each(m))
 		if err == nil && len(n.Conflicts) > 0 {
 			err = fmt.Errorf("%w: an HSM holds yet another birth of %s, or one that this login may not end; look at the plan again", hsm.ErrConflict, m.Ref)
 		}
@@ -153,10 +153,6 @@ func (r *Resolution) spread(ctx context.Context, m hsm.MaskedObject, except *sid
 		}
 	}
 	return nil
-}
-
-func all1(m hsm.MaskedObject) func(yield func(hsm.MaskedObject, error) bool) {
-	return func(yield func(hsm.MaskedObject, error) bool) { yield(m, nil) }
 }
 
 // check looks at the reference again, and at both clusters as a whole.

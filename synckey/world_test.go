@@ -36,6 +36,7 @@ type box struct {
 	old  atomic.Bool                               // it does not know rivals
 	hook atomic.Pointer[func(method string) error] // asked before each call
 	lost atomic.Pointer[func(method string) error] // asked after each call that writes
+	seen atomic.Pointer[insertWatch]               // sees each insertion
 }
 
 const (
@@ -435,6 +436,17 @@ func (s wired) Users(ctx context.Context) ([]hsm.UserInfo, error) {
 func (s wired) Insert(ctx context.Context, in iter.Seq2[hsm.MaskedObject, error]) (hsm.Inserted, error) {
 	if err := s.b.call("Insert"); err != nil {
 		return hsm.Inserted{}, err
+	}
+	if w := s.b.seen.Load(); w != nil {
+		var objects []hsm.MaskedObject
+		for m, err := range in {
+			if err != nil {
+				return hsm.Inserted{}, err
+			}
+			objects = append(objects, m)
+		}
+		defer w.begin(objects)()
+		in = all(objects)
 	}
 	done, err := s.Session.Insert(ctx, in)
 	if after := s.b.lost.Load(); after != nil && err == nil {
