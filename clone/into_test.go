@@ -1,6 +1,7 @@
 package clone
 
 import (
+	"encoding/hex"
 	"errors"
 	"slices"
 	"strings"
@@ -319,5 +320,71 @@ func TestRestoreIntoRevivesOnlyWhatIsNamed(t *testing.T) {
 	restored := h.vault.restoreAndStart(t, again, 1)
 	if _, err := restored.as("alice").Key(t.Context(), h.goneWest); err != nil {
 		t.Fatalf("after another restore: %v", err)
+	}
+}
+
+// TestDecisionsAndSnapshots: a key that stands above another birth is snapshotted and
+// restored as such. A snapshot ends no live key that nobody here has decided on, and
+// an old one brings nothing back that had to give way.
+func TestDecisionsAndSnapshots(t *testing.T) {
+	t.Parallel()
+	v := newVault(t)
+	east := v.newCluster(t, "east", 1)
+	west := v.restoreAndStart(t, east.snapshot(v), 1)
+	ref := east.key("alice", "of the east")
+	plain := east.snapshot(v)
+	keyring, _, err := plain.Recovery(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := records(t, mech.Spec{Type: mech.AES, Size: 16})[0]
+	r.Ref = ref
+	r.Registers[hsm.AttributeRegister("destroyable")] = hsm.Register{Value: hsm.BoolValue(true)}
+	twin := mask(t, keyring, r)
+	insert(t, west.auto, twin)
+	of := func(s hsm.Source) hsm.MaskedObject {
+		for m, err := range s.Extract(t.Context(), slices.Values([]hsm.KeyRef{ref})) {
+			if err != nil {
+				t.Fatal(err)
+			}
+			return m
+		}
+		t.Fatal("not there")
+		return hsm.MaskedObject{}
+	}
+	_, stands, err := hsm.ParseMasked(of(plain).Bytes)
+	if err != nil {
+		t.Fatal(err)
+	}
+	decide := hsm.Change{Kind: hsm.ChangeSupersede, Ref: ref, Masked: &twin, Value: hex.EncodeToString(stands.Birth[:])}
+	east.change("root", decide)
+	decided := east.snapshot(v)
+
+	into := func(s *backup.Snapshot) *IntoResult {
+		r, err := RestoreInto(t.Context(), s, west.auto, IntoOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return r
+	}
+	if r := into(decided); !slices.Equal(r.Conflicts, []hsm.KeyRef{ref}) || of(west.auto).Object != twin.Object {
+		t.Errorf("a live key gave way to a snapshot: %+v", r)
+	}
+	made, err := Restore(t.Context(), decided, v.spec(t, "north", 1), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	north := start(t, made.Profile)
+	insert(t, north.auto, twin)
+	if of(north.auto).Object != of(east.auto).Object {
+		t.Error("the clone holds something else")
+	}
+	seen := of(decided)
+	decide.Masked = &seen
+	west.change("root", decide)
+	for _, s := range []*backup.Snapshot{plain, decided} {
+		if r := into(s); len(r.Conflicts) != 0 || r.Applied != 0 || of(west.auto).Object != of(east.auto).Object {
+			t.Errorf("after the decision: %+v", r)
+		}
 	}
 }

@@ -131,6 +131,10 @@ func TestDifferenceSizes(t *testing.T) {
 	if r := q.run(t, Options{Users: true}); !r.RootsEqual || r.Missing != 116 {
 		t.Errorf("everything: %+v", r)
 	}
+	a.keys(10_000)
+	if r := p.run(t, Options{}); r.Missing != 10_000 || r.Applied != 10_000 || !r.RootsEqual {
+		t.Errorf("10,000: %d missing, %d applied, roots equal: %t", r.Missing, r.Applied, r.RootsEqual)
+	}
 }
 
 // TestTwoBirths: destroying one of two births settles nothing and loses nothing: the
