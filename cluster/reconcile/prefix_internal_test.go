@@ -57,7 +57,11 @@ func TestCellsStay(t *testing.T) {
 		"Add":    func(p *Prefix, items []Item) { p.Add(items[0]) },
 		"AddAll": func(p *Prefix, items []Item) { p.AddAll(items) },
 		"Remove": func(p *Prefix, items []Item) { p.Remove(items[0]) },
-		"join":   func(p *Prefix, items []Item) { o := NewPrefix(hsm.FingerprintKeys{}, 64); o.AddAll(items); p.join(o.Cells()) },
+		"join": func(p *Prefix, items []Item) {
+			o := NewPrefix(hsm.FingerprintKeys{}, 64)
+			o.AddAll(items)
+			p.join(o.Cells())
+		},
 	} {
 		p, items := NewPrefix(hsm.FingerprintKeys{}, 64), someItems(2*lanes)
 		cells := p.Cells()
