@@ -57,6 +57,11 @@ func (c *Cluster) Change(ctx context.Context, ch hsm.Change) (*Changed, error) {
 		return nil, err
 	}
 	object, on, err := c.changeFirst(ctx, ch)
+	for again := 0; errors.Is(err, hsm.ErrLate) && again < hearings; again++ {
+		heard = c.hearAgain(ctx)
+		ch.After = max(ch.After, heard.after)
+		object, on, err = c.changeFirst(ctx, ch)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -71,6 +76,10 @@ func (c *Cluster) Change(ctx context.Context, ch hsm.Change) (*Changed, error) {
 	}
 	return changed, err
 }
+
+// hearings is how often a change hears the HSMs anew when others change the same thing
+// at the same time.
+const hearings = 5
 
 // changeFirst applies the change on one HSM: for a key on one that holds it, and
 // for a user on the next if one does not know the user yet. When it is not known

@@ -30,13 +30,23 @@ func (c *Cluster) hear(ctx context.Context, need int) hearing {
 	}
 	want := max(need, members-min(members, max(1, c.Policy().MinCopies))+1)
 	enough := func(as []answer[hsm.Info]) bool { return len(infosOf(as)) >= want }
-	ask := func(ctx context.Context, s hsm.Session) (hsm.Info, error) { return s.Info(ctx) }
 	rs := c.ready(ctx, need)
 	if len(rs) < want {
 		rs = c.readyWithin(ctx, want, c.timing.grace)
 	}
-	infos := infosOf(gather(ctx, c, rs, enough, nil, ask))
-	h := hearing{answering: len(infos), after: latestPlausible(infos, members)}
+	return heardOf(infosOf(gather(ctx, c, rs, enough, nil, askClock)), members)
+}
+
+// hearAgain asks all HSMs that are in use, after one has said that it has a later
+// change than those that were asked before.
+func (c *Cluster) hearAgain(ctx context.Context) hearing {
+	return heardOf(infosOf(gather(ctx, c, c.up(), nil, nil, askClock)), len(c.all()))
+}
+
+func askClock(ctx context.Context, s hsm.Session) (hsm.Info, error) { return s.Info(ctx) }
+
+func heardOf(infos []hsm.Info, members int) hearing {
+	h := hearing{answering: len(infos), after: max(latestPlausible(infos, members), usualTime(infos))}
 	for _, i := range infos {
 		if i.Clock <= h.after {
 			h.from = append(h.from, i.ID)
@@ -111,6 +121,23 @@ func latestPlausible(infos []hsm.Info, members int) (latest uint64) {
 		}
 	}
 	return latest
+}
+
+// usualTime is the wall clock of the HSMs, of most of them: what has not been changed
+// for long is stamped by that, as if an HSM stamped it. It takes an HSM that was started
+// again time to see the latest stamps of all keys once more.
+func usualTime(infos []hsm.Info) uint64 {
+	var walls []int64
+	for _, i := range infos {
+		if i.Clock != 0 { // software that tells
+			walls = append(walls, i.Time.UnixMilli())
+		}
+	}
+	if len(walls) == 0 {
+		return 0
+	}
+	slices.Sort(walls)
+	return uint64(max(0, walls[(len(walls)-1)/2])) << 16
 }
 
 // takers counts the HSMs that take what was stamped at a time, or have.

@@ -38,6 +38,9 @@ var (
 	ErrMaskingKey = errors.New("masking key is not here")
 	// ErrFuture: a stamp lies minutes ahead of this clock.
 	ErrFuture = errors.New("stamp lies in the future")
+	// ErrLate: a change that its caller had not heard of is there already, and would
+	// win over this one (Change.After). Nothing was done.
+	ErrLate = errors.New("a later change is there already")
 	// ErrDestroyed: the key was destroyed; its tombstone answers.
 	ErrDestroyed = errors.New("key is destroyed")
 	// ErrOp: the provisional operation is unknown, aborted or expired here.

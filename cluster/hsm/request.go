@@ -119,6 +119,11 @@ type Change struct {
 	// asked other HSMs for their clocks (Info.Clock) so makes a change that wins over
 	// all that they have acknowledged. ErrFuture if it is more than MaxAhead ahead of
 	// the HSM's clock.
+	//
+	// What is set of a key or a user is stamped one later, however late the HSM does
+	// it: a call that hangs somewhere while its caller turns to another HSM does not
+	// win over what was changed meanwhile. ErrLate if it would not win over what the
+	// HSM has: hear the HSMs again. 0: the HSM stamps by its own clock.
 	After uint64
 	// Life, of a user to be made and of a key to be revived, is the incarnation that
 	// begins, and one; 0: the next one. A call that arrives late, after that life has

@@ -51,6 +51,7 @@ var table = []coded{
 	{19, "internal", ErrInternal, codes.Internal},
 	{20, "masking-key", hsm.ErrMaskingKey, codes.FailedPrecondition},
 	{21, "starting", hsm.ErrStarting, codes.Unavailable},
+	{22, "late", hsm.ErrLate, codes.Aborted},
 }
 
 // textError is an error with the text of the other side that matches sentinels.

@@ -402,3 +402,39 @@ func TestRevivalDoesNotUndoTrust(t *testing.T) {
 	wantErr(t, "destroy again", change(alice, hsm.Change{Kind: hsm.ChangeDestroy}), nil)
 	wantErr(t, "revive it", change(alice, hsm.Change{Kind: hsm.ChangeRevive, Masked: &decrypts}), nil)
 }
+
+// TestALateChangeLoses: a change that an HSM makes late, when its caller has long turned
+// to another, is stamped as its caller had it stamped; and is refused where a later one
+// is known.
+func TestALateChangeLoses(t *testing.T) {
+	o := testOptions(vfs.NewMem())
+	here := withUser(t, open(t, o))
+	alice := login(t, here, "alice")
+	key := createAs(t, alice, aesRequest)
+	heard := here.clock.Latest()
+	late := hsm.Change{Kind: hsm.ChangeAttribute, Ref: key.Ref, Name: "label", Value: "late", After: heard}
+	now := hsm.Change{Kind: hsm.ChangeAttribute, Ref: key.Ref, Name: "label", Value: "now", After: heard + 10}
+
+	there := testOptions(vfs.NewMem())
+	there.Keyring, there.ID = o.Keyring, o.ID+1
+	other := open(t, there)
+	for _, ref := range []hsm.KeyRef{hsm.UserRef("alice"), key.Ref} {
+		for m, err := range peer(t, here).Extract(t.Context(), slices.Values([]hsm.KeyRef{ref})) {
+			if err != nil {
+				t.Fatal(err)
+			}
+			must[hsm.Inserted](t)(peer(t, other).Insert(t.Context(), each([]hsm.MaskedObject{m})))
+		}
+	}
+	changed := must[hsm.MaskedObject](t)(alice.Change(t.Context(), now))
+	_, err := alice.Change(t.Context(), late)
+	wantErr(t, "a late change where a later one is", err, hsm.ErrLate)
+	_, err = alice.Change(t.Context(), now)
+	wantErr(t, "another change of one who heard the same", err, hsm.ErrLate)
+
+	must[hsm.MaskedObject](t)(login(t, other, "alice").Change(t.Context(), late))
+	must[hsm.Inserted](t)(peer(t, other).Insert(t.Context(), each([]hsm.MaskedObject{changed})))
+	if k := must[hsm.KeyInfo](t)(peer(t, other).Key(t.Context(), key.Ref)); k.Label != "now" {
+		t.Errorf("the label is %q after both; want the one changed later", k.Label)
+	}
+}

@@ -20,8 +20,10 @@ func (s *session) Change(ctx context.Context, c hsm.Change) (m hsm.MaskedObject,
 	if err := ctx.Err(); err != nil {
 		return hsm.MaskedObject{}, err
 	}
-	if err := s.h.clock.Follow(c.After); err != nil {
-		return hsm.MaskedObject{}, err
+	if c.After != 0 {
+		if err := s.h.clock.Follow(c.After + 1); err != nil {
+			return hsm.MaskedObject{}, err
+		}
 	}
 	switch c.Kind {
 	case hsm.ChangeDestroy, hsm.ChangeAttribute, hsm.ChangeShare, hsm.ChangeUnshare:
@@ -46,6 +48,25 @@ func (s *session) Change(ctx context.Context, c hsm.Change) (m hsm.MaskedObject,
 		return s.revoke(c.Revoked)
 	}
 	return hsm.MaskedObject{}, fmt.Errorf("%w: there is no change %q", hsm.ErrInvalid, c.Kind)
+}
+
+// stampOf returns the stamp of what a change sets.
+func (h *HSM) stampOf(c hsm.Change) hsm.Stamp {
+	if c.After == 0 {
+		return h.clock.Next()
+	}
+	return hsm.Stamp{Time: c.After + 1, HSM: h.opts.ID}
+}
+
+// wins tells whether a change stamped at wins over what was stamped before. ErrLate if
+// it was made without its caller having heard of that. Of two changes whose callers
+// heard the same, or one change made on two HSMs, the HSMs decide; but one HSM stamps no
+// two changes alike.
+func wins(at, before hsm.Stamp) (bool, error) {
+	if at.Time < before.Time || at == before {
+		return false, fmt.Errorf("%w: of %s, by %s; ask the HSMs for their clocks again", hsm.ErrLate, before.Wall().Format(time.RFC3339), before.HSM)
+	}
+	return at.Compare(before) > 0, nil
 }
 
 // detail is what the audit log is told of a change.

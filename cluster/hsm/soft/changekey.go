@@ -1,6 +1,7 @@
 package soft
 
 import (
+	"cmp"
 	"fmt"
 
 	"github.com/hsmbackup/hsmbackup/cluster/hsm"
@@ -88,8 +89,7 @@ func (s *session) setAttribute(r *hsm.Record, c hsm.Change) error {
 	if err := s.h.mindTrust(a, r, value); err != nil {
 		return err
 	}
-	r.Set(hsm.AttributeRegister(a.Name), value, s.h.clock.Next())
-	return nil
+	return s.set(r, c, hsm.AttributeRegister(a.Name), value)
 }
 
 func mayBecome(a hsm.Attribute, r *hsm.Record, value []byte) error {
@@ -121,13 +121,28 @@ func (s *session) setShare(r *hsm.Record, c hsm.Change) error {
 	case !share && !r.SharedWith(name):
 		return fmt.Errorf("%w: key %s is not shared with %q", hsm.ErrNotFound, r.Ref, name)
 	}
-	r.Set(hsm.ShareRegister(name), hsm.BoolValue(share), s.h.clock.Next())
-	return nil
+	if u, there := s.h.users.get(name); there && share && c.After != 0 { // a share is later than the user
+		if later, err := wins(s.h.stampOf(c), u.created); err != nil || !later {
+			return cmp.Or(err, hsm.ErrLate)
+		}
+	}
+	return s.set(r, c, hsm.ShareRegister(name), hsm.BoolValue(share))
+}
+
+// set sets a register of a key, if that is later than what is there.
+func (s *session) set(r *hsm.Record, c hsm.Change, register string, value []byte) error {
+	at := s.h.stampOf(c)
+	later, err := wins(at, r.Registers[register].Stamp)
+	if later {
+		r.Set(register, value, at)
+	}
+	return err
 }
 
 // changeSessionKey changes a key of this session. Others cannot see it, so it
 // is not shared.
 func (s *session) changeSessionKey(c hsm.Change) error {
+	c.After = 0 // nobody else changes it
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	k := s.keys[c.Ref]

@@ -149,7 +149,10 @@ func (h *HSM) createUser(c hsm.Change) (hsm.MaskedObject, error) {
 		if r.Incarnation, err = begins(c, r.Incarnation); err != nil {
 			return nil, err
 		}
-		at := h.clock.Next()
+		at := h.stampOf(c)
+		if err := h.laterThanShares(name, r.Incarnation, at); err != nil {
+			return nil, err
+		}
 		r.Set(registerRole, []byte(c.Role), at)
 		r.Set(registerCreated, nil, at)
 		r.Hidden[registerVerifier] = hsm.Register{Stamp: at, Value: v}
@@ -159,6 +162,30 @@ func (h *HSM) createUser(c hsm.Change) (hsm.MaskedObject, error) {
 		return hsm.MaskedObject{}, err
 	}
 	return m, h.unlock(name)
+}
+
+// laterThanShares checks that a user in a life after the first is later than what was
+// shared with whoever had the name before. ErrLate.
+func (h *HSM) laterThanShares(name string, incarnation uint64, at hsm.Stamp) error {
+	if incarnation == 0 {
+		return nil
+	}
+	refs, err := refsUnder(h.store.db, userPrefix(name), relShared)
+	if err != nil {
+		return h.store.wrap("read", err)
+	}
+	for _, ref := range refs {
+		cur, err := h.read(hsm.ScopeLineage, ref)
+		if err != nil {
+			return err
+		}
+		if cur != nil {
+			if later, err := wins(at, cur.rec.Registers[hsm.ShareRegister(name)].Stamp); err != nil || !later {
+				return cmp.Or(err, hsm.ErrLate)
+			}
+		}
+	}
+	return nil
 }
 
 func (h *HSM) newVerifier(password hsm.Secret) ([]byte, error) {
@@ -201,8 +228,11 @@ func (s *session) setPassword(c hsm.Change) (hsm.MaskedObject, error) {
 		if err := h.stillThere(u, cur); err != nil {
 			return nil, err
 		}
-		r := cur.rec.Clone()
-		r.Hidden[registerVerifier] = hsm.Register{Stamp: h.clock.Next(), Value: v}
+		r, at := cur.rec.Clone(), h.stampOf(c)
+		if later, err := wins(at, r.Hidden[registerVerifier].Stamp); err != nil || !later {
+			return nil, err
+		}
+		r.Hidden[registerVerifier] = hsm.Register{Stamp: at, Value: v}
 		return r, nil
 	})
 	if err != nil {
