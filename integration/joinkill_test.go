@@ -23,12 +23,17 @@ func TestKillJoin(t *testing.T) {
 	m.ok(t, args...)
 	usual := time.Since(began)
 	c.serveJoined(t, "undisturbed")
-	killed := 0
-	for i, share := range []float64{0.3, 0.6, 0.85} {
+	// Later where the join was killed, earlier where it was over: how long one takes
+	// depends on what else the machine does.
+	killed, joins, after := 0, 0, usual/2
+	for i := 0; killed < 2 && i < 6; i++ {
 		dir := fmt.Sprintf("killed-%d", i)
 		m, args := join(c.invite(t), dir)
-		if !killAfter(t, m, time.Duration(share*float64(usual)), args...) {
+		if joins++; killAfter(t, m, after, args...) {
+			after /= 3
+		} else {
 			killed++
+			after = after * 5 / 3
 		}
 		if _, err := os.Stat(c.path(dir)); err != nil {
 			m.ok(t, args...)
@@ -40,12 +45,12 @@ func TestKillJoin(t *testing.T) {
 		}
 	}
 	if killed == 0 {
-		t.Error("every join was over before it was killed")
+		t.Errorf("every join was over before it was killed, the last after %s", after)
 	}
 	c.root(t) // waits, and all are equal
 	var where struct{ Coverage, Missing []string }
 	c.alice().json(t, &where, "key", "where", "key-reference="+ref)
-	if len(where.Coverage) != 6 || len(where.Missing) != 0 {
+	if len(where.Coverage) != 3+joins || len(where.Missing) != 0 {
 		t.Errorf("the key is on %v, not on %v", where.Coverage, where.Missing)
 	}
 }

@@ -18,18 +18,19 @@ import (
 // by theirs.
 const sanitizers = "address,undefined"
 
+// Children of an application with threads are not tried here but against the daemon:
+// sanitizers do not survive a fork beside other threads (their allocator's locks stay
+// taken in the child), and SoftHSM, of which the stock server starts one for each
+// connection, now and then finds no token while others start.
 func TestAgainstStockServer(t *testing.T) {
 	socket := softhsm.Start(t)
-	for _, mode := range []string{"general", "keys", "threads", "fork"} {
+	for _, mode := range []string{"general", "keys", "threads"} {
 		t.Run(mode, func(t *testing.T) { run(t, build(t, sanitizers), socket, mode) })
 	}
 }
 
 func TestThreadsAreInOrder(t *testing.T) {
-	socket := softhsm.Start(t)
-	for _, mode := range []string{"threads", "fork"} {
-		t.Run(mode, func(t *testing.T) { run(t, build(t, "thread"), socket, mode) })
-	}
+	run(t, build(t, "thread"), softhsm.Start(t), "threads")
 }
 
 func TestNothingLeaks(t *testing.T) {

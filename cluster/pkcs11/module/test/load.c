@@ -34,10 +34,12 @@ CK_SLOT_ID first_slot(CK_FUNCTION_LIST *f)
 	CK_SLOT_ID slots[64];
 	CK_ULONG n = 64;
 	CK_RV rv = f->C_GetSlotList(CK_TRUE, slots, &n);
-	CK_TOKEN_INFO info;
+	CK_TOKEN_INFO info = {0};
+	CK_RV said = CKR_OK;
 	for (CK_ULONG i = 0; rv == CKR_OK && i < n; i++)
-		if (f->C_GetTokenInfo(slots[i], &info) == CKR_OK && (info.flags & 0x400) != 0) /* initialised */
+		if ((said = f->C_GetTokenInfo(slots[i], &info)) == CKR_OK && (info.flags & 0x400) != 0) /* initialised */
 			return slots[i];
+	fprintf(stderr, "%lu slots, the last said 0x%lx, flags 0x%lx\n", n, said, info.flags);
 	fprintf(stderr, "no slot with a token (0x%lx)\n", rv);
 	exit(1);
 }
