@@ -85,7 +85,9 @@ func (s *Store) uploadOnce(ctx context.Context, key string, body io.ReadSeeker, 
 	return err
 }
 
-// sendParts sends all parts, several at a time if the body can be read so.
+// sendParts sends all parts, several at a time if the body can be read so. When one
+// fails no more are begun, and those on their way are waited for: a store that still
+// works on a part while the upload is aborted may keep what is left of it.
 func (s *Store) sendParts(ctx context.Context, key, id string, body io.ReadSeeker, content Content) ([]Part, error) {
 	parts := make([]Part, len(content.Parts))
 	workers := s.options.Workers
@@ -93,7 +95,7 @@ func (s *Store) sendParts(ctx context.Context, key, id string, body io.ReadSeeke
 	if !ok {
 		workers = 1
 	}
-	ctx, cancel := context.WithCancelCause(ctx)
+	failed, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	next := make(chan int)
 	var wg sync.WaitGroup
@@ -118,13 +120,13 @@ func (s *Store) sendParts(ctx context.Context, key, id string, body io.ReadSeeke
 		select {
 		case next <- i:
 			continue
-		case <-ctx.Done():
+		case <-failed.Done():
 		}
 		break
 	}
 	close(next)
 	wg.Wait()
-	return parts, context.Cause(ctx)
+	return parts, context.Cause(failed)
 }
 
 func (s *Store) sendPart(ctx context.Context, key, id string, section io.ReadSeeker, part Part, size int64) (Part, error) {
