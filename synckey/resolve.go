@@ -1,7 +1,6 @@
 package synckey
 
 import (
-	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -44,7 +43,8 @@ type Resolution struct {
 	sides   []*side // the source, and the destination if there is one
 	stands  [16]byte
 	states  []state
-	done    func(step string) error // told what is durable; tests die there
+	births  map[[16]byte]*hsm.Record // what the states of each birth merge to
+	done    func(step string) error  // told what is durable; tests die there
 }
 
 // state is one state that HSMs of a side are in.
@@ -118,7 +118,7 @@ func (s *side) mayResolve(ctx context.Context) error {
 
 // read reads what the HSMs hold under the reference.
 func (r *Resolution) read(ctx context.Context) error {
-	r.states = nil
+	r.states, r.births = nil, map[[16]byte]*hsm.Record{}
 	*r.Result = Resolved{Lineage: r.sides[0].Lineage(), Ref: r.options.Ref, Births: []Birth{}, KeepBoth: r.options.KeepBoth, Version: r.options.Version, Asked: r.options.Asked}
 	for i, s := range r.sides {
 		l := &look{side: s}
@@ -135,6 +135,12 @@ func (r *Resolution) read(ctx context.Context) error {
 				return s.wrap(err)
 			}
 			r.states = append(r.states, state{s, m, rec})
+			if known := r.births[rec.Birth]; known != nil {
+				if rec, err = hsm.Merge(known, rec); err != nil {
+					return s.wrap(err)
+				}
+			}
+			r.births[rec.Birth] = rec
 		}
 		described := describe(s)
 		l.describe(&described)
@@ -149,33 +155,69 @@ func (r *Resolution) read(ctx context.Context) error {
 
 // choose finds the birth that is to stand.
 func (r *Resolution) choose() error {
-	births := map[[16]byte]bool{}
 	of := map[string][][16]byte{}
 	for _, st := range r.states {
 		if st.record.Kind != hsm.KindKey {
 			return fmt.Errorf("%w: %s is a %s; only keys can be in conflict", hsm.ErrInvalid, r.options.Ref, st.record.Kind)
 		}
-		births[st.record.Birth] = true
 		if !slices.Contains(of[st.side.name], st.record.Birth) {
 			of[st.side.name] = append(of[st.side.name], st.record.Birth)
 		}
 	}
-	if len(births) == 0 {
+	if err := r.rights(); err != nil {
+		return err
+	}
+	if len(r.births) == 0 {
 		return fmt.Errorf("%w: no key under %s on either side, as far as these logins see", hsm.ErrNotFound, r.options.Ref)
 	}
 	var err error
-	if r.stands, err = r.kept(births, of); err != nil {
+	if r.stands, err = r.kept(of); err != nil {
 		return err
 	}
 	decided := slices.ContainsFunc(r.states, func(st state) bool { return len(st.record.Rivals) > 0 })
-	if len(births) == 1 && !decided {
+	if len(r.births) == 1 && !decided {
 		return fmt.Errorf("%w: all HSMs that hold %s hold one birth of it, as far as these logins see", ErrNoConflict, r.options.Ref)
+	}
+	return r.aliveOrNot()
+}
+
+// rights checks that a crypto user owns every birth that a decision is about, on
+// whichever side it logs in: otherwise the decision would be made on one side and
+// refused on the other.
+func (r *Resolution) rights() error {
+	for _, s := range r.sides {
+		p := s.Principal()
+		for _, rec := range r.births {
+			owners := []string{rec.Core.Owner}
+			for _, rival := range rec.Rivals {
+				owners = append(owners, rival.Core.Owner)
+			}
+			if p.Role == hsm.RoleCryptoUser && slices.ContainsFunc(owners, func(o string) bool { return o != p.Name }) {
+				return s.wrap(fmt.Errorf("%w: %s is another user's key too; log in as an admin on both sides", hsm.ErrDenied, r.options.Ref))
+			}
+		}
+	}
+	return nil
+}
+
+// aliveOrNot refuses a decision for a birth that is destroyed in one place and live in
+// another: the two merge to a destroyed one, and to destroy a key is no decision
+// between two.
+func (r *Resolution) aliveOrNot() error {
+	if !r.births[r.stands].Destroyed {
+		return nil
+	}
+	for _, st := range r.states {
+		if st.record.Birth == r.stands && !st.record.Destroyed {
+			return fmt.Errorf("%w: birth %x of %s is live at the %s and destroyed elsewhere, so that it would be destroyed everywhere; "+
+				"destroy it at the %s first (synckey --destroyed), or keep another birth", hsm.ErrDestroyed, r.stands, r.options.Ref, st.side.name, st.side.name)
+		}
 	}
 	return nil
 }
 
 // kept reads Keep.
-func (r *Resolution) kept(births map[[16]byte]bool, of map[string][][16]byte) (birth [16]byte, err error) {
+func (r *Resolution) kept(of map[string][][16]byte) (birth [16]byte, err error) {
 	switch r.options.Keep {
 	case "src", "dst":
 		name := map[string]string{"src": "source", "dst": "destination"}[r.options.Keep]
@@ -191,33 +233,34 @@ func (r *Resolution) kept(births map[[16]byte]bool, of map[string][][16]byte) (b
 	if err != nil || len(b) != len(birth) {
 		return birth, fmt.Errorf("%w: keep %.80q: want src, dst, or a birth of 32 hexadecimal digits", hsm.ErrInvalid, r.options.Keep)
 	}
-	if birth = [16]byte(b); !births[birth] {
+	if birth = [16]byte(b); r.births[birth] == nil {
 		return birth, fmt.Errorf("%w: no HSM holds the birth %x of %s", hsm.ErrNotFound, birth, r.options.Ref)
 	}
 	return birth, nil
 }
 
-// losers are the states of births that give way, one of each birth, and of several
-// states a live one.
+// losers are the births that give way, each in its last state.
 func (r *Resolution) losers() (out []state) {
 	for _, st := range r.states {
-		i := slices.IndexFunc(out, func(o state) bool { return o.record.Birth == st.record.Birth })
-		switch {
-		case st.record.Birth == r.stands:
-		case i < 0:
-			out = append(out, st)
-		case out[i].record.Destroyed:
-			out[i] = st
+		known := slices.ContainsFunc(out, func(o state) bool { return o.record.Birth == st.record.Birth })
+		if st.record.Birth != r.stands && !known {
+			out = append(out, r.last(st.record.Birth))
 		}
 	}
 	return out
 }
 
-// standing is a state of the birth that is to stand; of several, a destroyed one,
-// for that is what they merge to.
-func (r *Resolution) standing() (best state) {
+// standing is the birth that is to stand, in its last state.
+func (r *Resolution) standing() state { return r.last(r.stands) }
+
+// last returns of the states that a birth is in one of the last life, and destroyed if
+// that life has ended anywhere, as the states merge.
+func (r *Resolution) last(birth [16]byte) (best state) {
+	later := func(a, b *hsm.Record) bool {
+		return a.Incarnation > b.Incarnation || a.Incarnation == b.Incarnation && a.Destroyed && !b.Destroyed
+	}
 	for _, st := range r.states {
-		if st.record.Birth == r.stands && (best.record == nil || cmp.Compare(st.record.Incarnation, best.record.Incarnation) > 0 || st.record.Destroyed) {
+		if st.record.Birth == birth && (best.record == nil || later(st.record, best.record)) {
 			best = st
 		}
 	}

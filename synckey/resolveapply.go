@@ -55,6 +55,14 @@ func (r *Resolution) Apply(ctx context.Context) error {
 	if err := r.spread(ctx, stands, nil); err != nil {
 		return err
 	}
+	// What had been changed of the birth that stands where the decision was not made.
+	for _, st := range r.states {
+		if st.record.Birth == r.stands {
+			if err := r.spread(ctx, st.masked, st.side); err != nil {
+				return err
+			}
+		}
+	}
 	if err := r.done("spread"); err != nil {
 		return err
 	}
@@ -157,11 +165,13 @@ func (r *Resolution) spread(ctx context.Context, m hsm.MaskedObject, except *sid
 
 // check looks at the reference again, and at both clusters as a whole.
 func (r *Resolution) check(ctx context.Context) error {
-	kept, plan, births := r.Result.Kept, r.Result.Plan, r.Result.Births
-	if err := r.read(ctx); err != nil {
-		return fmt.Errorf("check the result: %w", err)
+	before := *r.Result
+	err := r.read(ctx)
+	if err != nil {
+		*r.Result = before
+		return fmt.Errorf("the decision is made; check the result: %w", err)
 	}
-	r.Result.Kept, r.Result.Plan, r.Result.Births, r.Result.Stands = kept, plan, births, hex.EncodeToString(r.stands[:])
+	r.Result.Kept, r.Result.Plan, r.Result.Births, r.Result.Stands = before.Kept, before.Plan, before.Births, before.Stands
 	r.Result.Resolved = len(r.states) > 0
 	for _, st := range r.states {
 		if st.record.Birth != r.stands || st.masked.Object != r.states[0].masked.Object {

@@ -69,7 +69,7 @@ func (r *Resolution) describe() {
 		if !known {
 			i = len(r.Result.Births)
 			at[st.record.Birth] = i
-			r.Result.Births = append(r.Result.Births, r.birth(st.record))
+			r.Result.Births = append(r.Result.Births, r.birth(r.births[st.record.Birth]))
 		}
 		b := &r.Result.Births[i]
 		if !slices.Contains(b.At, st.side.name) {

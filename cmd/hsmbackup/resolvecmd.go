@@ -31,6 +31,11 @@ func (p *program) resolveCommand() *cli.Command {
 }
 
 func (p *program) resolve(cc *cli.Context) (err error) {
+	for _, name := range []string{"dst", "plan"} { // an empty variable in a script must not widen what is done
+		if cc.IsSet(name) && cc.String(name) == "" {
+			return usagef("--%s is empty", name)
+		}
+	}
 	o := synckey.ResolveOptions{Keep: cc.String("keep"), KeepBoth: cc.Bool("keep-both"), Plan: cc.String("plan"), Version: version(), Asked: asked(cc)}
 	if o.Ref, err = hsm.ParseKeyRef(cc.String("key")); err != nil {
 		return usagef("--key: %v", err)

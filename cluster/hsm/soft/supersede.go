@@ -207,14 +207,19 @@ func (s *session) auditEnded(r *hsm.Record) {
 	s.audit("superseded", r.Ref, fmt.Sprintf("birth %x, %s, of %q, label %q, check value %x, gave way to another birth", r.Birth, state, r.Core.Owner, r.Text("label"), r.Core.Check), nil)
 }
 
-// errTakesOver: a crypto user brings a key that would end another user's.
-var errTakesOver = errors.New("it would end another user's key")
+// errTakesOver: a crypto user brings a key that would end another user's, or a
+// trusted one.
+var errTakesOver = errors.New("it would end another user's key, or a trusted one")
 
 // mayTakeOver lets a decision between births in: an admin, an appliance and an HSM
 // bring every one that an HSM of the lineage made, a crypto user only such as end
-// keys of its own.
+// keys of its own that it may destroy here: the HSM where it was decided may not know
+// that a key is trusted, or half of a pair that is.
 func (s *session) mayTakeOver(cur, r *hsm.Record) error {
-	if cur.Birth != r.Birth && s.isUser() && !s.h.owns(s.who.Name, cur) {
+	if cur.Birth == r.Birth || !s.isUser() || cur.Destroyed {
+		return nil
+	}
+	if !s.h.owns(s.who.Name, cur) || s.h.mayDestroy(cur) != nil {
 		return errTakesOver
 	}
 	return nil

@@ -37,8 +37,11 @@ func (h *HSM) pairOf(r *hsm.Record) (*hsm.Record, error) {
 // decrypt; a secret or private key was also generated here and never leaves.
 // Who has the private half of an imported public key is for the admin to know.
 func (h *HSM) mayTrust(r *hsm.Record) error {
-	if err := fitToTrust(r); err != nil || r.Core.Class != hsm.ClassPublic {
+	if err := fitToTrust(r); err != nil {
 		return err
+	}
+	if r.Core.Class != hsm.ClassPublic {
+		return h.onlyOne(r)
 	}
 	pair, err := h.pairOf(r)
 	if pair == nil || err != nil {
@@ -48,7 +51,20 @@ func (h *HSM) mayTrust(r *hsm.Record) error {
 		// It was kept under another reference when another birth took its place.
 		return fmt.Errorf("%w: key %s: what is under %s is not its private half, so nobody can tell who has that", hsm.ErrAttribute, r.Ref, r.Core.Pair)
 	}
-	return fitToTrust(pair)
+	if err := fitToTrust(pair); err != nil {
+		return err
+	}
+	return h.onlyOne(pair)
+}
+
+// onlyOne refuses a key that was kept under another reference, when it was to give way
+// to another birth, and stands all the same: what is set of it does not hold there.
+func (h *HSM) onlyOne(r *hsm.Record) error {
+	kept, err := h.read(hsm.ScopeLineage, h.keys().KeptRef(r.Ref, r.Birth))
+	if err != nil || kept == nil || kept.obj.Tombstone {
+		return err
+	}
+	return fmt.Errorf("%w: key %s is also kept as %s, where it may decrypt; destroy that first", hsm.ErrAttribute, r.Ref, kept.obj.Ref)
 }
 
 func fitToTrust(r *hsm.Record) error {
