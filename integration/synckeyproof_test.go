@@ -21,6 +21,9 @@ func TestSynckeyProof(t *testing.T) {
 	b.refused(t, 4, "limit", append(synckey, "--max-changes", "1")...)
 	west.alice().refused(t, 1, "not_found", "key", "show", "attr.label=first")
 
+	b.refused(t, 1, "not_found", append(synckey, "--report", b.path("nowhere/report.json"))...)
+	west.alice().refused(t, 1, "not_found", "key", "show", "attr.label=first") // nothing was done that nobody is told of
+
 	report := b.path("report.json")
 	var s struct {
 		synced

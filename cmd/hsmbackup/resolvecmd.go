@@ -40,6 +40,9 @@ func (p *program) resolve(cc *cli.Context) (err error) {
 	if o.Ref, err = hsm.ParseKeyRef(cc.String("key")); err != nil {
 		return usagef("--key: %v", err)
 	}
+	if err := reportable(cc); err != nil {
+		return err
+	}
 	src, err := p.openPerson(cc, srcSide)
 	if err != nil {
 		return err

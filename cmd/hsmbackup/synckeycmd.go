@@ -42,7 +42,7 @@ func (p *program) synckey(cc *cli.Context) (err error) {
 	if o.Rate, err = rateOf(cc); err != nil {
 		return err
 	}
-	if err := checkWatchFlags(cc); err != nil {
+	if err := errors.Join(checkWatchFlags(cc), reportable(cc)); err != nil {
 		return err
 	}
 	if cc.Bool("watch") {
@@ -108,6 +108,26 @@ func paced(what string, r synckey.Rate) string {
 		return what
 	}
 	return what + " at most " + r.String()
+}
+
+// reportable makes sure that --report can be written, before anything is done that it is
+// to tell of. It leaves no file where there was none.
+func reportable(cc *cli.Context) error {
+	path := cc.String("report")
+	if path == "" {
+		return nil
+	}
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
+	if err == nil {
+		return errors.Join(f.Close(), os.Remove(path))
+	}
+	if !errors.Is(err, os.ErrExist) {
+		return err
+	}
+	if f, err = os.OpenFile(path, os.O_WRONLY, 0); err != nil {
+		return err
+	}
+	return f.Close()
 }
 
 // brokenOff reports how far a run came that ended with an error.
