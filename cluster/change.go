@@ -167,16 +167,7 @@ func (c *Cluster) answering(ctx context.Context, n int) (answering int) {
 	if n <= 1 {
 		return len(c.ready(ctx, n))
 	}
-	count := func(as []answer[hsm.Info]) (n int) {
-		for _, a := range as {
-			if a.err == nil {
-				n++
-			}
-		}
-		return n
-	}
-	ask := func(ctx context.Context, s hsm.Session) (hsm.Info, error) { return s.Info(ctx) }
-	return count(gather(ctx, c, c.ready(ctx, n), func(as []answer[hsm.Info]) bool { return count(as) >= n }, nil, ask))
+	return len(c.askClocks(ctx, c.ready(ctx, n), n))
 }
 
 // apply brings a change to one more HSM: by its result, or where the principal

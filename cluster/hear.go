@@ -29,21 +29,26 @@ func (c *Cluster) hear(ctx context.Context, need int) hearing {
 		return hearing{answering: len(c.ready(ctx, 1))}
 	}
 	want := max(need, members-min(members, max(1, c.Policy().MinCopies))+1)
-	enough := func(as []answer[hsm.Info]) bool { return len(infosOf(as)) >= want }
 	rs := c.ready(ctx, need)
 	if len(rs) < want {
 		rs = c.readyWithin(ctx, want, c.timing.grace)
 	}
-	return heardOf(infosOf(gather(ctx, c, rs, enough, nil, askClock)), members)
+	return heardOf(c.askClocks(ctx, rs, want), members)
 }
 
 // hearAgain asks all HSMs that are in use, after one has said that it has a later
 // change than those that were asked before.
 func (c *Cluster) hearAgain(ctx context.Context) hearing {
-	return heardOf(infosOf(gather(ctx, c, c.up(), nil, nil, askClock)), len(c.all()))
+	up := c.up()
+	return heardOf(c.askClocks(ctx, up, len(up)), len(c.all()))
 }
 
-func askClock(ctx context.Context, s hsm.Session) (hsm.Info, error) { return s.Info(ctx) }
+// askClocks returns what HSMs say of themselves, once so many of them have, and a moment
+// has passed for the others.
+func (c *Cluster) askClocks(ctx context.Context, rs []*remote, want int) []hsm.Info {
+	enough := func(as []answer[hsm.Info]) bool { return len(infosOf(as)) >= want }
+	return infosOf(gather(ctx, c, rs, enough, nil, func(ctx context.Context, s hsm.Session) (hsm.Info, error) { return s.Info(ctx) }))
+}
 
 func heardOf(infos []hsm.Info, members int) hearing {
 	h := hearing{answering: len(infos), after: max(latestPlausible(infos, members), usualTime(infos))}

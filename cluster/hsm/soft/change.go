@@ -69,6 +69,15 @@ func wins(at, before hsm.Stamp) (bool, error) {
 	return at.Compare(before) > 0, nil
 }
 
+// mustWin is wins where there is nothing to leave as it is. ErrLate.
+func mustWin(at, before hsm.Stamp) error {
+	later, err := wins(at, before)
+	if err == nil && !later {
+		err = hsm.ErrLate
+	}
+	return err
+}
+
 // detail is what the audit log is told of a change.
 func detail(c hsm.Change) string {
 	switch {

@@ -1,7 +1,6 @@
 package soft
 
 import (
-	"cmp"
 	"fmt"
 
 	"github.com/hsmbackup/hsmbackup/cluster/hsm"
@@ -122,8 +121,8 @@ func (s *session) setShare(r *hsm.Record, c hsm.Change) error {
 		return fmt.Errorf("%w: key %s is not shared with %q", hsm.ErrNotFound, r.Ref, name)
 	}
 	if u, there := s.h.users.get(name); there && share && c.After != 0 { // a share is later than the user
-		if later, err := wins(s.h.stampOf(c), u.created); err != nil || !later {
-			return cmp.Or(err, hsm.ErrLate)
+		if err := mustWin(s.h.stampOf(c), u.created); err != nil {
+			return err
 		}
 	}
 	return s.set(r, c, hsm.ShareRegister(name), hsm.BoolValue(share))

@@ -180,8 +180,8 @@ func (h *HSM) laterThanShares(name string, incarnation uint64, at hsm.Stamp) err
 			return err
 		}
 		if cur != nil {
-			if later, err := wins(at, cur.rec.Registers[hsm.ShareRegister(name)].Stamp); err != nil || !later {
-				return cmp.Or(err, hsm.ErrLate)
+			if err := mustWin(at, cur.rec.Registers[hsm.ShareRegister(name)].Stamp); err != nil {
+				return err
 			}
 		}
 	}
