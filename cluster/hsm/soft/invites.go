@@ -24,7 +24,8 @@ const (
 // maxInviteLife bounds how long a token may lie about.
 const maxInviteLife = 30 * 24 * time.Hour
 
-// invite records an invitation: admin.
+// invite records an invitation: admin. ErrNotFound if a voter is no member as far as
+// this HSM has heard.
 func (s *session) invite(i *hsm.Invite) (hsm.MaskedObject, error) {
 	if s.who.Role != hsm.RoleAdmin {
 		return hsm.MaskedObject{}, s.denied(hsm.RoleAdmin)
@@ -68,7 +69,8 @@ func (h *HSM) checkInvite(i *hsm.Invite) error {
 	for _, v := range i.Voters {
 		at := slices.IndexFunc(members, func(m hsm.Member) bool { return m.ID == v })
 		if at < 0 || !members[at].Counts() {
-			return fmt.Errorf("%w: voter %s is no member", hsm.ErrInvalid, v)
+			// It may have joined a moment ago; another HSM knows.
+			return fmt.Errorf("%w: HSM %s knows of no voter %s among the members", hsm.ErrNotFound, h.opts.ID, v)
 		}
 	}
 	return nil

@@ -1,0 +1,50 @@
+package cluster
+
+import (
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/hsmbackup/hsmbackup/cluster/hsm"
+	"github.com/hsmbackup/hsmbackup/cluster/rpc/pki"
+)
+
+// TestInvitationAfterAJoin: who has joined, and who was removed, a moment ago, is known
+// to one HSM only as yet; an invitation made then has the right voters all the same,
+// whichever HSM is asked first.
+func TestInvitationAfterAJoin(t *testing.T) {
+	t.Parallel()
+	ca, err := pki.NewAuthority(hsm.Lineage{1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range 3 {
+		w := newWorld(t, 3, 2, false)
+		for _, b := range w.boxes {
+			for _, m := range w.boxes {
+				w.change(b.peer(), hsm.Change{Kind: hsm.ChangeMember, Member: &m.member})
+			}
+		}
+		c := w.open(Credential{Role: hsm.RoleAdmin, Name: adminName, Password: secret(adminPassword)})
+		c.profile.CA = string(ca.CertPEM()) // the token's; these HSMs are in this process
+		joined := hsm.Member{ID: hsm.NewHSMID(), Name: "new", Address: "127.0.0.1:1"}
+		w.change(w.boxes[i].peer(), hsm.Change{Kind: hsm.ChangeMember, Member: &joined})
+		gone := w.boxes[(i+1)%3].member
+		gone.Removed, gone.Leaving = true, true
+		w.change(w.boxes[i].peer(), hsm.Change{Kind: hsm.ChangeMember, Member: &gone})
+		for range 4 { // begins with another HSM each time
+			made, err := c.Invite(t.Context(), time.Hour, 0)
+			if err != nil {
+				t.Fatalf("HSM %d alone knows: %v", i, err)
+			}
+			h, _ := w.boxes[i].running()
+			invite, err := h.FindInvite(t.Context(), made.ID)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !slices.Contains(invite.Voters, joined.ID) || slices.Contains(invite.Voters, gone.ID) || len(invite.Voters) != 3 {
+				t.Errorf("voters %v; %s has joined and %s was removed", invite.Voters, joined.ID, gone.ID)
+			}
+		}
+	}
+}
