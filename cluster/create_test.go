@@ -214,7 +214,8 @@ func (w *world) checkOutcome(what string, made *Created, err error) {
 func (w *world) awaitUp(c *Cluster) {
 	w.t.Helper()
 	deadline := time.Now().Add(10 * time.Second)
-	for len(c.up()) < len(w.boxes) {
+	// It must also answer: a call that failed may not have been noticed yet.
+	for len(c.up()) < len(w.boxes) || len(c.askClocks(w.t.Context(), c.up(), len(w.boxes))) < len(w.boxes) {
 		if time.Now().After(deadline) {
 			w.t.Fatalf("the client does not find back to all HSMs: %v", c.noHSM())
 		}

@@ -48,3 +48,22 @@ func TestInvitationAfterAJoin(t *testing.T) {
 		}
 	}
 }
+
+// TestWhoHasJoinedSaysSo: an HSM that the others still list as JOINING may have joined,
+// and hold keys; it is asked itself before it is removed as one that holds none.
+func TestWhoHasJoinedSaysSo(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, 3, 1, false)
+	last := w.boxes[2]
+	m := last.member
+	m.Joining = true
+	w.change(w.boxes[0].peer(), hsm.Change{Kind: hsm.ChangeMember, Member: &m})
+	c := w.open(Credential{Role: hsm.RoleAdmin, Name: adminName, Password: secret(adminPassword)})
+	if !c.hasJoined(t.Context(), m) {
+		t.Error("it serves, and is taken for one that has not joined")
+	}
+	last.kill()
+	if c.hasJoined(t.Context(), m) {
+		t.Error("it does not answer, and is taken for one that serves")
+	}
+}

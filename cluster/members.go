@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -248,10 +249,36 @@ func stillTrying(waiting map[*remote]uint64) bool {
 	return false
 }
 
-// Members lists the cluster's HSMs as the cluster knows them, removed ones
-// included. ErrNoHSM if none answers.
+// Members lists the cluster's HSMs as those HSMs know them together that answer, removed
+// ones included: one of them may not have heard yet of who joined or was removed a moment
+// ago. ErrNoHSM if none answers.
 func (c *Cluster) Members(ctx context.Context) ([]hsm.Member, error) {
-	return anyHSM(ctx, c, func(ctx context.Context, s hsm.Session) ([]hsm.Member, error) { return s.Members(ctx) })
+	known := map[hsm.HSMID]hsm.Member{}
+	answered, refusal := false, error(nil)
+	one := func(as []answer[[]hsm.Member]) bool {
+		return slices.ContainsFunc(as, func(a answer[[]hsm.Member]) bool { return a.err == nil })
+	}
+	for _, a := range gather(ctx, c, c.ready(ctx, 1), one, nil, func(ctx context.Context, s hsm.Session) ([]hsm.Member, error) { return s.Members(ctx) }) {
+		switch {
+		case a.err == nil:
+			answered = true
+		case !away(a.err):
+			refusal = a.err
+		}
+		for _, m := range a.value {
+			if other, ok := known[m.ID]; ok {
+				m = m.With(other)
+			}
+			known[m.ID] = m
+		}
+	}
+	if err := cmp.Or(refusal, ctx.Err()); !answered && err != nil {
+		return nil, err
+	}
+	if !answered {
+		return nil, c.noHSM()
+	}
+	return slices.SortedFunc(maps.Values(known), func(a, b hsm.Member) int { return cmp.Compare(a.ID, b.ID) }), nil
 }
 
 // anyHSM asks one HSM, and the next one if it is away. It is for requests that

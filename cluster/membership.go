@@ -1,11 +1,9 @@
 package cluster
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -32,7 +30,7 @@ type Invitation struct {
 // The token works as long as more than half of the members, without the one to be
 // replaced, can be reached by the HSM that lets the new one in.
 func (c *Cluster) Invite(ctx context.Context, life time.Duration, replaces hsm.HSMID) (*Invitation, error) {
-	members, err := c.membersOfAll(ctx)
+	members, err := c.Members(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -60,29 +58,6 @@ func (c *Cluster) Invite(ctx context.Context, life time.Duration, replaces hsm.H
 		return nil, err
 	}
 	return &Invitation{Token: token.Text(), ID: i.ID, Expires: i.Expires, Missing: changed.Missing}, nil
-}
-
-// membersOfAll is the list of members as those HSMs know it together that answer: one
-// of them may not have heard yet of who joined or was removed a moment ago.
-func (c *Cluster) membersOfAll(ctx context.Context) ([]hsm.Member, error) {
-	known := map[hsm.HSMID]hsm.Member{}
-	answered, last := false, error(nil)
-	for _, a := range gather(ctx, c, c.ready(ctx, 1), nil, nil, func(ctx context.Context, s hsm.Session) ([]hsm.Member, error) { return s.Members(ctx) }) {
-		if last = cmp.Or(a.err, last); a.err != nil {
-			continue
-		}
-		answered = true
-		for _, m := range a.value {
-			if was, ok := known[m.ID]; ok {
-				m.Removed, m.Joining, m.Leaving = m.Removed || was.Removed, m.Joining && was.Joining, m.Leaving || was.Leaving
-			}
-			known[m.ID] = m
-		}
-	}
-	if !answered {
-		return nil, cmp.Or(context.Cause(ctx), last, c.noHSM())
-	}
-	return slices.SortedFunc(maps.Values(known), func(a, b hsm.Member) int { return cmp.Compare(a.ID, b.ID) }), nil
 }
 
 func (c *Cluster) mayReplace(ctx context.Context, members []hsm.Member, id hsm.HSMID) error {

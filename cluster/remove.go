@@ -43,7 +43,7 @@ func (c *Cluster) Remove(ctx context.Context, id hsm.HSMID, force bool) (*Remove
 	if err != nil {
 		return nil, err
 	}
-	if m.Joining { // it never counted, and holds nothing that others do not
+	if m.Joining && !c.hasJoined(ctx, m) { // it never counted, and holds nothing that others do not
 		return c.finishRemoval(ctx, m, true)
 	}
 	if err := c.drain(ctx, &m); err != nil {
@@ -53,6 +53,13 @@ func (c *Cluster) Remove(ctx context.Context, id hsm.HSMID, force bool) (*Remove
 		return c.finishRemoval(ctx, m, false)
 	}
 	return c.finishRemoval(ctx, m, true)
+}
+
+// hasJoined asks a member that has not joined, as far as the others have heard. Only it
+// may know that it has, and then it may hold keys.
+func (c *Cluster) hasJoined(ctx context.Context, m hsm.Member) bool {
+	info, err := c.look(ctx, m)
+	return err == nil && info.State.Serves()
 }
 
 // leaver finds the member and checks that the cluster can do without it.

@@ -59,6 +59,20 @@ type Member struct {
 	Keep    bool
 }
 
+// With is the member as two HSMs know it together, one of which may not have heard yet
+// of its last step. Steps go one way: a member joins, may leave, and is removed.
+func (m Member) With(other Member) Member {
+	if other.Removed && !m.Removed {
+		m, other = other, m
+	}
+	m.Joining, m.Leaving = m.Joining && other.Joining, m.Leaving || other.Leaving && !m.Removed
+	m.Doubt = max(m.Doubt, other.Doubt)
+	if other.Settled > m.Settled {
+		m.Settled, m.Keep = other.Settled, other.Keep
+	}
+	return m
+}
+
 // Counts tells whether the member is one of those that hold the cluster's keys.
 func (m Member) Counts() bool { return !m.Removed && !m.Joining }
 

@@ -33,3 +33,18 @@ func TestVerdict(t *testing.T) {
 		}
 	}
 }
+
+// TestMembersAsTwoHSMsKnowThem: With has the later of two states, in either order.
+func TestMembersAsTwoHSMsKnowThem(t *testing.T) {
+	id := NewHSMID()
+	for name, tc := range map[string]struct{ a, b, want Member }{
+		"joined":  {Member{ID: id, Joining: true}, Member{ID: id}, Member{ID: id}},
+		"leaving": {Member{ID: id, Leaving: true}, Member{ID: id}, Member{ID: id, Leaving: true}},
+		"removed": {Member{ID: id, Removed: true, Drained: true, RemovedAt: 7}, Member{ID: id, Leaving: true}, Member{ID: id, Removed: true, Drained: true, RemovedAt: 7}},
+		"doubt":   {Member{ID: id, Doubt: 3}, Member{ID: id, Doubt: 5, Settled: 4, Keep: true}, Member{ID: id, Doubt: 5, Settled: 4, Keep: true}},
+	} {
+		if ab, ba := tc.a.With(tc.b), tc.b.With(tc.a); ab != tc.want || ba != tc.want {
+			t.Errorf("%s: %+v and %+v, want %+v", name, ab, ba, tc.want)
+		}
+	}
+}
