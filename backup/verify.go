@@ -234,26 +234,15 @@ func (v *verifier) pack(ctx context.Context, p format.PackEntry, level Level) (l
 // objects decrypts a pack and compares it with its index.
 func (v *verifier) objects(ctx context.Context, stored []byte, x format.Index) error {
 	items, blocks := x.Items, x.Blocks
-	n := 0
-	var unmasked uint64
+	n, c := 0, v.objectChecker()
 	err := v.eachBlock(ctx, stored, func(first int, b *format.BlockData) error {
 		if len(blocks) == 0 || uint32(b.Len()) != blocks[0].Objects || b.Size() != int(blocks[0].Length) {
 			return fmt.Errorf("%w: its blocks are not those of its index", ErrCorrupt)
 		}
 		blocks = blocks[1:]
 		for i := range b.Len() {
-			m, err := join(b.Columns(i), items[first+i], v.Lineage())
-			if err != nil {
+			if err := c.check(b.Columns(i), items[first+i]); err != nil {
 				return err
-			}
-			if err := checkObject(m, v.Lineage()); err != nil {
-				return fmt.Errorf("%w: %w", ErrCorrupt, err)
-			}
-			if v.keyring != nil {
-				if _, err := v.keyring.Unmask(m); err != nil {
-					return fmt.Errorf("%w: %w", ErrCorrupt, err)
-				}
-				unmasked++
 			}
 		}
 		n += b.Len()
@@ -265,8 +254,43 @@ func (v *verifier) objects(ctx context.Context, stored []byte, x format.Index) e
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	v.report.Objects += uint64(n)
-	v.report.Unmasked += unmasked
+	v.report.Unmasked += c.unmasked
 	return err
+}
+
+// objectChecker checks objects one after the other.
+type objectChecker struct {
+	lineage  hsm.Lineage
+	opener   *hsm.Opener // nil: without the keys a claim is all there is
+	unmasked uint64
+	bytes    []byte // scratch
+}
+
+func (v *verifier) objectChecker() *objectChecker {
+	c := &objectChecker{lineage: v.Lineage()}
+	if v.keyring != nil {
+		c.opener = v.keyring.NewOpener()
+	}
+	return c
+}
+
+// check puts an object together and compares it with what the index says of it: the claim
+// in its clear part, and with the keys the object itself, which is to compare the claim
+// and more.
+func (c *objectChecker) check(columns hsm.Columns, want hsm.Object) (err error) {
+	if c.bytes, err = hsm.AppendJoined(c.bytes[:0], columns); err != nil {
+		return fmt.Errorf("%w: object %s: %w", ErrCorrupt, want.Ref, err)
+	}
+	m := hsm.MaskedObject{Object: want, Lineage: c.lineage, Bytes: c.bytes}
+	if c.opener == nil {
+		err = checkObject(m, c.lineage)
+	} else if _, err = c.opener.Glance(m); err == nil {
+		c.unmasked++
+	}
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrCorrupt, err)
+	}
+	return nil
 }
 
 func (v *verifier) count(p format.PackEntry) {

@@ -278,24 +278,31 @@ func (r *reader) fields(read func(key uint64)) (seen uint64) {
 // registers reads a map of registers that would have been left out were it
 // empty.
 func (r *reader) registers() map[string]Register {
+	ahead := *r
+	m := make(map[string]Register, min(ahead.head(cborMap), 64))
+	r.eachRegister(func(name []byte, reg Register) { m[intern(name)] = reg })
+	return m
+}
+
+// eachRegister calls f for every register that registers reads, in order. They count only
+// if the input is well in the end.
+func (r *reader) eachRegister(f func(name []byte, reg Register)) {
 	n := r.head(cborMap)
 	if n == 0 || n > uint64(len(r.b)) {
 		r.fail()
-		return nil
+		return
 	}
-	m := make(map[string]Register, min(n, 64))
 	var last []byte
 	for i := uint64(0); i < n && !r.bad; i++ {
 		name := r.rawText()
 		if i > 0 && (len(name) < len(last) || len(name) == len(last) && bytes.Compare(name, last) <= 0) {
 			r.fail()
-			return m
+			return
 		}
 		last = name
 		r.array(3)
-		m[intern(name)] = Register{Stamp: r.stamp(), Value: r.bytes()}
+		f(name, Register{Stamp: r.stamp(), Value: r.bytes()})
 	}
-	return m
 }
 
 // interned are the texts that nearly every object holds.

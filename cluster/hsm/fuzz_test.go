@@ -25,6 +25,7 @@ func FuzzUnmask(f *testing.F) {
 	f.Fuzz(func(t *testing.T, b []byte) {
 		m := claimOf(k, b)
 		r, err := k.Unmask(m)
+		sameGlance(t, k.NewOpener(), m, r, err)
 		if err != nil {
 			if r != nil || !errors.Is(err, ErrCorrupt) && !errors.Is(err, ErrLineage) {
 				t.Fatalf("%v, %v", r, err)

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"crypto/aes"
 	"crypto/cipher"
-	"crypto/hkdf"
 	"crypto/hmac"
 	"crypto/sha256"
 	"crypto/subtle"
@@ -159,21 +158,21 @@ func (k *Keyring) aead(epoch uint64, siv []byte) (cipher.AEAD, error) {
 	if !ok {
 		return nil, maskingKeyError(epoch)
 	}
-	key, err := hkdf.Key(sha256.New, masking.Reveal(), siv, "hsmbackup v1 seal", 32)
-	if err != nil {
-		return nil, err
-	}
-	defer clear(key)
-	block, err := aes.NewCipher(key)
+	key := sealKey((*[KeySize]byte)(masking.Reveal()), (*[sivSize]byte)(siv))
+	defer clear(key[:])
+	block, err := aes.NewCipher(key[:])
 	if err != nil {
 		return nil, err
 	}
 	return cipher.NewGCM(block)
 }
 
+// sivHeader separates synthetic IVs from what else is computed under their key.
+var sivHeader = []byte("hsmbackup masked object v1\x00")
+
 func (k *Keyring) siv(clearBytes, hidden []byte) []byte {
 	m := hmac.New(sha256.New, k.mac.Reveal())
-	m.Write([]byte("hsmbackup masked object v1\x00"))
+	m.Write(sivHeader)
 	writeLengthPrefixed(m, clearBytes, hidden)
 	return m.Sum(make([]byte, 0, sivSize))
 }
@@ -221,20 +220,28 @@ func (e *envelope) appendOpaque(b []byte) []byte {
 // JoinMasked puts the columns together again. ErrCorrupt if Opaque does not
 // decode or the object would exceed MaxMasked.
 func JoinMasked(c Columns) ([]byte, error) {
+	return AppendJoined(make([]byte, 0, JoinedBound(c)), c)
+}
+
+// JoinedBound is at least the size of what JoinMasked makes of the columns.
+func JoinedBound(c Columns) int { return len(c.Clear) + len(c.Opaque) + 16 }
+
+// AppendJoined is JoinMasked behind what is in b. After an error b is returned as it was.
+func AppendJoined(b []byte, c Columns) ([]byte, error) {
 	in := reader{b: c.Opaque}
 	version, err := in.version(4)
 	if err != nil {
-		return nil, err
+		return b, err
 	}
 	env := envelope{version: version, epoch: in.uint(), siv: in.fixed(sivSize), clear: c.Clear, sealed: in.bytes()}
 	if !in.done() {
-		return nil, fmt.Errorf("%w: masked object: the opaque column does not decode", ErrCorrupt)
+		return b, fmt.Errorf("%w: masked object: the opaque column does not decode", ErrCorrupt)
 	}
-	b := env.append(make([]byte, 0, len(c.Clear)+len(c.Opaque)+16))
-	if len(b) > MaxMasked {
-		return nil, tooLarge(len(b))
+	joined := env.append(b)
+	if n := len(joined) - len(b); n > MaxMasked {
+		return b, tooLarge(n)
 	}
-	return b, nil
+	return joined, nil
 }
 
 func tooLarge(n int) error {
@@ -355,7 +362,7 @@ func decodeClear(b []byte) (*claim, error) {
 	if !in.done() || seen&clearRequired != clearRequired {
 		return nil, fmt.Errorf("%w: masked object: the clear part does not decode", ErrCorrupt)
 	}
-	if err := c.record.check(); err != nil {
+	if err := c.record.checkShape(); err != nil { // the reader takes no name that is not UTF-8
 		return nil, fmt.Errorf("%w: masked object %s: %w", ErrCorrupt, c.record.Ref, err)
 	}
 	return c, nil
@@ -506,6 +513,21 @@ func (r *Record) decodeHidden(b []byte) error {
 
 // check tells why a record has no masked form.
 func (r *Record) check() error {
+	if err := r.checkShape(); err != nil {
+		return err
+	}
+	valid := validTexts(&r.Core, r.Registers, r.Hidden)
+	for _, v := range r.Rivals {
+		valid = valid && validTexts(&v.Core, v.Registers)
+	}
+	if !valid {
+		return errors.New("a name is not UTF-8")
+	}
+	return nil
+}
+
+// checkShape is check, but for the names.
+func (r *Record) checkShape() error {
 	if _, known := kindNames[r.Kind]; !known {
 		return errors.New("its kind does not exist")
 	}
@@ -532,9 +554,6 @@ func (r *Record) checkState() error {
 	if r.Destroyed && !r.erased() {
 		return errors.New("a tombstone holds its owner and what lasts, no more")
 	}
-	if !r.validTexts() {
-		return errors.New("a name is not UTF-8")
-	}
 	return nil
 }
 
@@ -548,14 +567,13 @@ func (r *Record) erased() bool {
 	return len(r.Hidden) == 0 && r.Material.Len() == 0 && r.Core.equal(&Core{Owner: r.Core.Owner})
 }
 
-func (r *Record) validTexts() bool {
-	c := &r.Core
+func validTexts(c *Core, registers ...map[string]Register) bool {
 	for _, s := range []string{string(c.Class), c.Type, c.Curve, string(c.Origin), c.Owner} {
 		if !utf8.ValidString(s) {
 			return false
 		}
 	}
-	for _, m := range []map[string]Register{r.Registers, r.Hidden} {
+	for _, m := range registers {
 		for name := range m {
 			if !utf8.ValidString(name) {
 				return false

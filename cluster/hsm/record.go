@@ -71,7 +71,11 @@ const (
 	sharePrefix = "share/" // share/USER: shared with USER
 
 	registerTrusted = attrPrefix + "trusted"
+	registerLabel   = attrPrefix + "label"
+	registerPrivate = attrPrefix + "private"
 )
+
+var sharePrefixBytes = []byte(sharePrefix)
 
 // The registers of a member that change one way only.
 const (
@@ -318,7 +322,11 @@ func (r *Record) SharedWith(user string) bool { return r.Registers[sharePrefix+u
 // Shown tells whether every crypto user may see the object and use it: public keys,
 // and of data objects and certificates those that are not private.
 func (r *Record) Shown() bool {
-	return r.Core.Class == ClassPublic || !r.Core.Class.IsKey() && !r.Flag("private")
+	return r.Core.shown(r.Flag("private"))
+}
+
+func (c *Core) shown(private bool) bool {
+	return c.Class == ClassPublic || !c.Class.IsKey() && !private
 }
 
 // Copyable tells whether an object may be copied: unless it says no. Keys that never

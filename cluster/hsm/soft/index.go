@@ -30,22 +30,37 @@ func (t *tx) reindex(old *held, r *hsm.Record) {
 // entries lists the index entries of a key: by label, and by every user who
 // may see it. A tombstone is listed under its owner, who may replicate it.
 func entries(r *hsm.Record) map[string]byte {
-	under := func(user string) string { return string(withRef(userPrefix(user), r.Ref)) }
-	if r.Destroyed {
-		return map[string]byte{under(r.Core.Owner): relTombstone}
-	}
 	e := map[string]byte{}
-	for _, user := range r.Shares() {
-		e[under(user)] = relShared
-	}
-	if r.Shown() {
-		e[under(publicUser)] = relPublic
-	}
-	e[under(r.Core.Owner)] = relOwner
-	if label := r.Text("label"); label != "" {
-		e[string(withRef(labelPrefix(label), r.Ref))] = relOwner
-	}
+	eachEntry(r.Ref, r.Destroyed, r.Glance(), func(key []byte, rel byte) { e[string(key)] = rel })
 	return e
+}
+
+// eachEntry calls f for each index entry of a key, none of which comes twice. The key is
+// valid during the call.
+func eachEntry(ref hsm.KeyRef, destroyed bool, g hsm.Glance, f func(key []byte, rel byte)) {
+	var scratch [96]byte
+	key := scratch[:0]
+	under := func(user string, rel byte) {
+		key = withRef(append(append(append(key[:0], prefixUser), user...), 0), ref)
+		f(key, rel)
+	}
+	if destroyed {
+		under(g.Owner, relTombstone)
+		return
+	}
+	for _, user := range g.Shares {
+		if user != g.Owner && (user != publicUser || !g.Shown) {
+			under(user, relShared)
+		}
+	}
+	if g.Shown && g.Owner != publicUser {
+		under(publicUser, relPublic)
+	}
+	under(g.Owner, relOwner)
+	if len(g.Label) > 0 {
+		key = withRef(appendLabel(key[:0], g.Label), ref)
+		f(key, relOwner)
+	}
 }
 
 // refsUnder lists the references under an index prefix, ascending, whose

@@ -191,16 +191,24 @@ func (h *HSM) admit(m hsm.MaskedObject, scope hsm.Scope) (*hsm.Record, error) {
 	if err != nil {
 		return nil, err
 	}
-	switch {
-	case rec.Kind.Scope() != scope:
-		return nil, fmt.Errorf("%w: %s %s is not of this scope", hsm.ErrInvalid, rec.Kind, rec.Ref)
-	case scope == hsm.ScopeCluster && rec.Cluster != h.opts.Cluster:
-		return nil, fmt.Errorf("%w: %s %s belongs to %s, this HSM to %s; members and lockouts stay in their cluster", hsm.ErrLineage, rec.Kind, rec.Ref, rec.Cluster, h.opts.Cluster)
-	}
-	if err := h.clock.Observe(rec.Latest()); err != nil {
-		return nil, fmt.Errorf("%s %s: %w", rec.Kind, rec.Ref, err)
+	if err := h.acceptable(m.Object, rec.Cluster, rec.Latest(), scope); err != nil {
+		return nil, err
 	}
 	return rec, nil
+}
+
+// acceptable checks scope, cluster and latest stamp of an authentic object.
+func (h *HSM) acceptable(o hsm.Object, cluster hsm.ClusterID, latest hsm.Stamp, scope hsm.Scope) error {
+	switch {
+	case o.Kind.Scope() != scope:
+		return fmt.Errorf("%w: %s %s is not of this scope", hsm.ErrInvalid, o.Kind, o.Ref)
+	case scope == hsm.ScopeCluster && cluster != h.opts.Cluster:
+		return fmt.Errorf("%w: %s %s belongs to %s, this HSM to %s; members and lockouts stay in their cluster", hsm.ErrLineage, o.Kind, o.Ref, cluster, h.opts.Cluster)
+	}
+	if err := h.clock.Observe(latest); err != nil {
+		return fmt.Errorf("%s %s: %w", o.Kind, o.Ref, err)
+	}
+	return nil
 }
 
 // write merges the arrivals into the store in one durable step.

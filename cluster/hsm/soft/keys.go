@@ -52,9 +52,11 @@ func scopedKey(prefix byte, s hsm.Scope, r hsm.KeyRef) []byte {
 	return binary.BigEndian.AppendUint64(append(b, prefix, byte(s)), uint64(r))
 }
 
-func labelPrefix(label string) []byte {
-	h := sha256.Sum256([]byte(label))
-	return append([]byte{prefixLabel}, h[:16]...)
+func labelPrefix(label string) []byte { return appendLabel(nil, []byte(label)) }
+
+func appendLabel(b, label []byte) []byte {
+	h := sha256.Sum256(label)
+	return append(append(b, prefixLabel), h[:16]...)
 }
 
 func userPrefix(user string) []byte {

@@ -73,7 +73,9 @@ type loadWorker struct {
 	*load
 	last             hsm.KeyRef // in the tables
 	objects, digests *table
+	opener           *hsm.Opener
 	entries          []indexEntry
+	keys             []byte // of entries, as far as there is room
 	refs             []hsm.KeyRef
 	state            *reconcile.State
 	live             int64
@@ -158,8 +160,11 @@ func (w *loadWorker) endUnit() error {
 
 // take opens one object and puts it into the tables.
 func (w *loadWorker) take(m hsm.MaskedObject) error {
-	rec, err := w.h.admit(m, hsm.ScopeLineage)
+	g, err := w.opener.Glance(m)
 	if err != nil {
+		return err
+	}
+	if err := w.h.acceptable(m.Object, g.Cluster, g.Latest, hsm.ScopeLineage); err != nil {
 		return err
 	}
 	if m.Ref <= w.last || w.objects != nil && w.objects.w.Raw().EstimatedSize() > tableBytes {
@@ -183,26 +188,37 @@ func (w *loadWorker) take(m hsm.MaskedObject) error {
 	}
 	w.last, w.refs, w.bytes = m.Ref, append(w.refs, m.Ref), w.bytes+len(m.Bytes)
 	w.state.Update(nil, &m.Object)
-	return w.note(m, rec)
+	return w.note(m, g)
 }
 
 // note keeps what follows from an object besides its bytes.
-func (w *loadWorker) note(m hsm.MaskedObject, rec *hsm.Record) error {
-	if rec.Kind != hsm.KindKey {
+func (w *loadWorker) note(m hsm.MaskedObject, g hsm.Glance) error {
+	if m.Kind != hsm.KindKey {
+		rec, err := w.h.keys().Unmask(m)
 		m.Bytes = nil
 		w.special = append(w.special, arrival{masked: m, rec: rec})
-		return nil
+		return err
 	}
 	if !m.Tombstone {
 		w.live++
 	}
-	for key, rel := range entries(rec) {
-		w.entries = append(w.entries, indexEntry{[]byte(key), rel})
-	}
+	eachEntry(m.Ref, m.Tombstone, g, w.addEntry)
 	if len(w.entries) < indexEntries {
 		return nil
 	}
 	return w.endEntries()
+}
+
+// keySlab is how many bytes of keys are kept in one piece.
+const keySlab = 64 << 10
+
+func (w *loadWorker) addEntry(key []byte, rel byte) {
+	if len(w.keys)+len(key) > cap(w.keys) {
+		w.keys = make([]byte, 0, max(keySlab, len(key)))
+	}
+	at := len(w.keys)
+	w.keys = append(w.keys, key...)
+	w.entries = append(w.entries, indexEntry{w.keys[at:len(w.keys):len(w.keys)], rel})
 }
 
 func (w *loadWorker) endTables() error {
