@@ -226,11 +226,25 @@ func eachBlock(stored []byte, identities []Identity, f func(first int, b *format
 	}
 }
 
+// joinSlab is how many bytes of objects are kept in one piece.
+const joinSlab = 64 << 10
+
+// joiner puts objects together, many of them in one piece of memory.
+type joiner struct {
+	lineage hsm.Lineage
+	slab    []byte
+}
+
 // join puts an object together, as the index describes it.
-func join(c hsm.Columns, want hsm.Object, lineage hsm.Lineage) (hsm.MaskedObject, error) {
-	b, err := hsm.JoinMasked(c)
+func (j *joiner) join(c hsm.Columns, want hsm.Object) (hsm.MaskedObject, error) {
+	if bound := hsm.JoinedBound(c); len(j.slab)+bound > cap(j.slab) {
+		j.slab = make([]byte, 0, max(joinSlab, bound))
+	}
+	at := len(j.slab)
+	all, err := hsm.AppendJoined(j.slab, c)
 	if err != nil {
 		return hsm.MaskedObject{}, fmt.Errorf("%w: object %s: %w", ErrCorrupt, want.Ref, err)
 	}
-	return hsm.MaskedObject{Object: want, Lineage: lineage, Bytes: b}, nil
+	j.slab = all
+	return hsm.MaskedObject{Object: want, Lineage: j.lineage, Bytes: all[at:len(all):len(all)]}, nil
 }

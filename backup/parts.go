@@ -115,10 +115,10 @@ func (s *Snapshot) eachWanted(ctx context.Context, items []hsm.Object, w wanted,
 	if err := fetchPack(ctx, s.store, p, buf); err != nil {
 		return err
 	}
-	rest := w.items
+	rest, j := w.items, joiner{lineage: s.Lineage()}
 	err := s.eachBlock(ctx, *buf, func(first int, b *format.BlockData) error {
 		for len(rest) > 0 && rest[0] < min(first+b.Len(), len(items)) {
-			m, err := join(b.Columns(rest[0]-first), items[rest[0]], s.Lineage())
+			m, err := j.join(b.Columns(rest[0]-first), items[rest[0]])
 			if err == nil {
 				err = f(m)
 			}

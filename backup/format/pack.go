@@ -213,7 +213,9 @@ type PackReader struct {
 	blocks  uint32
 	objects uint32
 	header  [blockHeaderSize]byte
-	packed  []byte // scratch
+	packed  []byte    // scratch
+	clear   []byte    // scratch: of the block
+	block   BlockData // the last one
 }
 
 // NewPackReader opens a pack. ErrVersion, ErrIdentity, ErrCorrupt. Close it.
@@ -339,7 +341,8 @@ func (r *PackReader) objectsBlock() (*BlockData, error) {
 	if objects == 0 || objects > MaxBlockObjects || r.blocks >= maxBlocks || int(r.objects)+objects > MaxPackObjects {
 		return nil, fmt.Errorf("%w: block %d: %d objects", ErrCorrupt, r.blocks, objects)
 	}
-	b := &BlockData{opaque: make([]byte, opaque), size: blockHeaderSize + packedClear + opaque}
+	b := &r.block
+	b.opaque, b.size = resize(b.opaque, opaque), blockHeaderSize+packedClear+opaque
 	if err := r.decompress(b, packedClear, rawClear); err != nil {
 		return nil, err
 	}
@@ -355,14 +358,11 @@ func (r *PackReader) objectsBlock() (*BlockData, error) {
 }
 
 func (r *PackReader) decompress(b *BlockData, packed, raw int) error {
-	if cap(r.packed) < packed {
-		r.packed = make([]byte, packed)
-	}
-	in := r.packed[:packed]
-	if err := r.read(in); err != nil {
+	r.packed, r.clear = resize(r.packed, packed), resize(r.clear, raw)
+	if err := r.read(r.packed); err != nil {
 		return err
 	}
-	out, err := r.zstd.DecodeAll(in, make([]byte, 0, raw))
+	out, err := r.zstd.DecodeAll(r.packed, r.clear[:0:raw]) // no more than that
 	if err != nil || len(out) != raw {
 		return fmt.Errorf("%w: block %d does not decompress to %d bytes", ErrCorrupt, r.blocks, raw)
 	}
@@ -370,10 +370,18 @@ func (r *PackReader) decompress(b *BlockData, packed, raw int) error {
 	return nil
 }
 
+// resize returns n bytes, those of b if there are as many.
+func resize(b []byte, n int) []byte {
+	if cap(b) < n {
+		return make([]byte, n)
+	}
+	return b[:n]
+}
+
 // split reads the lengths, which stand before the clear parts, and finds the
 // bounds of every object. The columns must be used up exactly.
 func (b *BlockData) split(objects int) error {
-	b.bounds = make([]columnBounds, objects)
+	b.bounds = slices.Grow(b.bounds[:0], objects)[:objects]
 	var end columnBounds
 	rest := b.clear
 	for i := range b.bounds {
