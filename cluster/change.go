@@ -43,9 +43,15 @@ type Changed struct {
 //
 // hsm.ErrUnavailable: the change may or may not have been made; look, and repeat.
 func (c *Cluster) Change(ctx context.Context, ch hsm.Change) (*Changed, error) {
+	ch.Approvals = slices.Concat(c.approvals, ch.Approvals)
+	issuer, err := c.issuer(ch.Approvals)
+	if err != nil {
+		return nil, err
+	}
 	p := c.Policy()
 	need := min(p.MinCopies, len(c.all()))
-	if ch.Kind == hsm.ChangeSettings || ch.Kind == hsm.ChangeMember || ch.Kind == hsm.ChangeInvite || ch.Kind == hsm.ChangeRevoke {
+	if ch.Kind == hsm.ChangeSettings || ch.Kind == hsm.ChangeMember || ch.Kind == hsm.ChangeInvite || ch.Kind == hsm.ChangeRevoke ||
+		ch.Kind == hsm.ChangeUserUnlock && issuer != nil { // only the HSM that issued the token takes that
 		need = 1
 	}
 	heard := c.hear(ctx, need)
@@ -56,11 +62,11 @@ func (c *Cluster) Change(ctx context.Context, ch hsm.Change) (*Changed, error) {
 	if err := c.nextLife(ctx, &ch, need); err != nil {
 		return nil, err
 	}
-	object, on, err := c.changeFirst(ctx, ch)
+	object, on, err := c.changeFirst(ctx, ch, issuer)
 	for again := 0; errors.Is(err, hsm.ErrLate) && again < hearings; again++ {
 		heard = c.hearAgain(ctx)
 		ch.After = max(ch.After, heard.after)
-		object, on, err = c.changeFirst(ctx, ch)
+		object, on, err = c.changeFirst(ctx, ch, issuer)
 	}
 	if err != nil {
 		return nil, err
@@ -84,8 +90,13 @@ const hearings = 5
 // changeFirst applies the change on one HSM: for a key on one that holds it, and
 // for a user on the next if one does not know the user yet. When it is not known
 // whether an HSM has made the change, the next one makes it again: both states
-// merge into one, since users, policies and members are born alike everywhere.
-func (c *Cluster) changeFirst(ctx context.Context, ch hsm.Change) (hsm.MaskedObject, *remote, error) {
+// merge into one, since users, policies and members are born alike everywhere. A change
+// with approvals is made on the HSM that issued the tokens, and on no other.
+func (c *Cluster) changeFirst(ctx context.Context, ch hsm.Change, issuer *remote) (hsm.MaskedObject, *remote, error) {
+	if issuer != nil {
+		m, err := call(ctx, issuer, c.timing.call, func(ctx context.Context, s hsm.Session) (hsm.MaskedObject, error) { return s.Change(ctx, ch) })
+		return m, issuer, err
+	}
 	var last error
 	passed := map[*remote]bool{}
 	for range len(c.all()) {

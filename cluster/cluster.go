@@ -39,6 +39,8 @@ type Cluster struct {
 	turn     atomic.Uint32
 	coverage *coverageCache
 	home     atomic.Pointer[remote]
+	// approvals go with every operation that may take some.
+	approvals []hsm.Approval
 
 	base   context.Context // ends in Close, after the grace
 	cancel context.CancelFunc

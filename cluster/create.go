@@ -149,8 +149,17 @@ func (c *Cluster) usable(ctx context.Context, ref hsm.KeyRef) error {
 // HSMs passed over.
 func (c *Cluster) createFirst(ctx context.Context, r hsm.CreateRequest, p Policy, passed map[*remote]bool) (hsm.Created, *remote, hsm.OpID, error) {
 	last := fmt.Errorf("%w: no HSM is left to create on", hsm.ErrUnavailable)
+	r.Approvals = slices.Concat(c.approvals, r.Approvals)
+	issuer, err := c.issuer(r.Approvals)
+	if err != nil {
+		return hsm.Created{}, nil, hsm.OpID{}, err
+	}
+	pick := c.pickerFor(r.Token)
+	if issuer != nil {
+		pick = onlyOn(issuer)
+	}
 	for range len(c.all()) - len(passed) {
-		creator, err := c.route(ctx, c.pickerFor(r.Token), passed, r.Key)
+		creator, err := c.route(ctx, pick, passed, r.Key)
 		if err != nil {
 			return hsm.Created{}, nil, hsm.OpID{}, errors.Join(last, err)
 		}

@@ -19,6 +19,13 @@ import (
 // ErrNoHSM or hsm.ErrUnavailable if the HSMs that hold the key are away.
 func (c *Cluster) Use(ctx context.Context, u hsm.Use) ([]byte, error) {
 	refs := slices.DeleteFunc([]hsm.KeyRef{u.Key, u.Payload}, func(r hsm.KeyRef) bool { return r == 0 })
+	u.Approvals = slices.Concat(c.approvals, u.Approvals)
+	if on, err := c.issuer(u.Approvals); on != nil || err != nil {
+		if err != nil {
+			return nil, err
+		}
+		return c.useApproved(ctx, on, refs, u)
+	}
 	use := func(ctx context.Context, s hsm.Session) ([]byte, error) { return s.Use(ctx, u) }
 	if len(refs) == 0 {
 		return anyHSM(ctx, c, use)

@@ -393,6 +393,9 @@ func (s *faultySession) Keys(ctx context.Context, f hsm.Filter) iter.Seq2[hsm.Ke
 func (s *faultySession) Key(ctx context.Context, ref hsm.KeyRef) (hsm.KeyInfo, error) {
 	return through(ctx, s, "Key", func() (hsm.KeyInfo, error) { return s.inner.Key(ctx, ref) })
 }
+func (s *faultySession) Token(ctx context.Context, service hsm.Service, key hsm.KeyRef) ([]byte, error) {
+	return through(ctx, s, "Token", func() ([]byte, error) { return s.inner.Token(ctx, service, key) })
+}
 func (s *faultySession) Users(ctx context.Context) ([]hsm.UserInfo, error) {
 	return through(ctx, s, "Users", func() ([]hsm.UserInfo, error) { return s.inner.Users(ctx) })
 }

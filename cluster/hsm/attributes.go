@@ -27,6 +27,8 @@ type Attribute struct {
 	Bytes int
 	// Optional attributes are absent unless they were given.
 	Optional bool
+	// Most, if not 0, makes it a number from 0 to Most in decimal.
+	Most int
 	// Any tells that data objects and certificates may have it too.
 	Any bool
 }
@@ -73,6 +75,7 @@ var attributes = []Attribute{
 	{Name: "key-type"},
 	{Name: "label", Modifiable: Freely, AtCreation: true, Text: true, Stored: true, Any: true},
 	{Name: "local"},
+	{Name: "manage-key-quorum-value", AtCreation: true, Text: true, Stored: true, Optional: true, Most: MaxQuorum},
 	{Name: "modifiable", Modifiable: ToFalse, AtCreation: true, Stored: true, Any: true},
 	{Name: "modulus"},
 	{Name: "modulus-size-bits"},
@@ -88,6 +91,7 @@ var attributes = []Attribute{
 	{Name: "token", Modifiable: ToTrue, AtCreation: true, Any: true},
 	{Name: "trusted", Modifiable: ByAdmin, Stored: true, Any: true},
 	{Name: "unwrap", Modifiable: Freely, AtCreation: true, Stored: true, Not: []Class{ClassPublic}},
+	{Name: "use-key-quorum-value", AtCreation: true, Text: true, Stored: true, Optional: true, Most: MaxQuorum},
 	{Name: "verify", Modifiable: Freely, AtCreation: true, Stored: true, Not: []Class{ClassPrivate}},
 	{Name: "wrap", Modifiable: Freely, AtCreation: true, Stored: true, Not: []Class{ClassPrivate}},
 	{Name: "wrap-with-trusted", Modifiable: ToTrue, AtCreation: true, Stored: true},
@@ -119,6 +123,12 @@ func ParseAttribute(a Attribute, value string) ([]byte, error) {
 			return nil, fmt.Errorf("%w: attribute %s=%s: want true or false", ErrInvalid, a.Name, quote(value))
 		}
 		return BoolValue(v), nil
+	case a.Most > 0:
+		n, err := strconv.Atoi(value)
+		if err != nil || n < 0 || n > a.Most {
+			return nil, fmt.Errorf("%w: attribute %s=%s: want 0 to %d", ErrInvalid, a.Name, quote(value), a.Most)
+		}
+		return []byte(strconv.Itoa(n)), nil
 	case a.Bytes > 0:
 		b, err := hex.DecodeString(strings.TrimPrefix(value, "0x"))
 		if err != nil || len(b) > a.Bytes {

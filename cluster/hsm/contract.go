@@ -167,6 +167,8 @@ type Info struct {
 	Format uint64
 	// Clock is the time of the latest stamp that it has issued or observed; 0: none.
 	Clock uint64
+	// Quorum is how many approvals the services of the cluster take.
+	Quorum QuorumValues
 }
 
 // MaxEpochs bounds the masking keys of a lineage.
@@ -248,6 +250,13 @@ type Session interface {
 	// a signature for one purpose never serves another. Admin, appliance, HSM;
 	// PurposeChallenge: anyone logged in.
 	Sign(ctx context.Context, purpose Purpose, message []byte) (LineageSignature, error)
+
+	// Token issues a quorum token, encoded, to be approved by others and then to be
+	// brought back to this HSM with an operation of this user; it is good once, and
+	// until it expires, the HSM stops or the user's password changes. Of ServiceUser and
+	// ServiceQuorum a user has one at a time: another one puts an end to it. Admins
+	// for those, crypto users for the services of keys that they may use.
+	Token(ctx context.Context, service Service, key KeyRef) ([]byte, error)
 
 	// Close ends the session: session keys are gone when it returns.
 	Close() error

@@ -19,6 +19,9 @@ var (
 	ErrDenied = errors.New("permission denied")
 	// ErrLogin: unknown user or wrong password; which of both is not said.
 	ErrLogin = errors.New("login failed")
+	// ErrQuorum: so many users have to approve first (QUORUM.md), and the approval is
+	// missing, not sufficient or not valid. Nothing was done.
+	ErrQuorum = errors.New("quorum approval is required for this operation")
 	// ErrLocked: the user is locked after too many failed logins.
 	ErrLocked = errors.New("user is locked")
 	// ErrSession: the session is unknown or over; log in again.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -339,6 +340,18 @@ func (r *Record) Copyable() bool {
 
 // Flag reads a boolean key attribute.
 func (r *Record) Flag(name string) bool { return r.Registers[attrPrefix+name].Bool() }
+
+// QuorumValue is how many approvals a service of the key takes.
+func (r *Record) QuorumValue(s Service) int {
+	name := quorumAttribute[s]
+	n, err := strconv.Atoi(string(r.Registers[attrPrefix+name].Value))
+	if err != nil && len(r.Registers[attrPrefix+name].Value) > 0 {
+		return MaxQuorum // of a version that says it in another way
+	}
+	return n
+}
+
+var quorumAttribute = map[Service]string{ServiceKeyManagement: "manage-key-quorum-value", ServiceKeyUsage: "use-key-quorum-value"}
 
 // Text reads a textual key attribute.
 func (r *Record) Text(name string) string { return string(r.Registers[attrPrefix+name].Value) }

@@ -50,6 +50,7 @@ type CreateRequest struct {
 	Key                KeyRef
 	Params             Params
 	Masked             []MaskedObject
+	Approvals          []Approval    // for the key Key, where its quorum values ask for them
 	Lease              time.Duration // how long the provisional objects wait for Commit; 0: 30 s
 }
 
@@ -97,6 +98,17 @@ const (
 	ChangeInvite      ChangeKind = "invite" // Invite
 	ChangeClaim       ChangeKind = "claim"  // Ref of an invitation, Claim
 	ChangeRevoke      ChangeKind = "revoke" // Revocation
+	// ChangeQuorumValue sets how many approvals a service of the cluster takes: Name,
+	// and Value in decimal, 1 (none) to MaxQuorum. It takes the approvals of
+	// ServiceQuorum, and not fewer than the service takes now. ErrDenied if fewer admins
+	// have a key to approve with.
+	ChangeQuorumValue ChangeKind = "quorum-value"
+	// ChangeUserQuorum and ChangeUserMFA register a key of the caller's own: User, Public,
+	// and Proof over RegistrationMessage. Idempotent; ErrExist if the user has another key,
+	// or somebody else has this one. Without Public they take the key of User away, as an
+	// admin.
+	ChangeUserQuorum ChangeKind = "user-quorum"
+	ChangeUserMFA    ChangeKind = "user-mfa"
 )
 
 // Change is one change to a key, user, policy or member.
@@ -129,6 +141,10 @@ type Change struct {
 	// begins, and one; 0: the next one. A call that arrives late, after that life has
 	// ended again, so does not begin another: ErrDestroyed.
 	Life uint64
+	// Approvals are for users and quorum values, and for keys with quorum values.
+	Approvals []Approval
+	Public    []byte // SPKI of a signer
+	Proof     []byte // signature with its private half
 }
 
 // UseKind names a cryptographic operation.
@@ -158,6 +174,7 @@ type Use struct {
 	Signature []byte // verify, verify-mac
 	Payload   KeyRef // wrap
 	Length    int    // random
+	Approvals []Approval
 }
 
 // Class is the class of a key object.
@@ -206,4 +223,6 @@ type UserInfo struct {
 	Locked bool
 	Ref    KeyRef
 	Digest Digest
+	Quorum bool // has a key for approvals
+	MFA    bool // has a key for logins
 }

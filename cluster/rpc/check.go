@@ -36,6 +36,11 @@ func (c *checker) text(what, s string, most int) string {
 	return s
 }
 
+func (c *checker) bytes(what string, b []byte, most int) []byte {
+	c.count("bytes of "+what, len(b), most)
+	return b
+}
+
 func (c *checker) word(what, s string) string { return c.text(what, s, maxWord) }
 func (c *checker) name(what, s string) string { return c.text(what, s, maxName) }
 

@@ -156,7 +156,15 @@ func toInfo(i hsm.Info) *pb.InfoReply {
 		Lineage: i.Lineage[:], Version: i.Version, State: string(i.State), Notice: i.Notice, Time: toTime(i.Time), Root: toRoot(i.Root), ClusterRoot: toRoot(i.ClusterRoot),
 		Keys: i.Keys, InDoubt: i.InDoubt, Sessions: i.Sessions, Started: toTime(i.Started), LastSync: toTime(i.LastSync),
 		Settings: toSettings(&i.Settings), Doubts: toDoubts(i.Doubts), Epochs: i.Epochs, Sealing: i.Sealing, Format: i.Format, Clock: i.Clock,
+		Quorum: toQuorum(i.Quorum),
 	}
+}
+
+func toQuorum(v hsm.QuorumValues) *pb.QuorumValues {
+	if v == (hsm.QuorumValues{}) {
+		return nil
+	}
+	return &pb.QuorumValues{User: int64(v.User), Quorum: int64(v.Quorum)}
 }
 
 func toDoubts(doubts []hsm.Doubt) (out []*pb.Doubt) {
@@ -195,6 +203,7 @@ func fromInfo(p *pb.InfoReply) (hsm.Info, error) {
 		Version: c.name("version", p.GetVersion()), State: hsm.State(c.word("state", p.GetState())), Notice: c.text("notice", p.GetNotice(), maxFailure), Time: fromTime(p.GetTime()), Root: root, ClusterRoot: clusterRoot,
 		Keys: p.GetKeys(), InDoubt: p.GetInDoubt(), Sessions: p.GetSessions(),
 		Started: fromTime(p.GetStarted()), LastSync: fromTime(p.GetLastSync()), Doubts: fromDoubts(c, p.GetDoubts()), Epochs: p.GetEpochs(), Sealing: p.GetSealing(), Format: p.GetFormat(), Clock: p.GetClock(),
+		Quorum: hsm.QuorumValues{User: c.small("quorum value", p.GetQuorum().GetUser()), Quorum: c.small("quorum value", p.GetQuorum().GetQuorum())},
 	}
 	c.count("masking keys", len(i.Epochs), hsm.MaxEpochs)
 	if s := fromSettings(c, p.GetSettings()); s != nil {
@@ -258,7 +267,7 @@ func fromCreated(p *pb.CreateReply) (created hsm.Created, err error) {
 }
 
 func toUser(u hsm.UserInfo) *pb.UserInfo {
-	return &pb.UserInfo{Name: u.Name, Role: string(u.Role), Locked: u.Locked, Ref: uint64(u.Ref), Digest: u.Digest[:]}
+	return &pb.UserInfo{Name: u.Name, Role: string(u.Role), Locked: u.Locked, Ref: uint64(u.Ref), Digest: u.Digest[:], Quorum: u.Quorum, Mfa: u.MFA}
 }
 
 func fromUser(p *pb.UserInfo) (hsm.UserInfo, error) {
@@ -266,6 +275,7 @@ func fromUser(p *pb.UserInfo) (hsm.UserInfo, error) {
 	u := hsm.UserInfo{
 		Name: c.name("user's name", p.GetName()), Role: hsm.Role(c.word("role", p.GetRole())), Locked: p.GetLocked(),
 		Ref: c.ref(p.GetRef()), Digest: fixed[hsm.Digest](c, "digest", p.GetDigest()),
+		Quorum: p.GetQuorum(), MFA: p.GetMfa(),
 	}
 	return u, c.err
 }

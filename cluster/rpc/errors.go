@@ -52,6 +52,7 @@ var table = []coded{
 	{20, "masking-key", hsm.ErrMaskingKey, codes.FailedPrecondition},
 	{21, "starting", hsm.ErrStarting, codes.Unavailable},
 	{22, "late", hsm.ErrLate, codes.Aborted},
+	{23, "quorum", hsm.ErrQuorum, codes.FailedPrecondition},
 }
 
 // textError is an error with the text of the other side that matches sentinels.

@@ -63,6 +63,7 @@ const (
 	maxCertificates = 64 << 10
 	maxSealed       = 1 << 20
 	maxLength       = 1 << 20 // random bytes
+	maxSigner       = 1 << 10 // public key, token or signature of a signer
 	maxMasked       = hsm.MaxMasked
 	maxFailure      = 2 << 10 // text of an error: it travels in HTTP/2 headers
 	maxLease        = 24 * time.Hour

@@ -508,6 +508,11 @@ func (s *session) Envelope(ctx context.Context, custodians []string, threshold i
 	return ask(ctx, &s.replica, s.replica.api.Envelope, req, func(p *pb.EnvelopeReply) ([]byte, error) { return p.GetEnvelope(), nil })
 }
 
+func (s *session) Token(ctx context.Context, service hsm.Service, key hsm.KeyRef) ([]byte, error) {
+	req := &pb.TokenRequest{Service: string(service), Key: uint64(key)}
+	return ask(ctx, &s.replica, s.replica.api.Token, req, func(p *pb.TokenReply) ([]byte, error) { return p.GetToken(), nil })
+}
+
 func (s *session) Sign(ctx context.Context, purpose hsm.Purpose, message []byte) (hsm.LineageSignature, error) {
 	req := &pb.SignRequest{Purpose: string(purpose), Message: message}
 	return ask(ctx, &s.replica, s.replica.api.Sign, req, func(p *pb.SignReply) (hsm.LineageSignature, error) {

@@ -30,6 +30,7 @@ func toCreate(op hsm.OpID, r hsm.CreateRequest) *pb.CreateRequest {
 		Op: op[:], Method: string(r.Method), Token: r.Token, Type: r.Type, Size: int64(r.Size), Curve: r.Curve, Class: string(r.Class),
 		Attributes: toValues(r.Attributes), Public: toValues(r.Public), Shares: r.Shares, Data: r.Data.Reveal(), Key: uint64(r.Key),
 		Params: toParams(r.Params), Masked: toMaskedAll(r.Masked), Lease: int64(r.Lease),
+		Approvals: toApprovals(r.Approvals),
 	}
 }
 
@@ -44,6 +45,7 @@ func fromCreate(p *pb.CreateRequest) (hsm.OpID, hsm.CreateRequest, error) {
 		Attributes: c.values("attributes", p.GetAttributes()), Public: c.values("public attributes", p.GetPublic()),
 		Shares: c.texts("shares", p.GetShares(), maxShares, maxName), Data: hsm.NewSecret(p.GetData()), Key: c.noneOrRef(p.GetKey()),
 		Params: fromParams(c, p.GetParams()), Masked: masked, Lease: c.lease(p.GetLease()),
+		Approvals: fromApprovals(c, p.GetApprovals()),
 	}
 	return op, r, c.err
 }
@@ -53,6 +55,7 @@ func toChange(ch hsm.Change) *pb.ChangeRequest {
 		Kind: string(ch.Kind), Ref: uint64(ch.Ref), Name: ch.Name, Value: []byte(ch.Value), User: ch.User, Role: string(ch.Role),
 		Password: ch.Password.Reveal(), Settings: toSettings(ch.Settings), Member: toMember(ch.Member),
 		Invite: toInvite(ch.Invite), Claim: toClaim(ch.Claim), Revoked: toRevocation(ch.Revoked), Recovery: ch.Recovery.Reveal(), After: ch.After, Life: ch.Life,
+		Approvals: toApprovals(ch.Approvals), Public: ch.Public, Proof: ch.Proof,
 	}
 	if ch.Masked != nil {
 		p.Masked = toMasked(*ch.Masked)
@@ -69,6 +72,7 @@ func fromChange(p *pb.ChangeRequest) (hsm.Change, error) {
 		Value: c.text("value", string(p.GetValue()), maxValue), User: c.name("user's name", p.GetUser()), Role: hsm.Role(c.word("role", p.GetRole())),
 		Password: hsm.NewSecret(p.GetPassword()), Settings: fromSettings(c, p.GetSettings()), Member: fromMember(c, p.GetMember()),
 		Invite: fromInvite(c, p.GetInvite()), Claim: fromClaim(c, p.GetClaim()), Revoked: fromRevocation(c, p.GetRevoked()), Recovery: hsm.NewSecret(p.GetRecovery()), After: p.GetAfter(), Life: p.GetLife(),
+		Approvals: fromApprovals(c, p.GetApprovals()), Public: c.bytes("public key", p.GetPublic(), maxSigner), Proof: c.bytes("proof", p.GetProof(), maxSigner),
 	}
 	if p.GetMasked() != nil {
 		m, err := fromMasked(p.GetMasked())
@@ -83,7 +87,7 @@ func fromChange(p *pb.ChangeRequest) (hsm.Change, error) {
 func toUse(u hsm.Use) *pb.UseRequest {
 	return &pb.UseRequest{
 		Kind: string(u.Kind), Key: uint64(u.Key), Params: toParams(u.Params), Data: u.Data, Signature: u.Signature,
-		Payload: uint64(u.Payload), Length: int64(u.Length),
+		Payload: uint64(u.Payload), Length: int64(u.Length), Approvals: toApprovals(u.Approvals),
 	}
 }
 
@@ -92,11 +96,36 @@ func fromUse(p *pb.UseRequest) (hsm.Use, error) {
 	u := hsm.Use{
 		Kind: hsm.UseKind(c.word("operation", p.GetKind())), Key: c.noneOrRef(p.GetKey()), Params: fromParams(c, p.GetParams()),
 		Data: p.GetData(), Signature: p.GetSignature(), Payload: c.noneOrRef(p.GetPayload()), Length: c.small("length", p.GetLength()),
+		Approvals: fromApprovals(c, p.GetApprovals()),
 	}
 	if u.Length < 0 || u.Length > maxLength {
 		c.fail("length %d: want 0 to %d", u.Length, maxLength)
 	}
 	return u, c.err
+}
+
+func toApprovals(as []hsm.Approval) (out []*pb.Approval) {
+	for _, a := range as {
+		p := &pb.Approval{Token: a.Token}
+		for _, s := range a.Signatures {
+			p.Signatures = append(p.Signatures, &pb.ApprovalSignature{User: s.User, Signature: s.Signature})
+		}
+		out = append(out, p)
+	}
+	return out
+}
+
+func fromApprovals(c *checker, ps []*pb.Approval) (out []hsm.Approval) {
+	c.count("approvals", len(ps), hsm.MaxApprovals)
+	for _, p := range ps {
+		c.count("signatures of an approval", len(p.GetSignatures()), hsm.MaxSignatures)
+		a := hsm.Approval{Token: c.bytes("quorum token", p.GetToken(), maxSigner)}
+		for _, s := range p.GetSignatures() {
+			a.Signatures = append(a.Signatures, hsm.ApprovalSignature{User: c.name("user's name", s.GetUser()), Signature: c.bytes("signature", s.GetSignature(), maxSigner)})
+		}
+		out = append(out, a)
+	}
+	return out
 }
 
 func toFilter(f hsm.Filter) *pb.KeysRequest {

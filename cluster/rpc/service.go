@@ -274,6 +274,15 @@ func (*service) Envelope(ctx context.Context, p *pb.EnvelopeRequest) (*pb.Envelo
 	})
 }
 
+func (*service) Token(ctx context.Context, p *pb.TokenRequest) (*pb.TokenReply, error) {
+	c := &checker{}
+	service, ref := hsm.Service(c.word("service", p.GetService())), c.noneOrRef(p.GetKey())
+	return unary(ctx, service, c.err, func(s hsm.Session, service hsm.Service) (*pb.TokenReply, error) {
+		b, err := s.Token(ctx, service, ref)
+		return &pb.TokenReply{Token: b}, err
+	})
+}
+
 func (*service) Sign(ctx context.Context, p *pb.SignRequest) (*pb.SignReply, error) {
 	c := &checker{}
 	purpose := hsm.Purpose(c.word("purpose", p.GetPurpose()))

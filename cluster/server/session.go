@@ -174,6 +174,13 @@ func (s servedSession) Use(ctx context.Context, u hsm.Use) ([]byte, error) {
 	return s.Session.Use(ctx, u)
 }
 
+func (s servedSession) Token(ctx context.Context, service hsm.Service, key hsm.KeyRef) ([]byte, error) {
+	if err := errors.Join(s.server.serves(), s.server.recordable()); err != nil {
+		return nil, err
+	}
+	return s.Session.Token(ctx, service, key)
+}
+
 func (s servedSession) Keys(ctx context.Context, f hsm.Filter) iter.Seq2[hsm.KeyInfo, error] {
 	if err := s.server.serves(); err != nil {
 		return refuse[hsm.KeyInfo](err)

@@ -15,8 +15,9 @@ import (
 // program holds what the verbs share.
 type program struct {
 	streams
-	log *slog.Logger
-	sdk sdkFile // the CloudHSM configuration whose policy applies
+	log       *slog.Logger
+	sdk       sdkFile  // the CloudHSM configuration whose policy applies
+	approvals []string // files with approved quorum tokens
 }
 
 // memoryLimit makes the garbage collector work before memory grows, for all
@@ -66,7 +67,7 @@ func (p *program) app() *cli.App {
 		OnUsageError:              usageError,
 		Action:                    p.noCommand,
 		Commands: []*cli.Command{
-			p.drillCommand(), p.clusterCommand(), p.hsmCommand(), p.userCommand(), p.keyCommand(), p.cryptoCommand(),
+			p.drillCommand(), p.clusterCommand(), p.hsmCommand(), p.userCommand(), p.quorumCommand(), p.keyCommand(), p.cryptoCommand(),
 			p.snapshotCommand(), p.snapshotsCommand(), p.restoreCommand(), p.synckeyCommand(), p.auditCommand(), p.identityCommand(), p.credentialCommand(), p.configureCommand(), p.clientCommand(),
 		},
 	}
@@ -94,6 +95,7 @@ func (p *program) finish(c *cli.Command) {
 	c.Action = func(cc *cli.Context) error {
 		p.json, p.quiet = cc.Bool("json"), cc.Bool("quiet")
 		p.sdk = sdkFile{path: cc.String("sdk-config"), component: cc.String("component")}
+		p.approvals = cc.StringSlice("approval")
 		for _, name := range required {
 			if !cc.IsSet(name) {
 				return usagef("%s needs --%s", cc.Command.HelpName, name)

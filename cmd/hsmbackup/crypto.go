@@ -47,7 +47,7 @@ func (p *program) cryptoCommand() *cli.Command {
 		Description: "Example: hsmbackup crypto random 32 --cluster ./east",
 		Flags:       append(clusterFlags(), &cli.StringFlag{Name: "out", Aliases: []string{"path"}, Usage: "write raw bytes to `FILE`"}),
 	})
-	return cmd
+	return withApproval(cmd)
 }
 
 func mechanismFlags() []cli.Flag {

@@ -80,6 +80,7 @@ var verdicts = []verdict{
 	{synckey.ErrMoved, "moved", exitRefused, "run the same command again; it makes another plan"},
 	{synckey.ErrNoConflict, "no_conflict", exitRefused, "synckey --dry-run shows what differs, and which references are in conflict"},
 	{synckey.ErrBlocked, "blocked", exitRefused, "create the user with user create, or bring users over with synckey --users"},
+	{hsm.ErrQuorum, "quorum", exitRefused, "quorum token-sign generate makes a token; enough users sign it with quorum token-sign sign; give the file with --approval"},
 	{hsm.ErrDenied, "denied", exitRefused, "log in as somebody who may: admins manage users, crypto users own and use keys"},
 	{hsm.ErrLineage, "lineage", exitRefused, "only clusters and snapshots that descend from one another share keys; compare the lineages with cluster info and snapshots show"},
 	{server.ErrToken, "token", exitFailed, "see why each HSM refused; start one that the token names, or make a new token with hsm invite"},

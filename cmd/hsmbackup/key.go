@@ -25,7 +25,7 @@ func (p *program) keyCommand() *cli.Command {
 		}
 	}
 	user := &cli.StringFlag{Name: "username", Aliases: []string{"user"}, Usage: "the crypto `USER`", Required: true}
-	return &cli.Command{Name: "key", Usage: "make, find, change and move keys", Subcommands: []*cli.Command{
+	return withApproval(&cli.Command{Name: "key", Usage: "make, find, change and move keys", Subcommands: []*cli.Command{
 		p.generateCommand(), p.importCommand(), p.unwrapCommand(), p.deriveCommand(),
 		one("wrap", "wrap a key under another one", "wrap attr.label=payload --wrapping-key attr.label=kek --mechanism aes-kwp --out key.bin", p.wrapKey,
 			&cli.StringSliceFlag{Name: "wrapping-key", Aliases: []string{"wrapping-filter"}, Usage: "`FILTER` of the wrapping key"},
@@ -41,7 +41,7 @@ func (p *program) keyCommand() *cli.Command {
 		one("share", "let another crypto user use a key", "share attr.label=web --username bob", p.shareKey(hsm.ChangeShare), user),
 		one("unshare", "stop sharing a key", "unshare attr.label=web --username bob", p.shareKey(hsm.ChangeUnshare), user),
 		one("destroy", "destroy a key for ever, on every HSM", "destroy key-reference=0x0123456789abcdef", p.destroyKey),
-	}}
+	}})
 }
 
 func hashFlag() cli.Flag {
@@ -70,7 +70,9 @@ func creationFlags() []cli.Flag {
 		&cli.BoolFlag{Name: "session", Usage: "a session key: on one HSM, gone with the session"},
 		&cli.StringSliceFlag{Name: "attribute", Usage: "`NAME=VALUE`, such as encrypt=true"},
 		&cli.StringSliceFlag{Name: "public-attribute", Usage: "`NAME=VALUE` of a pair's public key"},
-		&cli.StringSliceFlag{Name: "share", Usage: "crypto `USER` who may use the key too"})
+		&cli.StringSliceFlag{Name: "share", Usage: "crypto `USER` who may use the key too"},
+		&cli.IntFlag{Name: "use-key-quorum-value", Aliases: []string{"use-private-key-quorum-value"}, Usage: "`N` of its users approve every use of the secret or private key"},
+		&cli.IntFlag{Name: "manage-key-quorum-value", Aliases: []string{"manage-private-key-quorum-value"}, Usage: "`N` of its users approve every wrap, unwrap, copy and change of it"})
 }
 
 // durabilityFlags raise the policy for one creation.
@@ -116,6 +118,11 @@ func creation(cc *cli.Context, method hsm.Method) (hsm.CreateRequest, error) {
 	for _, name := range []string{"label", "id"} {
 		if cc.IsSet(name) {
 			r.Attributes[name] = cc.String(name)
+		}
+	}
+	for _, name := range []string{"use-key-quorum-value", "manage-key-quorum-value"} {
+		if cc.IsSet(name) {
+			r.Attributes[name] = strconv.Itoa(cc.Int(name))
 		}
 	}
 	r.Public, err = attributesOf(cc.StringSlice("public-attribute"))

@@ -31,6 +31,8 @@ const envCompat = "HSMBACKUP_COMPAT"
 func (p *program) options(pr *profile.Profile) ([]cluster.Option, error) {
 	options, err := p.sdk.options(pr)
 	options = append(options, cluster.WithLog(p.log))
+	approvals, approvalErr := readApprovals(p.approvals)
+	options, err = append(options, cluster.WithApprovals(approvals...)), errors.Join(err, approvalErr)
 	switch v := os.Getenv(envCompat); v {
 	case "":
 	case "route-any":

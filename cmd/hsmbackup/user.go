@@ -25,14 +25,15 @@ func (p *program) userCommand() *cli.Command {
 	for _, c := range []*cli.Command{unlock, remove} {
 		c.Description = "Example: hsmbackup user " + c.Name + " alice --role crypto-user --cluster ./east"
 	}
-	return &cli.Command{Name: "user", Usage: "users of a cluster", Subcommands: []*cli.Command{
+	return withApproval(&cli.Command{Name: "user", Usage: "users of a cluster", Subcommands: []*cli.Command{
+		p.changeQuorumCommand(),
 		change("create", "make a user", hsm.ChangeUserCreate, true),
 		{Name: "list", Usage: "list users", Flags: clusterFlags(), Action: p.listUsers,
 			Description: "Example: hsmbackup user list --cluster ./east"},
 		remove,
 		change("change-password", "set a new password, which also unlocks", hsm.ChangeUserPassword, true),
 		unlock,
-	}}
+	}})
 }
 
 // userView is a user as --json prints it.
@@ -44,6 +45,9 @@ type userView struct {
 	// the user; Missing are the HSMs that do not know it, or are away.
 	Coverage string      `json:"cluster_coverage,omitempty"`
 	Missing  []hsm.HSMID `json:"missing,omitempty"`
+	// Quorum and MFA are what the user has a key for: token-sign, or nothing.
+	Quorum []string `json:"quorum"`
+	MFA    []string `json:"mfa"`
 }
 
 func (p *program) changeUser(cc *cli.Context, kind hsm.ChangeKind, password bool) error {
@@ -65,7 +69,7 @@ func (p *program) changeUser(cc *cli.Context, kind hsm.ChangeKind, password bool
 		if _, err := c.Change(ctx, change); err != nil {
 			return err
 		}
-		v := userView{Name: name, Role: role}
+		v := map[string]any{"username": name, "role": role}
 		return p.result(v, func(w io.Writer) { fmt.Fprintf(w, "%s %s: done\n", role, name) })
 	})
 }
@@ -79,13 +83,13 @@ func (p *program) listUsers(cc *cli.Context) error {
 		views := make([]userView, len(users))
 		rows := make([][]string, len(users))
 		for i, u := range users {
-			views[i] = userView{Name: u.Name, Role: u.Role, Locked: u.Locked, Coverage: "full", Missing: u.Missing}
+			views[i] = userView{Name: u.Name, Role: u.Role, Locked: u.Locked, Coverage: "full", Missing: u.Missing, Quorum: strategy(u.Quorum), MFA: strategy(u.MFA)}
 			if !u.Consistent {
 				views[i].Coverage = "inconsistent"
 			}
-			rows[i] = []string{u.Name, string(u.Role), views[i].Coverage, map[bool]string{true: "locked", false: ""}[u.Locked]}
+			rows[i] = []string{u.Name, string(u.Role), views[i].Coverage, map[bool]string{true: "locked", false: ""}[u.Locked], yes(u.Quorum), yes(u.MFA)}
 		}
 		doc := map[string]any{"users": views, "total": len(views)}
-		return p.result(doc, func(w io.Writer) { table(w, []string{"NAME", "ROLE", "COVERAGE", ""}, rows) })
+		return p.result(doc, func(w io.Writer) { table(w, []string{"NAME", "ROLE", "COVERAGE", "", "QUORUM", "MFA"}, rows) })
 	})
 }

@@ -188,6 +188,10 @@ func (s *session) Users(ctx context.Context) ([]hsm.UserInfo, error) {
 	return ask(ctx, s, "Users", "", false, s.inner.Users)
 }
 
+func (s *session) Token(ctx context.Context, service hsm.Service, key hsm.KeyRef) ([]byte, error) {
+	return ask(ctx, s, "Token", "", false, func(ctx context.Context) ([]byte, error) { return s.inner.Token(ctx, service, key) })
+}
+
 func (s *session) Envelope(ctx context.Context, custodians []string, threshold int) ([]byte, error) {
 	return ask(ctx, s, "Envelope", "", false, func(ctx context.Context) ([]byte, error) { return s.inner.Envelope(ctx, custodians, threshold) })
 }

@@ -196,6 +196,10 @@ func (f *faulty) Use(ctx context.Context, u hsm.Use) ([]byte, error) {
 	return do(f.p, "Use", func() ([]byte, error) { return f.s.Use(ctx, u) })
 }
 
+func (f *faulty) Token(ctx context.Context, service hsm.Service, key hsm.KeyRef) ([]byte, error) {
+	return do(f.p, "Token", func() ([]byte, error) { return f.s.Token(ctx, service, key) })
+}
+
 func (f *faulty) Keys(ctx context.Context, filter hsm.Filter) iter.Seq2[hsm.KeyInfo, error] {
 	return doSeq(f.p, "Keys", f.s.Keys(ctx, filter))
 }

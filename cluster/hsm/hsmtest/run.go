@@ -80,6 +80,8 @@ func Run(t *testing.T, open Open) {
 		{"Sketch", testSketch},
 		{"Settings", testSettings},
 		{"Members", testMembers},
+		{"QuorumUsers", testQuorumUsers}, {"QuorumTokens", testQuorumTokens}, {"QuorumValues", testQuorumValues},
+		{"QuorumKeys", testQuorumKeys}, {"SignerRegistration", testSignerRegistration},
 		{"Envelope", testEnvelope},
 		{"Sign", testSign},
 		{"Info", testInfo},

@@ -28,8 +28,10 @@ func (s *session) Change(ctx context.Context, c hsm.Change) (m hsm.MaskedObject,
 	switch c.Kind {
 	case hsm.ChangeDestroy, hsm.ChangeAttribute, hsm.ChangeShare, hsm.ChangeUnshare:
 		return s.changeKey(c)
-	case hsm.ChangeUserCreate, hsm.ChangeUserDelete, hsm.ChangeUserPassword, hsm.ChangeUserUnlock:
+	case hsm.ChangeUserCreate, hsm.ChangeUserDelete, hsm.ChangeUserPassword, hsm.ChangeUserUnlock, hsm.ChangeUserQuorum, hsm.ChangeUserMFA:
 		return s.changeUser(c)
+	case hsm.ChangeQuorumValue:
+		return s.changeQuorum(c)
 	case hsm.ChangeRevive:
 		return s.revive(c)
 	case hsm.ChangeSupersede:
@@ -117,28 +119,38 @@ func (s *session) changeUser(c hsm.Change) (hsm.MaskedObject, error) {
 	if err := s.mayChangeUser(c); err != nil {
 		return hsm.MaskedObject{}, err
 	}
-	switch c.Kind {
-	case hsm.ChangeUserCreate:
-		return s.h.createUser(c)
-	case hsm.ChangeUserDelete:
-		return s.h.deleteUser(c)
-	case hsm.ChangeUserPassword:
-		return s.setPassword(c)
-	}
-	return s.h.unlockUser(c)
+	do := map[hsm.ChangeKind]func(hsm.Change) (hsm.MaskedObject, error){
+		hsm.ChangeUserCreate: s.h.createUser, hsm.ChangeUserDelete: s.h.deleteUser, hsm.ChangeUserPassword: s.setPassword,
+		hsm.ChangeUserUnlock: s.h.unlockUser, hsm.ChangeUserQuorum: s.h.changeSigner, hsm.ChangeUserMFA: s.h.changeSigner,
+	}[c.Kind]
+	var m hsm.MaskedObject
+	err := s.withApproval(c.Approvals, s.userQuorum(c), func() (err error) {
+		m, err = do(c)
+		return err
+	})
+	return m, err
 }
 
-// mayChangeUser: admins may; a crypto user changes its own password; an HSM
-// makes an admin where there is none, and unlocks.
+// isOwn tells whether a change is one that a user makes of its own password or keys.
+func (s *session) isOwn(c hsm.Change) bool {
+	name, err := hsm.CanonicalUserName(c.User)
+	registers := (c.Kind == hsm.ChangeUserQuorum || c.Kind == hsm.ChangeUserMFA) && len(c.Public) > 0
+	return err == nil && name == s.who.Name && (s.isUser() || s.who.Role == hsm.RoleAdmin) && (registers || c.Kind == hsm.ChangeUserPassword)
+}
+
+// mayChangeUser: admins may; everybody changes the own password and registers
+// keys of its own, which nobody does for others; an HSM makes an admin where there
+// is none, and unlocks.
 func (s *session) mayChangeUser(c hsm.Change) error {
+	if s.isOwn(c) {
+		return nil
+	}
 	switch s.who.Role {
 	case hsm.RoleAdmin:
-		return nil
-	case hsm.RoleCryptoUser:
-		name, err := hsm.CanonicalUserName(c.User)
-		if c.Kind == hsm.ChangeUserPassword && err == nil && name == s.who.Name {
-			return nil
+		if len(c.Public) > 0 {
+			return fmt.Errorf("%w: %s: users register keys of their own", hsm.ErrDenied, s.whoami())
 		}
+		return nil
 	case hsm.RoleHSM:
 		first := c.Kind == hsm.ChangeUserCreate && c.Role == hsm.RoleAdmin && s.h.users.count(hsm.RoleAdmin) == 0
 		if first || c.Kind == hsm.ChangeUserUnlock {

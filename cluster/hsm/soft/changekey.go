@@ -15,12 +15,34 @@ func (s *session) changeKey(c hsm.Change) (hsm.MaskedObject, error) {
 	if s.sessionKey(c.Ref) != nil {
 		return hsm.MaskedObject{}, s.changeSessionKey(c)
 	}
-	return s.h.update(hsm.ScopeLineage, c.Ref, func(cur *held) (*hsm.Record, error) {
-		if err := s.mayChange(cur, c); err != nil {
-			return nil, err
-		}
-		return s.changed(cur.rec, c)
+	var m hsm.MaskedObject
+	need, err := s.changeQuorumOf(c)
+	if err != nil {
+		return m, err
+	}
+	err = s.withApproval(c.Approvals, need, func() (err error) {
+		m, err = s.h.update(hsm.ScopeLineage, c.Ref, func(cur *held) (*hsm.Record, error) {
+			if err := s.mayChange(cur, c); err != nil {
+				return nil, err
+			}
+			return s.changed(cur.rec, c)
+		})
+		return err
 	})
+	return m, err
+}
+
+// changeQuorumOf is what a change by a crypto user takes: the quorum values of a key
+// never change, so that they may be read before its lock is taken.
+func (s *session) changeQuorumOf(c hsm.Change) (demand, error) {
+	if !s.isUser() || c.Kind == hsm.ChangeDestroy {
+		return demand{}, nil
+	}
+	e, _, err := s.lookup(c.Ref)
+	if err != nil {
+		return demand{}, err
+	}
+	return s.keyQuorum(e.rec, hsm.ServiceKeyManagement), nil
 }
 
 // mayChange checks that the key is there for this session to change.

@@ -30,14 +30,38 @@ func (s *session) Create(ctx context.Context, op hsm.OpID, r hsm.CreateRequest) 
 	case hsm.MethodPromote:
 		return s.promote(op, r)
 	}
-	recs, err := s.bear(r)
+	need, err := s.baseQuorum(r)
 	if err != nil {
 		return hsm.Created{}, err
 	}
-	if !r.Token {
-		return s.keepAll(recs)
+	err = s.withApproval(r.Approvals, need, func() error {
+		recs, err := s.bear(r)
+		if err != nil {
+			return err
+		}
+		if r.Token {
+			made, err = s.prepareNew(op, r, recs, nil)
+		} else {
+			made, err = s.keepAll(recs)
+		}
+		return err
+	})
+	return made, err
+}
+
+// baseQuorum is what a creation takes that uses another key.
+func (s *session) baseQuorum(r hsm.CreateRequest) (demand, error) {
+	service, uses := map[hsm.Method]hsm.Service{
+		hsm.MethodUnwrap: hsm.ServiceKeyManagement, hsm.MethodCopy: hsm.ServiceKeyManagement, hsm.MethodDerive: hsm.ServiceKeyUsage,
+	}[r.Method]
+	if !uses {
+		return demand{}, nil
 	}
-	return s.prepareNew(op, r, recs, nil)
+	e, _, err := s.lookup(r.Key)
+	if err != nil {
+		return demand{}, err
+	}
+	return s.keyQuorum(e.rec, service), nil
 }
 
 func createRoles(m hsm.Method) []hsm.Role {
@@ -162,6 +186,9 @@ func (s *session) record(b newborn, ref, pair hsm.KeyRef, wanted map[string]stri
 	}
 	for _, user := range shares {
 		r.Set(hsm.ShareRegister(user), hsm.BoolValue(true), at)
+	}
+	if err := fitQuorum(r, token); err != nil {
+		return nil, err
 	}
 	b.rememberBirth(r)
 	r.Birth, err = s.h.keys().Birth(r)

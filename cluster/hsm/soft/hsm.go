@@ -30,6 +30,8 @@ type HSM struct {
 	states   [2]*reconcile.State // by scope
 	liveKeys atomic.Int64
 	settings atomic.Pointer[hsm.Settings]
+	quorum   atomic.Pointer[hsm.QuorumValues]
+	tokens   tokenTable
 	users    userTable
 	ops      opTable
 	cache    *keyCache
@@ -89,6 +91,7 @@ func (h *HSM) SetKeyring(k *hsm.Keyring) error {
 // load rebuilds what is kept in memory: sketches, counts, users and settings.
 func (h *HSM) load() error {
 	h.settings.Store(&hsm.Settings{MinCopies: defaultMinCopies, CheckOnUse: true})
+	h.quorum.Store(&hsm.QuorumValues{})
 	for _, scope := range scopes {
 		h.states[scope] = reconcile.NewState(h.keys().FingerprintKeys(), 0)
 		if err := h.loadScope(scope); err != nil {
@@ -160,6 +163,9 @@ func (h *HSM) learn(r *hsm.Record, o hsm.Object) {
 	case r.Kind == hsm.KindPolicy && r.Ref == settingsRef:
 		s := readSettings(r)
 		h.settings.Store(&s)
+	case r.Kind == hsm.KindPolicy && r.Ref == quorumRef:
+		v := readQuorum(r)
+		h.quorum.Store(&v)
 	}
 }
 
@@ -237,7 +243,7 @@ func (h *HSM) info() hsm.Info {
 		Root: h.states[hsm.ScopeLineage].Root(), ClusterRoot: h.states[hsm.ScopeCluster].Root(),
 		Keys: uint64(max(h.liveKeys.Load(), 0)), InDoubt: uint64(len(pending)), Doubts: doubts(pending), Sessions: h.sessions.count(),
 		Started: h.started, Settings: *h.settings.Load(), Epochs: h.keys().Epochs(), Sealing: h.keys().Epoch(), Format: hsm.FormatVersion,
-		Clock: h.clock.Latest(),
+		Clock: h.clock.Latest(), Quorum: *h.quorum.Load(),
 	}
 	if ms := h.lastSync.Load(); ms != 0 {
 		i.LastSync = time.UnixMilli(ms).UTC()

@@ -104,6 +104,11 @@ func copiedAttributes(r *hsm.Record, req hsm.CreateRequest) (map[string]string, 
 			return nil, err
 		}
 		was := wanted[name] == "true"
+		if a.Most > 0 {
+			if err := notLower(a, wanted[name], v); err != nil {
+				return nil, err
+			}
+		}
 		if a.Modifiable == hsm.ToTrue && a.Stored && was && v == "false" || a.Modifiable == hsm.ToFalse && a.Stored && !was && v == "true" && name != "copyable" {
 			return nil, fmt.Errorf("%w: %s is %t, and stays so in a copy", hsm.ErrAttribute, name, was)
 		}

@@ -21,7 +21,7 @@ func template(class hsm.Class, keyType string, token bool, wanted map[string]str
 		if err := settable(a, class, token, wanted[name]); err != nil {
 			return nil, err
 		}
-		if a.Stored {
+		if a.Stored && (a.Most == 0 || wanted[name] != "0") {
 			values[name] = wanted[name]
 		}
 	}

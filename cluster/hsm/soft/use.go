@@ -31,7 +31,7 @@ func (s *session) Use(ctx context.Context, u hsm.Use) ([]byte, error) {
 	case hsm.UseWrap:
 		return s.wrap(u)
 	case hsm.UseValue:
-		return s.value(u.Key)
+		return s.value(u)
 	}
 	op, ok := operations[u.Kind]
 	if !ok {
@@ -45,9 +45,15 @@ func (s *session) Use(ctx context.Context, u hsm.Use) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	out, err := op.run(m, u)
+	var out []byte
+	err = s.withApproval(u.Approvals, s.keyQuorum(e.rec, hsm.ServiceKeyUsage), func() (err error) {
+		if out, err = op.run(m, u); err != nil {
+			err = fmt.Errorf("%s with key %s: %w", u.Kind, u.Key, mechanism(err))
+		}
+		return err
+	})
 	if err != nil {
-		return nil, fmt.Errorf("%s with key %s: %w", u.Kind, u.Key, mechanism(err))
+		return nil, err
 	}
 	return out, nil
 }
@@ -144,7 +150,8 @@ func (s *session) public(ref hsm.KeyRef) ([]byte, error) {
 
 // value returns what a data object or certificate holds, or a key in clear: to its
 // owner, and only if it may leave the HSM unwrapped (PKCS #11 v2.40 §4.9).
-func (s *session) value(ref hsm.KeyRef) (out []byte, err error) {
+func (s *session) value(u hsm.Use) (out []byte, err error) {
+	ref := u.Key
 	e, a, err := s.lookup(ref)
 	if err != nil {
 		return nil, err
@@ -166,7 +173,11 @@ func (s *session) value(ref hsm.KeyRef) (out []byte, err error) {
 	case r.Flag("sensitive") || !r.Flag("extractable") || r.Flag("wrap-with-trusted"):
 		return nil, fmt.Errorf("%w: key %s does not leave the HSM in clear", hsm.ErrAttribute, ref)
 	}
-	return bytes.Clone(r.Material.Reveal()), nil
+	err = s.withApproval(u.Approvals, s.keyQuorum(r, hsm.ServiceKeyManagement), func() error {
+		out = bytes.Clone(r.Material.Reveal())
+		return nil
+	})
+	return out, err
 }
 
 // wrap wraps a key that the user owns and that may leave the HSM. Of the
@@ -193,9 +204,18 @@ func (s *session) wrap(u hsm.Use) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	out, err := wrapWith(m, u, payload.rec.Material.Reveal())
+	var out []byte
+	run := func() (err error) {
+		if out, err = wrapWith(m, u, payload.rec.Material.Reveal()); err != nil {
+			err = fmt.Errorf("wrap key %s with key %s: %w", u.Payload, u.Key, mechanism(err))
+		}
+		return err
+	}
+	err = s.withApproval(u.Approvals, s.keyQuorum(payload.rec, hsm.ServiceKeyManagement), func() error {
+		return s.withApproval(u.Approvals, s.keyQuorum(key.rec, hsm.ServiceKeyManagement), run)
+	})
 	if err != nil {
-		return nil, fmt.Errorf("wrap key %s with key %s: %w", u.Payload, u.Key, mechanism(err))
+		return nil, err
 	}
 	return out, nil
 }

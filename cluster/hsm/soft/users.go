@@ -27,6 +27,8 @@ type user struct {
 	created     hsm.Stamp // zero: not known
 	verifier    []byte
 	digest      hsm.Digest
+	quorumKey   []byte // SPKI; none: cannot approve
+	mfaKey      []byte // SPKI; none: logs in with the password alone
 }
 
 // userTable holds the live users by name; there are at most some thousands.
@@ -54,6 +56,7 @@ func (t *userTable) set(r *hsm.Record, o hsm.Object) (over bool) {
 	u := user{
 		name: name, role: hsm.Role(r.Registers[registerRole].Value), ref: r.Ref, incarnation: r.Incarnation, created: r.Registers[registerCreated].Stamp,
 		verifier: r.Hidden[registerVerifier].Value, digest: o.Digest,
+		quorumKey: r.Registers[registerQuorumKey].Value, mfaKey: r.Registers[registerMFAKey].Value,
 	}
 	t.byName[name] = u
 	return known && (was.incarnation != u.incarnation || was.role != u.role || !bytes.Equal(was.verifier, u.verifier))
@@ -269,6 +272,9 @@ func (h *HSM) deleteUser(c hsm.Change) (hsm.MaskedObject, error) {
 	if u.role == hsm.RoleAdmin && h.users.count(hsm.RoleAdmin) == 1 {
 		return hsm.MaskedObject{}, fmt.Errorf("%w: %q is the last admin; create another one first", hsm.ErrDenied, u.name)
 	}
+	if err := h.maySpare(u); err != nil {
+		return hsm.MaskedObject{}, err
+	}
 	return h.update(hsm.ScopeLineage, u.ref, func(cur *held) (*hsm.Record, error) {
 		if err := h.stillThere(u, cur); err != nil {
 			return nil, err
@@ -313,7 +319,7 @@ func (h *HSM) listUsers() ([]hsm.UserInfo, error) {
 		if err != nil {
 			return nil, err
 		}
-		infos = append(infos, hsm.UserInfo{Name: u.name, Role: u.role, Locked: locked, Ref: u.ref, Digest: u.digest})
+		infos = append(infos, hsm.UserInfo{Name: u.name, Role: u.role, Locked: locked, Ref: u.ref, Digest: u.digest, Quorum: len(u.quorumKey) > 0, MFA: len(u.mfaKey) > 0})
 	}
 	return infos, nil
 }

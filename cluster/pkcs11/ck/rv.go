@@ -80,6 +80,7 @@ const (
 	StateUnsaveable             RV = 0x180
 	CryptokiNotInitialized      RV = 0x190
 	CryptokiAlreadyInitialized  RV = 0x191
+	FunctionRejected            RV = 0x200
 )
 
 var rvNames = map[RV]string{
@@ -89,7 +90,7 @@ var rvNames = map[RV]string{
 	AttributeValueInvalid: "CKR_ATTRIBUTE_VALUE_INVALID", ActionProhibited: "CKR_ACTION_PROHIBITED", DataInvalid: "CKR_DATA_INVALID",
 	DataLenRange: "CKR_DATA_LEN_RANGE", DeviceError: "CKR_DEVICE_ERROR", DeviceMemory: "CKR_DEVICE_MEMORY", DeviceRemoved: "CKR_DEVICE_REMOVED",
 	EncryptedDataInvalid: "CKR_ENCRYPTED_DATA_INVALID", EncryptedDataLenRange: "CKR_ENCRYPTED_DATA_LEN_RANGE", FunctionCanceled: "CKR_FUNCTION_CANCELED",
-	FunctionNotSupported: "CKR_FUNCTION_NOT_SUPPORTED", KeyHandleInvalid: "CKR_KEY_HANDLE_INVALID", KeySizeRange: "CKR_KEY_SIZE_RANGE",
+	FunctionRejected: "CKR_FUNCTION_REJECTED", FunctionNotSupported: "CKR_FUNCTION_NOT_SUPPORTED", KeyHandleInvalid: "CKR_KEY_HANDLE_INVALID", KeySizeRange: "CKR_KEY_SIZE_RANGE",
 	KeyTypeInconsistent: "CKR_KEY_TYPE_INCONSISTENT", KeyNeeded: "CKR_KEY_NEEDED", KeyIndigestible: "CKR_KEY_INDIGESTIBLE",
 	KeyFunctionNotPermitted: "CKR_KEY_FUNCTION_NOT_PERMITTED", KeyNotWrappable: "CKR_KEY_NOT_WRAPPABLE", KeyUnextractable: "CKR_KEY_UNEXTRACTABLE",
 	MechanismInvalid: "CKR_MECHANISM_INVALID", MechanismParamInvalid: "CKR_MECHANISM_PARAM_INVALID", ObjectHandleInvalid: "CKR_OBJECT_HANDLE_INVALID",

@@ -162,6 +162,7 @@ type AttachRequest struct {
 	//	*AttachRequest_Login
 	//	*AttachRequest_Ticket
 	//	*AttachRequest_Open
+	//	*AttachRequest_Answer
 	How           isAttachRequest_How `protobuf_oneof:"how"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -231,6 +232,15 @@ func (x *AttachRequest) GetOpen() *Open {
 	return nil
 }
 
+func (x *AttachRequest) GetAnswer() []byte {
+	if x != nil {
+		if x, ok := x.How.(*AttachRequest_Answer); ok {
+			return x.Answer
+		}
+	}
+	return nil
+}
+
 type isAttachRequest_How interface {
 	isAttachRequest_How()
 }
@@ -247,17 +257,26 @@ type AttachRequest_Open struct {
 	Open *Open `protobuf:"bytes,3,opt,name=open,proto3,oneof"`
 }
 
+type AttachRequest_Answer struct {
+	Answer []byte `protobuf:"bytes,4,opt,name=answer,proto3,oneof"` // signature of a challenge; the second request
+}
+
 func (*AttachRequest_Login) isAttachRequest_How() {}
 
 func (*AttachRequest_Ticket) isAttachRequest_How() {}
 
 func (*AttachRequest_Open) isAttachRequest_How() {}
 
+func (*AttachRequest_Answer) isAttachRequest_How() {}
+
 type Login struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Role          string                 `protobuf:"bytes,1,opt,name=role,proto3" json:"role,omitempty"`
-	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
-	Password      []byte                 `protobuf:"bytes,3,opt,name=password,proto3" json:"password,omitempty"`
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Role     string                 `protobuf:"bytes,1,opt,name=role,proto3" json:"role,omitempty"`
+	Name     string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	Password []byte                 `protobuf:"bytes,3,opt,name=password,proto3" json:"password,omitempty"`
+	// Answers says that the caller can sign the challenge of a user who has a key
+	// for logins: the HSM sends it alone in a reply, and waits for the answer.
+	Answers       bool `protobuf:"varint,4,opt,name=answers,proto3" json:"answers,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -313,6 +332,13 @@ func (x *Login) GetPassword() []byte {
 	return nil
 }
 
+func (x *Login) GetAnswers() bool {
+	if x != nil {
+		return x.Answers
+	}
+	return false
+}
+
 type Open struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -356,6 +382,7 @@ type AttachReply struct {
 	Name          string                 `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
 	Lineage       []byte                 `protobuf:"bytes,4,opt,name=lineage,proto3" json:"lineage,omitempty"` // 16 bytes
 	Ticket        []byte                 `protobuf:"bytes,5,opt,name=ticket,proto3" json:"ticket,omitempty"`
+	Challenge     []byte                 `protobuf:"bytes,6,opt,name=challenge,proto3" json:"challenge,omitempty"` // if not empty, nothing else is said
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -421,6 +448,13 @@ func (x *AttachReply) GetLineage() []byte {
 func (x *AttachReply) GetTicket() []byte {
 	if x != nil {
 		return x.Ticket
+	}
+	return nil
+}
+
+func (x *AttachReply) GetChallenge() []byte {
+	if x != nil {
+		return x.Challenge
 	}
 	return nil
 }
@@ -496,6 +530,7 @@ type InfoReply struct {
 	Sealing       uint64                 `protobuf:"varint,41,opt,name=sealing,proto3" json:"sealing,omitempty"`      // epoch of the one that seals
 	Format        uint64                 `protobuf:"varint,42,opt,name=format,proto3" json:"format,omitempty"`        // newest version of masked objects it knows; 0: 1
 	Clock         uint64                 `protobuf:"fixed64,43,opt,name=clock,proto3" json:"clock,omitempty"`         // time of the latest stamp issued or observed
+	Quorum        *QuorumValues          `protobuf:"bytes,44,opt,name=quorum,proto3" json:"quorum,omitempty"`         // none: no value was ever set
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -691,6 +726,266 @@ func (x *InfoReply) GetClock() uint64 {
 	return 0
 }
 
+func (x *InfoReply) GetQuorum() *QuorumValues {
+	if x != nil {
+		return x.Quorum
+	}
+	return nil
+}
+
+type QuorumValues struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	User          int64                  `protobuf:"varint,1,opt,name=user,proto3" json:"user,omitempty"`
+	Quorum        int64                  `protobuf:"varint,2,opt,name=quorum,proto3" json:"quorum,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *QuorumValues) Reset() {
+	*x = QuorumValues{}
+	mi := &file_hsm_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *QuorumValues) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*QuorumValues) ProtoMessage() {}
+
+func (x *QuorumValues) ProtoReflect() protoreflect.Message {
+	mi := &file_hsm_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use QuorumValues.ProtoReflect.Descriptor instead.
+func (*QuorumValues) Descriptor() ([]byte, []int) {
+	return file_hsm_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *QuorumValues) GetUser() int64 {
+	if x != nil {
+		return x.User
+	}
+	return 0
+}
+
+func (x *QuorumValues) GetQuorum() int64 {
+	if x != nil {
+		return x.Quorum
+	}
+	return 0
+}
+
+// Approval is a quorum token with the signatures of those who approve.
+type Approval struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Token         []byte                 `protobuf:"bytes,1,opt,name=token,proto3" json:"token,omitempty"`
+	Signatures    []*ApprovalSignature   `protobuf:"bytes,2,rep,name=signatures,proto3" json:"signatures,omitempty"` // at most 16
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Approval) Reset() {
+	*x = Approval{}
+	mi := &file_hsm_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Approval) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Approval) ProtoMessage() {}
+
+func (x *Approval) ProtoReflect() protoreflect.Message {
+	mi := &file_hsm_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Approval.ProtoReflect.Descriptor instead.
+func (*Approval) Descriptor() ([]byte, []int) {
+	return file_hsm_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *Approval) GetToken() []byte {
+	if x != nil {
+		return x.Token
+	}
+	return nil
+}
+
+func (x *Approval) GetSignatures() []*ApprovalSignature {
+	if x != nil {
+		return x.Signatures
+	}
+	return nil
+}
+
+type ApprovalSignature struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	User          string                 `protobuf:"bytes,1,opt,name=user,proto3" json:"user,omitempty"`
+	Signature     []byte                 `protobuf:"bytes,2,opt,name=signature,proto3" json:"signature,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ApprovalSignature) Reset() {
+	*x = ApprovalSignature{}
+	mi := &file_hsm_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ApprovalSignature) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ApprovalSignature) ProtoMessage() {}
+
+func (x *ApprovalSignature) ProtoReflect() protoreflect.Message {
+	mi := &file_hsm_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ApprovalSignature.ProtoReflect.Descriptor instead.
+func (*ApprovalSignature) Descriptor() ([]byte, []int) {
+	return file_hsm_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *ApprovalSignature) GetUser() string {
+	if x != nil {
+		return x.User
+	}
+	return ""
+}
+
+func (x *ApprovalSignature) GetSignature() []byte {
+	if x != nil {
+		return x.Signature
+	}
+	return nil
+}
+
+type TokenRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Service       string                 `protobuf:"bytes,1,opt,name=service,proto3" json:"service,omitempty"`
+	Key           uint64                 `protobuf:"fixed64,2,opt,name=key,proto3" json:"key,omitempty"` // of the key services, otherwise 0
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TokenRequest) Reset() {
+	*x = TokenRequest{}
+	mi := &file_hsm_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TokenRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TokenRequest) ProtoMessage() {}
+
+func (x *TokenRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_hsm_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TokenRequest.ProtoReflect.Descriptor instead.
+func (*TokenRequest) Descriptor() ([]byte, []int) {
+	return file_hsm_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *TokenRequest) GetService() string {
+	if x != nil {
+		return x.Service
+	}
+	return ""
+}
+
+func (x *TokenRequest) GetKey() uint64 {
+	if x != nil {
+		return x.Key
+	}
+	return 0
+}
+
+type TokenReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Token         []byte                 `protobuf:"bytes,1,opt,name=token,proto3" json:"token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TokenReply) Reset() {
+	*x = TokenReply{}
+	mi := &file_hsm_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TokenReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TokenReply) ProtoMessage() {}
+
+func (x *TokenReply) ProtoReflect() protoreflect.Message {
+	mi := &file_hsm_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TokenReply.ProtoReflect.Descriptor instead.
+func (*TokenReply) Descriptor() ([]byte, []int) {
+	return file_hsm_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *TokenReply) GetToken() []byte {
+	if x != nil {
+		return x.Token
+	}
+	return nil
+}
+
 type Doubt struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Op            []byte                 `protobuf:"bytes,1,opt,name=op,proto3" json:"op,omitempty"`              // 16 bytes
@@ -702,7 +997,7 @@ type Doubt struct {
 
 func (x *Doubt) Reset() {
 	*x = Doubt{}
-	mi := &file_hsm_proto_msgTypes[9]
+	mi := &file_hsm_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -714,7 +1009,7 @@ func (x *Doubt) String() string {
 func (*Doubt) ProtoMessage() {}
 
 func (x *Doubt) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[9]
+	mi := &file_hsm_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -727,7 +1022,7 @@ func (x *Doubt) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Doubt.ProtoReflect.Descriptor instead.
 func (*Doubt) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{9}
+	return file_hsm_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Doubt) GetOp() []byte {
@@ -764,7 +1059,7 @@ type Settings struct {
 
 func (x *Settings) Reset() {
 	*x = Settings{}
-	mi := &file_hsm_proto_msgTypes[10]
+	mi := &file_hsm_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -776,7 +1071,7 @@ func (x *Settings) String() string {
 func (*Settings) ProtoMessage() {}
 
 func (x *Settings) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[10]
+	mi := &file_hsm_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -789,7 +1084,7 @@ func (x *Settings) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Settings.ProtoReflect.Descriptor instead.
 func (*Settings) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{10}
+	return file_hsm_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Settings) GetMinCopies() int64 {
@@ -835,7 +1130,7 @@ type MembersRequest struct {
 
 func (x *MembersRequest) Reset() {
 	*x = MembersRequest{}
-	mi := &file_hsm_proto_msgTypes[11]
+	mi := &file_hsm_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -847,7 +1142,7 @@ func (x *MembersRequest) String() string {
 func (*MembersRequest) ProtoMessage() {}
 
 func (x *MembersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[11]
+	mi := &file_hsm_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -860,7 +1155,7 @@ func (x *MembersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MembersRequest.ProtoReflect.Descriptor instead.
 func (*MembersRequest) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{11}
+	return file_hsm_proto_rawDescGZIP(), []int{16}
 }
 
 type MembersReply struct {
@@ -872,7 +1167,7 @@ type MembersReply struct {
 
 func (x *MembersReply) Reset() {
 	*x = MembersReply{}
-	mi := &file_hsm_proto_msgTypes[12]
+	mi := &file_hsm_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -884,7 +1179,7 @@ func (x *MembersReply) String() string {
 func (*MembersReply) ProtoMessage() {}
 
 func (x *MembersReply) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[12]
+	mi := &file_hsm_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -897,7 +1192,7 @@ func (x *MembersReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MembersReply.ProtoReflect.Descriptor instead.
 func (*MembersReply) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{12}
+	return file_hsm_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *MembersReply) GetMembers() []*Member {
@@ -927,7 +1222,7 @@ type Member struct {
 
 func (x *Member) Reset() {
 	*x = Member{}
-	mi := &file_hsm_proto_msgTypes[13]
+	mi := &file_hsm_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -939,7 +1234,7 @@ func (x *Member) String() string {
 func (*Member) ProtoMessage() {}
 
 func (x *Member) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[13]
+	mi := &file_hsm_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -952,7 +1247,7 @@ func (x *Member) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Member.ProtoReflect.Descriptor instead.
 func (*Member) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{13}
+	return file_hsm_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Member) GetId() uint64 {
@@ -1052,7 +1347,7 @@ type Invite struct {
 
 func (x *Invite) Reset() {
 	*x = Invite{}
-	mi := &file_hsm_proto_msgTypes[14]
+	mi := &file_hsm_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1064,7 +1359,7 @@ func (x *Invite) String() string {
 func (*Invite) ProtoMessage() {}
 
 func (x *Invite) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[14]
+	mi := &file_hsm_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1077,7 +1372,7 @@ func (x *Invite) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Invite.ProtoReflect.Descriptor instead.
 func (*Invite) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{14}
+	return file_hsm_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Invite) GetId() []byte {
@@ -1125,7 +1420,7 @@ type Claim struct {
 
 func (x *Claim) Reset() {
 	*x = Claim{}
-	mi := &file_hsm_proto_msgTypes[15]
+	mi := &file_hsm_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1137,7 +1432,7 @@ func (x *Claim) String() string {
 func (*Claim) ProtoMessage() {}
 
 func (x *Claim) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[15]
+	mi := &file_hsm_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1150,7 +1445,7 @@ func (x *Claim) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Claim.ProtoReflect.Descriptor instead.
 func (*Claim) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{15}
+	return file_hsm_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Claim) GetJoiner() uint64 {
@@ -1178,7 +1473,7 @@ type Revocation struct {
 
 func (x *Revocation) Reset() {
 	*x = Revocation{}
-	mi := &file_hsm_proto_msgTypes[16]
+	mi := &file_hsm_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1190,7 +1485,7 @@ func (x *Revocation) String() string {
 func (*Revocation) ProtoMessage() {}
 
 func (x *Revocation) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[16]
+	mi := &file_hsm_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1203,7 +1498,7 @@ func (x *Revocation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Revocation.ProtoReflect.Descriptor instead.
 func (*Revocation) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{16}
+	return file_hsm_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Revocation) GetKind() string {
@@ -1236,7 +1531,7 @@ type ObjectsRequest struct {
 
 func (x *ObjectsRequest) Reset() {
 	*x = ObjectsRequest{}
-	mi := &file_hsm_proto_msgTypes[17]
+	mi := &file_hsm_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1248,7 +1543,7 @@ func (x *ObjectsRequest) String() string {
 func (*ObjectsRequest) ProtoMessage() {}
 
 func (x *ObjectsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[17]
+	mi := &file_hsm_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1261,7 +1556,7 @@ func (x *ObjectsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ObjectsRequest.ProtoReflect.Descriptor instead.
 func (*ObjectsRequest) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{17}
+	return file_hsm_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ObjectsRequest) GetScope() uint32 {
@@ -1282,7 +1577,7 @@ type ObjectBatch struct {
 
 func (x *ObjectBatch) Reset() {
 	*x = ObjectBatch{}
-	mi := &file_hsm_proto_msgTypes[18]
+	mi := &file_hsm_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1294,7 +1589,7 @@ func (x *ObjectBatch) String() string {
 func (*ObjectBatch) ProtoMessage() {}
 
 func (x *ObjectBatch) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[18]
+	mi := &file_hsm_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1307,7 +1602,7 @@ func (x *ObjectBatch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ObjectBatch.ProtoReflect.Descriptor instead.
 func (*ObjectBatch) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{18}
+	return file_hsm_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ObjectBatch) GetPacked() []byte {
@@ -1328,7 +1623,7 @@ type ExtractRequest struct {
 
 func (x *ExtractRequest) Reset() {
 	*x = ExtractRequest{}
-	mi := &file_hsm_proto_msgTypes[19]
+	mi := &file_hsm_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1340,7 +1635,7 @@ func (x *ExtractRequest) String() string {
 func (*ExtractRequest) ProtoMessage() {}
 
 func (x *ExtractRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[19]
+	mi := &file_hsm_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1353,7 +1648,7 @@ func (x *ExtractRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExtractRequest.ProtoReflect.Descriptor instead.
 func (*ExtractRequest) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{19}
+	return file_hsm_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *ExtractRequest) GetScope() uint32 {
@@ -1390,7 +1685,7 @@ type ExtractReply struct {
 
 func (x *ExtractReply) Reset() {
 	*x = ExtractReply{}
-	mi := &file_hsm_proto_msgTypes[20]
+	mi := &file_hsm_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1402,7 +1697,7 @@ func (x *ExtractReply) String() string {
 func (*ExtractReply) ProtoMessage() {}
 
 func (x *ExtractReply) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[20]
+	mi := &file_hsm_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1415,7 +1710,7 @@ func (x *ExtractReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExtractReply.ProtoReflect.Descriptor instead.
 func (*ExtractReply) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{20}
+	return file_hsm_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *ExtractReply) GetObjects() []*Masked {
@@ -1453,7 +1748,7 @@ type Masked struct {
 
 func (x *Masked) Reset() {
 	*x = Masked{}
-	mi := &file_hsm_proto_msgTypes[21]
+	mi := &file_hsm_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1465,7 +1760,7 @@ func (x *Masked) String() string {
 func (*Masked) ProtoMessage() {}
 
 func (x *Masked) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[21]
+	mi := &file_hsm_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1478,7 +1773,7 @@ func (x *Masked) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Masked.ProtoReflect.Descriptor instead.
 func (*Masked) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{21}
+	return file_hsm_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Masked) GetRef() uint64 {
@@ -1533,7 +1828,7 @@ type InsertRequest struct {
 
 func (x *InsertRequest) Reset() {
 	*x = InsertRequest{}
-	mi := &file_hsm_proto_msgTypes[22]
+	mi := &file_hsm_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1545,7 +1840,7 @@ func (x *InsertRequest) String() string {
 func (*InsertRequest) ProtoMessage() {}
 
 func (x *InsertRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[22]
+	mi := &file_hsm_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1558,7 +1853,7 @@ func (x *InsertRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InsertRequest.ProtoReflect.Descriptor instead.
 func (*InsertRequest) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{22}
+	return file_hsm_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *InsertRequest) GetScope() uint32 {
@@ -1588,7 +1883,7 @@ type InsertReply struct {
 
 func (x *InsertReply) Reset() {
 	*x = InsertReply{}
-	mi := &file_hsm_proto_msgTypes[23]
+	mi := &file_hsm_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1600,7 +1895,7 @@ func (x *InsertReply) String() string {
 func (*InsertReply) ProtoMessage() {}
 
 func (x *InsertReply) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[23]
+	mi := &file_hsm_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1613,7 +1908,7 @@ func (x *InsertReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InsertReply.ProtoReflect.Descriptor instead.
 func (*InsertReply) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{23}
+	return file_hsm_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *InsertReply) GetAdded() uint64 {
@@ -1660,7 +1955,7 @@ type RootRequest struct {
 
 func (x *RootRequest) Reset() {
 	*x = RootRequest{}
-	mi := &file_hsm_proto_msgTypes[24]
+	mi := &file_hsm_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1672,7 +1967,7 @@ func (x *RootRequest) String() string {
 func (*RootRequest) ProtoMessage() {}
 
 func (x *RootRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[24]
+	mi := &file_hsm_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1685,7 +1980,7 @@ func (x *RootRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RootRequest.ProtoReflect.Descriptor instead.
 func (*RootRequest) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{24}
+	return file_hsm_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *RootRequest) GetScope() uint32 {
@@ -1705,7 +2000,7 @@ type RootReply struct {
 
 func (x *RootReply) Reset() {
 	*x = RootReply{}
-	mi := &file_hsm_proto_msgTypes[25]
+	mi := &file_hsm_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1717,7 +2012,7 @@ func (x *RootReply) String() string {
 func (*RootReply) ProtoMessage() {}
 
 func (x *RootReply) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[25]
+	mi := &file_hsm_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1730,7 +2025,7 @@ func (x *RootReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RootReply.ProtoReflect.Descriptor instead.
 func (*RootReply) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{25}
+	return file_hsm_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *RootReply) GetSum() []byte {
@@ -1756,7 +2051,7 @@ type FingerprintKeysRequest struct {
 
 func (x *FingerprintKeysRequest) Reset() {
 	*x = FingerprintKeysRequest{}
-	mi := &file_hsm_proto_msgTypes[26]
+	mi := &file_hsm_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1768,7 +2063,7 @@ func (x *FingerprintKeysRequest) String() string {
 func (*FingerprintKeysRequest) ProtoMessage() {}
 
 func (x *FingerprintKeysRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[26]
+	mi := &file_hsm_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1781,7 +2076,7 @@ func (x *FingerprintKeysRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FingerprintKeysRequest.ProtoReflect.Descriptor instead.
 func (*FingerprintKeysRequest) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{26}
+	return file_hsm_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *FingerprintKeysRequest) GetScope() uint32 {
@@ -1801,7 +2096,7 @@ type FingerprintKeysReply struct {
 
 func (x *FingerprintKeysReply) Reset() {
 	*x = FingerprintKeysReply{}
-	mi := &file_hsm_proto_msgTypes[27]
+	mi := &file_hsm_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1813,7 +2108,7 @@ func (x *FingerprintKeysReply) String() string {
 func (*FingerprintKeysReply) ProtoMessage() {}
 
 func (x *FingerprintKeysReply) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[27]
+	mi := &file_hsm_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1826,7 +2121,7 @@ func (x *FingerprintKeysReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FingerprintKeysReply.ProtoReflect.Descriptor instead.
 func (*FingerprintKeysReply) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{27}
+	return file_hsm_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *FingerprintKeysReply) GetRoot() []byte {
@@ -1854,7 +2149,7 @@ type CellsRequest struct {
 
 func (x *CellsRequest) Reset() {
 	*x = CellsRequest{}
-	mi := &file_hsm_proto_msgTypes[28]
+	mi := &file_hsm_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1866,7 +2161,7 @@ func (x *CellsRequest) String() string {
 func (*CellsRequest) ProtoMessage() {}
 
 func (x *CellsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[28]
+	mi := &file_hsm_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1879,7 +2174,7 @@ func (x *CellsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CellsRequest.ProtoReflect.Descriptor instead.
 func (*CellsRequest) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{28}
+	return file_hsm_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *CellsRequest) GetScope() uint32 {
@@ -1914,7 +2209,7 @@ type CellBatch struct {
 
 func (x *CellBatch) Reset() {
 	*x = CellBatch{}
-	mi := &file_hsm_proto_msgTypes[29]
+	mi := &file_hsm_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1926,7 +2221,7 @@ func (x *CellBatch) String() string {
 func (*CellBatch) ProtoMessage() {}
 
 func (x *CellBatch) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[29]
+	mi := &file_hsm_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1939,7 +2234,7 @@ func (x *CellBatch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CellBatch.ProtoReflect.Descriptor instead.
 func (*CellBatch) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{29}
+	return file_hsm_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *CellBatch) GetPacked() []byte {
@@ -1960,7 +2255,7 @@ type PrepareRequest struct {
 
 func (x *PrepareRequest) Reset() {
 	*x = PrepareRequest{}
-	mi := &file_hsm_proto_msgTypes[30]
+	mi := &file_hsm_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1972,7 +2267,7 @@ func (x *PrepareRequest) String() string {
 func (*PrepareRequest) ProtoMessage() {}
 
 func (x *PrepareRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[30]
+	mi := &file_hsm_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1985,7 +2280,7 @@ func (x *PrepareRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrepareRequest.ProtoReflect.Descriptor instead.
 func (*PrepareRequest) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{30}
+	return file_hsm_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *PrepareRequest) GetOp() []byte {
@@ -2017,7 +2312,7 @@ type PrepareReply struct {
 
 func (x *PrepareReply) Reset() {
 	*x = PrepareReply{}
-	mi := &file_hsm_proto_msgTypes[31]
+	mi := &file_hsm_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2029,7 +2324,7 @@ func (x *PrepareReply) String() string {
 func (*PrepareReply) ProtoMessage() {}
 
 func (x *PrepareReply) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[31]
+	mi := &file_hsm_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2042,7 +2337,7 @@ func (x *PrepareReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrepareReply.ProtoReflect.Descriptor instead.
 func (*PrepareReply) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{31}
+	return file_hsm_proto_rawDescGZIP(), []int{36}
 }
 
 type OpRequest struct {
@@ -2054,7 +2349,7 @@ type OpRequest struct {
 
 func (x *OpRequest) Reset() {
 	*x = OpRequest{}
-	mi := &file_hsm_proto_msgTypes[32]
+	mi := &file_hsm_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2066,7 +2361,7 @@ func (x *OpRequest) String() string {
 func (*OpRequest) ProtoMessage() {}
 
 func (x *OpRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[32]
+	mi := &file_hsm_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2079,7 +2374,7 @@ func (x *OpRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OpRequest.ProtoReflect.Descriptor instead.
 func (*OpRequest) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{32}
+	return file_hsm_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *OpRequest) GetOp() []byte {
@@ -2097,7 +2392,7 @@ type CommitReply struct {
 
 func (x *CommitReply) Reset() {
 	*x = CommitReply{}
-	mi := &file_hsm_proto_msgTypes[33]
+	mi := &file_hsm_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2109,7 +2404,7 @@ func (x *CommitReply) String() string {
 func (*CommitReply) ProtoMessage() {}
 
 func (x *CommitReply) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[33]
+	mi := &file_hsm_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2122,7 +2417,7 @@ func (x *CommitReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CommitReply.ProtoReflect.Descriptor instead.
 func (*CommitReply) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{33}
+	return file_hsm_proto_rawDescGZIP(), []int{38}
 }
 
 type StepsRequest struct {
@@ -2134,7 +2429,7 @@ type StepsRequest struct {
 
 func (x *StepsRequest) Reset() {
 	*x = StepsRequest{}
-	mi := &file_hsm_proto_msgTypes[34]
+	mi := &file_hsm_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2146,7 +2441,7 @@ func (x *StepsRequest) String() string {
 func (*StepsRequest) ProtoMessage() {}
 
 func (x *StepsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[34]
+	mi := &file_hsm_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2159,7 +2454,7 @@ func (x *StepsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StepsRequest.ProtoReflect.Descriptor instead.
 func (*StepsRequest) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{34}
+	return file_hsm_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *StepsRequest) GetSteps() []*Step {
@@ -2183,7 +2478,7 @@ type Step struct {
 
 func (x *Step) Reset() {
 	*x = Step{}
-	mi := &file_hsm_proto_msgTypes[35]
+	mi := &file_hsm_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2195,7 +2490,7 @@ func (x *Step) String() string {
 func (*Step) ProtoMessage() {}
 
 func (x *Step) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[35]
+	mi := &file_hsm_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2208,7 +2503,7 @@ func (x *Step) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Step.ProtoReflect.Descriptor instead.
 func (*Step) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{35}
+	return file_hsm_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *Step) GetWhat() isStep_What {
@@ -2277,7 +2572,7 @@ type StepsReply struct {
 
 func (x *StepsReply) Reset() {
 	*x = StepsReply{}
-	mi := &file_hsm_proto_msgTypes[36]
+	mi := &file_hsm_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2289,7 +2584,7 @@ func (x *StepsReply) String() string {
 func (*StepsReply) ProtoMessage() {}
 
 func (x *StepsReply) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[36]
+	mi := &file_hsm_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2302,7 +2597,7 @@ func (x *StepsReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StepsReply.ProtoReflect.Descriptor instead.
 func (*StepsReply) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{36}
+	return file_hsm_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *StepsReply) GetOutcomes() []*Outcome {
@@ -2322,7 +2617,7 @@ type Outcome struct {
 
 func (x *Outcome) Reset() {
 	*x = Outcome{}
-	mi := &file_hsm_proto_msgTypes[37]
+	mi := &file_hsm_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2334,7 +2629,7 @@ func (x *Outcome) String() string {
 func (*Outcome) ProtoMessage() {}
 
 func (x *Outcome) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[37]
+	mi := &file_hsm_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2347,7 +2642,7 @@ func (x *Outcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Outcome.ProtoReflect.Descriptor instead.
 func (*Outcome) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{37}
+	return file_hsm_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *Outcome) GetFailure() *Failure {
@@ -2372,7 +2667,7 @@ type AbortReply struct {
 
 func (x *AbortReply) Reset() {
 	*x = AbortReply{}
-	mi := &file_hsm_proto_msgTypes[38]
+	mi := &file_hsm_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2384,7 +2679,7 @@ func (x *AbortReply) String() string {
 func (*AbortReply) ProtoMessage() {}
 
 func (x *AbortReply) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[38]
+	mi := &file_hsm_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2397,7 +2692,7 @@ func (x *AbortReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AbortReply.ProtoReflect.Descriptor instead.
 func (*AbortReply) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{38}
+	return file_hsm_proto_rawDescGZIP(), []int{43}
 }
 
 type ResolveReply struct {
@@ -2409,7 +2704,7 @@ type ResolveReply struct {
 
 func (x *ResolveReply) Reset() {
 	*x = ResolveReply{}
-	mi := &file_hsm_proto_msgTypes[39]
+	mi := &file_hsm_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2421,7 +2716,7 @@ func (x *ResolveReply) String() string {
 func (*ResolveReply) ProtoMessage() {}
 
 func (x *ResolveReply) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[39]
+	mi := &file_hsm_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2434,7 +2729,7 @@ func (x *ResolveReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResolveReply.ProtoReflect.Descriptor instead.
 func (*ResolveReply) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{39}
+	return file_hsm_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *ResolveReply) GetState() uint32 {
@@ -2463,7 +2758,7 @@ type Params struct {
 
 func (x *Params) Reset() {
 	*x = Params{}
-	mi := &file_hsm_proto_msgTypes[40]
+	mi := &file_hsm_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2475,7 +2770,7 @@ func (x *Params) String() string {
 func (*Params) ProtoMessage() {}
 
 func (x *Params) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[40]
+	mi := &file_hsm_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2488,7 +2783,7 @@ func (x *Params) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Params.ProtoReflect.Descriptor instead.
 func (*Params) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{40}
+	return file_hsm_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *Params) GetMechanism() string {
@@ -2584,14 +2879,15 @@ type CreateRequest struct {
 	Key           uint64                 `protobuf:"fixed64,12,opt,name=key,proto3" json:"key,omitempty"`
 	Params        *Params                `protobuf:"bytes,13,opt,name=params,proto3" json:"params,omitempty"`
 	Masked        []*Masked              `protobuf:"bytes,14,rep,name=masked,proto3" json:"masked,omitempty"`
-	Lease         int64                  `protobuf:"varint,15,opt,name=lease,proto3" json:"lease,omitempty"` // nanoseconds
+	Lease         int64                  `protobuf:"varint,15,opt,name=lease,proto3" json:"lease,omitempty"`        // nanoseconds
+	Approvals     []*Approval            `protobuf:"bytes,16,rep,name=approvals,proto3" json:"approvals,omitempty"` // at most 4
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *CreateRequest) Reset() {
 	*x = CreateRequest{}
-	mi := &file_hsm_proto_msgTypes[41]
+	mi := &file_hsm_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2603,7 +2899,7 @@ func (x *CreateRequest) String() string {
 func (*CreateRequest) ProtoMessage() {}
 
 func (x *CreateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[41]
+	mi := &file_hsm_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2616,7 +2912,7 @@ func (x *CreateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateRequest.ProtoReflect.Descriptor instead.
 func (*CreateRequest) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{41}
+	return file_hsm_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *CreateRequest) GetOp() []byte {
@@ -2724,6 +3020,13 @@ func (x *CreateRequest) GetLease() int64 {
 	return 0
 }
 
+func (x *CreateRequest) GetApprovals() []*Approval {
+	if x != nil {
+		return x.Approvals
+	}
+	return nil
+}
+
 type CreateReply struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Keys          []*KeyInfo             `protobuf:"bytes,1,rep,name=keys,proto3" json:"keys,omitempty"`
@@ -2734,7 +3037,7 @@ type CreateReply struct {
 
 func (x *CreateReply) Reset() {
 	*x = CreateReply{}
-	mi := &file_hsm_proto_msgTypes[42]
+	mi := &file_hsm_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2746,7 +3049,7 @@ func (x *CreateReply) String() string {
 func (*CreateReply) ProtoMessage() {}
 
 func (x *CreateReply) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[42]
+	mi := &file_hsm_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2759,7 +3062,7 @@ func (x *CreateReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateReply.ProtoReflect.Descriptor instead.
 func (*CreateReply) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{42}
+	return file_hsm_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *CreateReply) GetKeys() []*KeyInfo {
@@ -2792,15 +3095,18 @@ type ChangeRequest struct {
 	Invite        *Invite                `protobuf:"bytes,10,opt,name=invite,proto3" json:"invite,omitempty"`
 	Claim         *Claim                 `protobuf:"bytes,11,opt,name=claim,proto3" json:"claim,omitempty"`
 	Revoked       *Revocation            `protobuf:"bytes,12,opt,name=revoked,proto3" json:"revoked,omitempty"`
-	After         uint64                 `protobuf:"fixed64,22,opt,name=after,proto3" json:"after,omitempty"` // time of a stamp that those of the change are later than
-	Life          uint64                 `protobuf:"varint,23,opt,name=life,proto3" json:"life,omitempty"`    // the incarnation that it begins, and one; 0: not said
+	After         uint64                 `protobuf:"fixed64,22,opt,name=after,proto3" json:"after,omitempty"`       // time of a stamp that those of the change are later than
+	Life          uint64                 `protobuf:"varint,23,opt,name=life,proto3" json:"life,omitempty"`          // the incarnation that it begins, and one; 0: not said
+	Approvals     []*Approval            `protobuf:"bytes,24,rep,name=approvals,proto3" json:"approvals,omitempty"` // at most 4
+	Public        []byte                 `protobuf:"bytes,25,opt,name=public,proto3" json:"public,omitempty"`       // SPKI, of a signer
+	Proof         []byte                 `protobuf:"bytes,26,opt,name=proof,proto3" json:"proof,omitempty"`         // signature that shows possession of it
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ChangeRequest) Reset() {
 	*x = ChangeRequest{}
-	mi := &file_hsm_proto_msgTypes[43]
+	mi := &file_hsm_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2812,7 +3118,7 @@ func (x *ChangeRequest) String() string {
 func (*ChangeRequest) ProtoMessage() {}
 
 func (x *ChangeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[43]
+	mi := &file_hsm_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2825,7 +3131,7 @@ func (x *ChangeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangeRequest.ProtoReflect.Descriptor instead.
 func (*ChangeRequest) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{43}
+	return file_hsm_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *ChangeRequest) GetKind() string {
@@ -2940,6 +3246,27 @@ func (x *ChangeRequest) GetLife() uint64 {
 	return 0
 }
 
+func (x *ChangeRequest) GetApprovals() []*Approval {
+	if x != nil {
+		return x.Approvals
+	}
+	return nil
+}
+
+func (x *ChangeRequest) GetPublic() []byte {
+	if x != nil {
+		return x.Public
+	}
+	return nil
+}
+
+func (x *ChangeRequest) GetProof() []byte {
+	if x != nil {
+		return x.Proof
+	}
+	return nil
+}
+
 type UseRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Kind          string                 `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
@@ -2949,13 +3276,14 @@ type UseRequest struct {
 	Signature     []byte                 `protobuf:"bytes,5,opt,name=signature,proto3" json:"signature,omitempty"`
 	Payload       uint64                 `protobuf:"fixed64,6,opt,name=payload,proto3" json:"payload,omitempty"`
 	Length        int64                  `protobuf:"varint,7,opt,name=length,proto3" json:"length,omitempty"`
+	Approvals     []*Approval            `protobuf:"bytes,8,rep,name=approvals,proto3" json:"approvals,omitempty"` // at most 4
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *UseRequest) Reset() {
 	*x = UseRequest{}
-	mi := &file_hsm_proto_msgTypes[44]
+	mi := &file_hsm_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2967,7 +3295,7 @@ func (x *UseRequest) String() string {
 func (*UseRequest) ProtoMessage() {}
 
 func (x *UseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[44]
+	mi := &file_hsm_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2980,7 +3308,7 @@ func (x *UseRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UseRequest.ProtoReflect.Descriptor instead.
 func (*UseRequest) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{44}
+	return file_hsm_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *UseRequest) GetKind() string {
@@ -3032,6 +3360,13 @@ func (x *UseRequest) GetLength() int64 {
 	return 0
 }
 
+func (x *UseRequest) GetApprovals() []*Approval {
+	if x != nil {
+		return x.Approvals
+	}
+	return nil
+}
+
 type UseReply struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Data          []byte                 `protobuf:"bytes,1,opt,name=data,proto3" json:"data,omitempty"`
@@ -3041,7 +3376,7 @@ type UseReply struct {
 
 func (x *UseReply) Reset() {
 	*x = UseReply{}
-	mi := &file_hsm_proto_msgTypes[45]
+	mi := &file_hsm_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3053,7 +3388,7 @@ func (x *UseReply) String() string {
 func (*UseReply) ProtoMessage() {}
 
 func (x *UseReply) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[45]
+	mi := &file_hsm_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3066,7 +3401,7 @@ func (x *UseReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UseReply.ProtoReflect.Descriptor instead.
 func (*UseReply) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{45}
+	return file_hsm_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *UseReply) GetData() []byte {
@@ -3087,7 +3422,7 @@ type KeysRequest struct {
 
 func (x *KeysRequest) Reset() {
 	*x = KeysRequest{}
-	mi := &file_hsm_proto_msgTypes[46]
+	mi := &file_hsm_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3099,7 +3434,7 @@ func (x *KeysRequest) String() string {
 func (*KeysRequest) ProtoMessage() {}
 
 func (x *KeysRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[46]
+	mi := &file_hsm_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3112,7 +3447,7 @@ func (x *KeysRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeysRequest.ProtoReflect.Descriptor instead.
 func (*KeysRequest) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{46}
+	return file_hsm_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *KeysRequest) GetRefs() []uint64 {
@@ -3145,7 +3480,7 @@ type KeyBatch struct {
 
 func (x *KeyBatch) Reset() {
 	*x = KeyBatch{}
-	mi := &file_hsm_proto_msgTypes[47]
+	mi := &file_hsm_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3157,7 +3492,7 @@ func (x *KeyBatch) String() string {
 func (*KeyBatch) ProtoMessage() {}
 
 func (x *KeyBatch) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[47]
+	mi := &file_hsm_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3170,7 +3505,7 @@ func (x *KeyBatch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeyBatch.ProtoReflect.Descriptor instead.
 func (*KeyBatch) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{47}
+	return file_hsm_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *KeyBatch) GetKeys() []*KeyInfo {
@@ -3189,7 +3524,7 @@ type KeyRequest struct {
 
 func (x *KeyRequest) Reset() {
 	*x = KeyRequest{}
-	mi := &file_hsm_proto_msgTypes[48]
+	mi := &file_hsm_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3201,7 +3536,7 @@ func (x *KeyRequest) String() string {
 func (*KeyRequest) ProtoMessage() {}
 
 func (x *KeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[48]
+	mi := &file_hsm_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3214,7 +3549,7 @@ func (x *KeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeyRequest.ProtoReflect.Descriptor instead.
 func (*KeyRequest) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{48}
+	return file_hsm_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *KeyRequest) GetRef() uint64 {
@@ -3248,7 +3583,7 @@ type KeyInfo struct {
 
 func (x *KeyInfo) Reset() {
 	*x = KeyInfo{}
-	mi := &file_hsm_proto_msgTypes[49]
+	mi := &file_hsm_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3260,7 +3595,7 @@ func (x *KeyInfo) String() string {
 func (*KeyInfo) ProtoMessage() {}
 
 func (x *KeyInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[49]
+	mi := &file_hsm_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3273,7 +3608,7 @@ func (x *KeyInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeyInfo.ProtoReflect.Descriptor instead.
 func (*KeyInfo) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{49}
+	return file_hsm_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *KeyInfo) GetRef() uint64 {
@@ -3396,7 +3731,7 @@ type UsersRequest struct {
 
 func (x *UsersRequest) Reset() {
 	*x = UsersRequest{}
-	mi := &file_hsm_proto_msgTypes[50]
+	mi := &file_hsm_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3408,7 +3743,7 @@ func (x *UsersRequest) String() string {
 func (*UsersRequest) ProtoMessage() {}
 
 func (x *UsersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[50]
+	mi := &file_hsm_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3421,7 +3756,7 @@ func (x *UsersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UsersRequest.ProtoReflect.Descriptor instead.
 func (*UsersRequest) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{50}
+	return file_hsm_proto_rawDescGZIP(), []int{55}
 }
 
 type UserBatch struct {
@@ -3433,7 +3768,7 @@ type UserBatch struct {
 
 func (x *UserBatch) Reset() {
 	*x = UserBatch{}
-	mi := &file_hsm_proto_msgTypes[51]
+	mi := &file_hsm_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3445,7 +3780,7 @@ func (x *UserBatch) String() string {
 func (*UserBatch) ProtoMessage() {}
 
 func (x *UserBatch) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[51]
+	mi := &file_hsm_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3458,7 +3793,7 @@ func (x *UserBatch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UserBatch.ProtoReflect.Descriptor instead.
 func (*UserBatch) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{51}
+	return file_hsm_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *UserBatch) GetUsers() []*UserInfo {
@@ -3475,13 +3810,15 @@ type UserInfo struct {
 	Locked        bool                   `protobuf:"varint,3,opt,name=locked,proto3" json:"locked,omitempty"`
 	Ref           uint64                 `protobuf:"fixed64,4,opt,name=ref,proto3" json:"ref,omitempty"`
 	Digest        []byte                 `protobuf:"bytes,5,opt,name=digest,proto3" json:"digest,omitempty"`
+	Quorum        bool                   `protobuf:"varint,6,opt,name=quorum,proto3" json:"quorum,omitempty"` // has a key for approvals
+	Mfa           bool                   `protobuf:"varint,7,opt,name=mfa,proto3" json:"mfa,omitempty"`       // has a key for logins
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *UserInfo) Reset() {
 	*x = UserInfo{}
-	mi := &file_hsm_proto_msgTypes[52]
+	mi := &file_hsm_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3493,7 +3830,7 @@ func (x *UserInfo) String() string {
 func (*UserInfo) ProtoMessage() {}
 
 func (x *UserInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[52]
+	mi := &file_hsm_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3506,7 +3843,7 @@ func (x *UserInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UserInfo.ProtoReflect.Descriptor instead.
 func (*UserInfo) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{52}
+	return file_hsm_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *UserInfo) GetName() string {
@@ -3544,6 +3881,20 @@ func (x *UserInfo) GetDigest() []byte {
 	return nil
 }
 
+func (x *UserInfo) GetQuorum() bool {
+	if x != nil {
+		return x.Quorum
+	}
+	return false
+}
+
+func (x *UserInfo) GetMfa() bool {
+	if x != nil {
+		return x.Mfa
+	}
+	return false
+}
+
 type EnvelopeRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Custodians    []string               `protobuf:"bytes,1,rep,name=custodians,proto3" json:"custodians,omitempty"`
@@ -3554,7 +3905,7 @@ type EnvelopeRequest struct {
 
 func (x *EnvelopeRequest) Reset() {
 	*x = EnvelopeRequest{}
-	mi := &file_hsm_proto_msgTypes[53]
+	mi := &file_hsm_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3566,7 +3917,7 @@ func (x *EnvelopeRequest) String() string {
 func (*EnvelopeRequest) ProtoMessage() {}
 
 func (x *EnvelopeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[53]
+	mi := &file_hsm_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3579,7 +3930,7 @@ func (x *EnvelopeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EnvelopeRequest.ProtoReflect.Descriptor instead.
 func (*EnvelopeRequest) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{53}
+	return file_hsm_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *EnvelopeRequest) GetCustodians() []string {
@@ -3605,7 +3956,7 @@ type EnvelopeReply struct {
 
 func (x *EnvelopeReply) Reset() {
 	*x = EnvelopeReply{}
-	mi := &file_hsm_proto_msgTypes[54]
+	mi := &file_hsm_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3617,7 +3968,7 @@ func (x *EnvelopeReply) String() string {
 func (*EnvelopeReply) ProtoMessage() {}
 
 func (x *EnvelopeReply) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[54]
+	mi := &file_hsm_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3630,7 +3981,7 @@ func (x *EnvelopeReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EnvelopeReply.ProtoReflect.Descriptor instead.
 func (*EnvelopeReply) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{54}
+	return file_hsm_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *EnvelopeReply) GetEnvelope() []byte {
@@ -3650,7 +4001,7 @@ type SignRequest struct {
 
 func (x *SignRequest) Reset() {
 	*x = SignRequest{}
-	mi := &file_hsm_proto_msgTypes[55]
+	mi := &file_hsm_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3662,7 +4013,7 @@ func (x *SignRequest) String() string {
 func (*SignRequest) ProtoMessage() {}
 
 func (x *SignRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[55]
+	mi := &file_hsm_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3675,7 +4026,7 @@ func (x *SignRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignRequest.ProtoReflect.Descriptor instead.
 func (*SignRequest) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{55}
+	return file_hsm_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *SignRequest) GetPurpose() string {
@@ -3702,7 +4053,7 @@ type SignReply struct {
 
 func (x *SignReply) Reset() {
 	*x = SignReply{}
-	mi := &file_hsm_proto_msgTypes[56]
+	mi := &file_hsm_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3714,7 +4065,7 @@ func (x *SignReply) String() string {
 func (*SignReply) ProtoMessage() {}
 
 func (x *SignReply) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[56]
+	mi := &file_hsm_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3727,7 +4078,7 @@ func (x *SignReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignReply.ProtoReflect.Descriptor instead.
 func (*SignReply) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{56}
+	return file_hsm_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *SignReply) GetPublic() []byte {
@@ -3759,7 +4110,7 @@ type GreetRequest struct {
 
 func (x *GreetRequest) Reset() {
 	*x = GreetRequest{}
-	mi := &file_hsm_proto_msgTypes[57]
+	mi := &file_hsm_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3771,7 +4122,7 @@ func (x *GreetRequest) String() string {
 func (*GreetRequest) ProtoMessage() {}
 
 func (x *GreetRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[57]
+	mi := &file_hsm_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3784,7 +4135,7 @@ func (x *GreetRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GreetRequest.ProtoReflect.Descriptor instead.
 func (*GreetRequest) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{57}
+	return file_hsm_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *GreetRequest) GetBoot() []byte {
@@ -3832,7 +4183,7 @@ type Boot struct {
 
 func (x *Boot) Reset() {
 	*x = Boot{}
-	mi := &file_hsm_proto_msgTypes[58]
+	mi := &file_hsm_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3844,7 +4195,7 @@ func (x *Boot) String() string {
 func (*Boot) ProtoMessage() {}
 
 func (x *Boot) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[58]
+	mi := &file_hsm_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3857,7 +4208,7 @@ func (x *Boot) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Boot.ProtoReflect.Descriptor instead.
 func (*Boot) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{58}
+	return file_hsm_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *Boot) GetId() []byte {
@@ -3887,7 +4238,7 @@ type GreetReply struct {
 
 func (x *GreetReply) Reset() {
 	*x = GreetReply{}
-	mi := &file_hsm_proto_msgTypes[59]
+	mi := &file_hsm_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3899,7 +4250,7 @@ func (x *GreetReply) String() string {
 func (*GreetReply) ProtoMessage() {}
 
 func (x *GreetReply) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[59]
+	mi := &file_hsm_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3912,7 +4263,7 @@ func (x *GreetReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GreetReply.ProtoReflect.Descriptor instead.
 func (*GreetReply) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{59}
+	return file_hsm_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *GreetReply) GetInfo() *InfoReply {
@@ -3962,7 +4313,7 @@ type IssueRequest struct {
 
 func (x *IssueRequest) Reset() {
 	*x = IssueRequest{}
-	mi := &file_hsm_proto_msgTypes[60]
+	mi := &file_hsm_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3974,7 +4325,7 @@ func (x *IssueRequest) String() string {
 func (*IssueRequest) ProtoMessage() {}
 
 func (x *IssueRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[60]
+	mi := &file_hsm_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3987,7 +4338,7 @@ func (x *IssueRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueRequest.ProtoReflect.Descriptor instead.
 func (*IssueRequest) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{60}
+	return file_hsm_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *IssueRequest) GetKind() string {
@@ -4027,7 +4378,7 @@ type IssueReply struct {
 
 func (x *IssueReply) Reset() {
 	*x = IssueReply{}
-	mi := &file_hsm_proto_msgTypes[61]
+	mi := &file_hsm_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4039,7 +4390,7 @@ func (x *IssueReply) String() string {
 func (*IssueReply) ProtoMessage() {}
 
 func (x *IssueReply) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[61]
+	mi := &file_hsm_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4052,7 +4403,7 @@ func (x *IssueReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueReply.ProtoReflect.Descriptor instead.
 func (*IssueReply) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{61}
+	return file_hsm_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *IssueReply) GetCertificate() []byte {
@@ -4076,7 +4427,7 @@ type JoinRequest struct {
 
 func (x *JoinRequest) Reset() {
 	*x = JoinRequest{}
-	mi := &file_hsm_proto_msgTypes[62]
+	mi := &file_hsm_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4088,7 +4439,7 @@ func (x *JoinRequest) String() string {
 func (*JoinRequest) ProtoMessage() {}
 
 func (x *JoinRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[62]
+	mi := &file_hsm_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4101,7 +4452,7 @@ func (x *JoinRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinRequest.ProtoReflect.Descriptor instead.
 func (*JoinRequest) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{62}
+	return file_hsm_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *JoinRequest) GetJoiner() uint64 {
@@ -4162,7 +4513,7 @@ type JoinReply struct {
 
 func (x *JoinReply) Reset() {
 	*x = JoinReply{}
-	mi := &file_hsm_proto_msgTypes[63]
+	mi := &file_hsm_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4174,7 +4525,7 @@ func (x *JoinReply) String() string {
 func (*JoinReply) ProtoMessage() {}
 
 func (x *JoinReply) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[63]
+	mi := &file_hsm_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4187,7 +4538,7 @@ func (x *JoinReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinReply.ProtoReflect.Descriptor instead.
 func (*JoinReply) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{63}
+	return file_hsm_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *JoinReply) GetCertificate() []byte {
@@ -4255,25 +4606,28 @@ const file_hsm_proto_rawDesc = "" +
 	"\x05codes\x18\x01 \x03(\rR\x05codes\x12\x12\n" +
 	"\x04text\x18\x02 \x01(\tR\x04text\"\r\n" +
 	"\vPingRequest\"\v\n" +
-	"\tPingReply\"\x87\x01\n" +
+	"\tPingReply\"\xa1\x01\n" +
 	"\rAttachRequest\x12+\n" +
 	"\x05login\x18\x01 \x01(\v2\x13.hsmbackup.v1.LoginH\x00R\x05login\x12\x18\n" +
 	"\x06ticket\x18\x02 \x01(\fH\x00R\x06ticket\x12(\n" +
-	"\x04open\x18\x03 \x01(\v2\x12.hsmbackup.v1.OpenH\x00R\x04openB\x05\n" +
-	"\x03how\"K\n" +
+	"\x04open\x18\x03 \x01(\v2\x12.hsmbackup.v1.OpenH\x00R\x04open\x12\x18\n" +
+	"\x06answer\x18\x04 \x01(\fH\x00R\x06answerB\x05\n" +
+	"\x03how\"e\n" +
 	"\x05Login\x12\x12\n" +
 	"\x04role\x18\x01 \x01(\tR\x04role\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1a\n" +
-	"\bpassword\x18\x03 \x01(\fR\bpassword\"\x06\n" +
-	"\x04Open\"}\n" +
+	"\bpassword\x18\x03 \x01(\fR\bpassword\x12\x18\n" +
+	"\aanswers\x18\x04 \x01(\bR\aanswers\"\x06\n" +
+	"\x04Open\"\x9b\x01\n" +
 	"\vAttachReply\x12\x14\n" +
 	"\x05token\x18\x01 \x01(\fR\x05token\x12\x12\n" +
 	"\x04role\x18\x02 \x01(\tR\x04role\x12\x12\n" +
 	"\x04name\x18\x03 \x01(\tR\x04name\x12\x18\n" +
 	"\alineage\x18\x04 \x01(\fR\alineage\x12\x16\n" +
-	"\x06ticket\x18\x05 \x01(\fR\x06ticket\"#\n" +
+	"\x06ticket\x18\x05 \x01(\fR\x06ticket\x12\x1c\n" +
+	"\tchallenge\x18\x06 \x01(\fR\tchallenge\"#\n" +
 	"\vInfoRequest\x12\x14\n" +
-	"\x05brief\x18\x01 \x01(\bR\x05brief\"\xa6\x05\n" +
+	"\x05brief\x18\x01 \x01(\bR\x05brief\"\xda\x05\n" +
 	"\tInfoReply\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x06R\x02id\x12\x18\n" +
 	"\acluster\x18\x02 \x01(\x06R\acluster\x12!\n" +
@@ -4298,7 +4652,25 @@ const file_hsm_proto_rawDesc = "" +
 	"\x06epochs\x18( \x03(\x04R\x06epochs\x12\x18\n" +
 	"\asealing\x18) \x01(\x04R\asealing\x12\x16\n" +
 	"\x06format\x18* \x01(\x04R\x06format\x12\x14\n" +
-	"\x05clock\x18+ \x01(\x06R\x05clock\"A\n" +
+	"\x05clock\x18+ \x01(\x06R\x05clock\x122\n" +
+	"\x06quorum\x18, \x01(\v2\x1a.hsmbackup.v1.QuorumValuesR\x06quorum\":\n" +
+	"\fQuorumValues\x12\x12\n" +
+	"\x04user\x18\x01 \x01(\x03R\x04user\x12\x16\n" +
+	"\x06quorum\x18\x02 \x01(\x03R\x06quorum\"a\n" +
+	"\bApproval\x12\x14\n" +
+	"\x05token\x18\x01 \x01(\fR\x05token\x12?\n" +
+	"\n" +
+	"signatures\x18\x02 \x03(\v2\x1f.hsmbackup.v1.ApprovalSignatureR\n" +
+	"signatures\"E\n" +
+	"\x11ApprovalSignature\x12\x12\n" +
+	"\x04user\x18\x01 \x01(\tR\x04user\x12\x1c\n" +
+	"\tsignature\x18\x02 \x01(\fR\tsignature\":\n" +
+	"\fTokenRequest\x12\x18\n" +
+	"\aservice\x18\x01 \x01(\tR\aservice\x12\x10\n" +
+	"\x03key\x18\x02 \x01(\x06R\x03key\"\"\n" +
+	"\n" +
+	"TokenReply\x12\x14\n" +
+	"\x05token\x18\x01 \x01(\fR\x05token\"A\n" +
 	"\x05Doubt\x12\x0e\n" +
 	"\x02op\x18\x01 \x01(\fR\x02op\x12\x12\n" +
 	"\x04refs\x18\x02 \x03(\x06R\x04refs\x12\x14\n" +
@@ -4428,7 +4800,7 @@ const file_hsm_proto_rawDesc = "" +
 	"\n" +
 	"tag_length\x18\n" +
 	" \x01(\x03R\ttagLength\x12!\n" +
-	"\fcounter_bits\x18\v \x01(\x03R\vcounterBits\"\xd9\x04\n" +
+	"\fcounter_bits\x18\v \x01(\x03R\vcounterBits\"\x8f\x05\n" +
 	"\rCreateRequest\x12\x0e\n" +
 	"\x02op\x18\x01 \x01(\fR\x02op\x12\x16\n" +
 	"\x06method\x18\x02 \x01(\tR\x06method\x12\x14\n" +
@@ -4447,7 +4819,8 @@ const file_hsm_proto_rawDesc = "" +
 	"\x03key\x18\f \x01(\x06R\x03key\x12,\n" +
 	"\x06params\x18\r \x01(\v2\x14.hsmbackup.v1.ParamsR\x06params\x12,\n" +
 	"\x06masked\x18\x0e \x03(\v2\x14.hsmbackup.v1.MaskedR\x06masked\x12\x14\n" +
-	"\x05lease\x18\x0f \x01(\x03R\x05lease\x1a=\n" +
+	"\x05lease\x18\x0f \x01(\x03R\x05lease\x124\n" +
+	"\tapprovals\x18\x10 \x03(\v2\x16.hsmbackup.v1.ApprovalR\tapprovals\x1a=\n" +
 	"\x0fAttributesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\fR\x05value:\x028\x01\x1a9\n" +
@@ -4456,7 +4829,7 @@ const file_hsm_proto_rawDesc = "" +
 	"\x05value\x18\x02 \x01(\fR\x05value:\x028\x01\"h\n" +
 	"\vCreateReply\x12)\n" +
 	"\x04keys\x18\x01 \x03(\v2\x15.hsmbackup.v1.KeyInfoR\x04keys\x12.\n" +
-	"\aobjects\x18\x02 \x03(\v2\x14.hsmbackup.v1.MaskedR\aobjects\"\x86\x04\n" +
+	"\aobjects\x18\x02 \x03(\v2\x14.hsmbackup.v1.MaskedR\aobjects\"\xea\x04\n" +
 	"\rChangeRequest\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x10\n" +
 	"\x03ref\x18\x02 \x01(\x06R\x03ref\x12\x12\n" +
@@ -4474,7 +4847,10 @@ const file_hsm_proto_rawDesc = "" +
 	"\x05claim\x18\v \x01(\v2\x13.hsmbackup.v1.ClaimR\x05claim\x122\n" +
 	"\arevoked\x18\f \x01(\v2\x18.hsmbackup.v1.RevocationR\arevoked\x12\x14\n" +
 	"\x05after\x18\x16 \x01(\x06R\x05after\x12\x12\n" +
-	"\x04life\x18\x17 \x01(\x04R\x04life\"\xc4\x01\n" +
+	"\x04life\x18\x17 \x01(\x04R\x04life\x124\n" +
+	"\tapprovals\x18\x18 \x03(\v2\x16.hsmbackup.v1.ApprovalR\tapprovals\x12\x16\n" +
+	"\x06public\x18\x19 \x01(\fR\x06public\x12\x14\n" +
+	"\x05proof\x18\x1a \x01(\fR\x05proof\"\xfa\x01\n" +
 	"\n" +
 	"UseRequest\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x10\n" +
@@ -4483,7 +4859,8 @@ const file_hsm_proto_rawDesc = "" +
 	"\x04data\x18\x04 \x01(\fR\x04data\x12\x1c\n" +
 	"\tsignature\x18\x05 \x01(\fR\tsignature\x12\x18\n" +
 	"\apayload\x18\x06 \x01(\x06R\apayload\x12\x16\n" +
-	"\x06length\x18\a \x01(\x03R\x06length\"\x1e\n" +
+	"\x06length\x18\a \x01(\x03R\x06length\x124\n" +
+	"\tapprovals\x18\b \x03(\v2\x16.hsmbackup.v1.ApprovalR\tapprovals\"\x1e\n" +
 	"\bUseReply\x12\x12\n" +
 	"\x04data\x18\x01 \x01(\fR\x04data\"\xad\x01\n" +
 	"\vKeysRequest\x12\x12\n" +
@@ -4525,13 +4902,15 @@ const file_hsm_proto_rawDesc = "" +
 	"\x05value\x18\x02 \x01(\fR\x05value:\x028\x01\"\x0e\n" +
 	"\fUsersRequest\"9\n" +
 	"\tUserBatch\x12,\n" +
-	"\x05users\x18\x01 \x03(\v2\x16.hsmbackup.v1.UserInfoR\x05users\"t\n" +
+	"\x05users\x18\x01 \x03(\v2\x16.hsmbackup.v1.UserInfoR\x05users\"\x9e\x01\n" +
 	"\bUserInfo\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04role\x18\x02 \x01(\tR\x04role\x12\x16\n" +
 	"\x06locked\x18\x03 \x01(\bR\x06locked\x12\x10\n" +
 	"\x03ref\x18\x04 \x01(\x06R\x03ref\x12\x16\n" +
-	"\x06digest\x18\x05 \x01(\fR\x06digest\"O\n" +
+	"\x06digest\x18\x05 \x01(\fR\x06digest\x12\x16\n" +
+	"\x06quorum\x18\x06 \x01(\bR\x06quorum\x12\x10\n" +
+	"\x03mfa\x18\a \x01(\bR\x03mfa\"O\n" +
 	"\x0fEnvelopeRequest\x12\x1e\n" +
 	"\n" +
 	"custodians\x18\x01 \x03(\tR\n" +
@@ -4584,7 +4963,7 @@ const file_hsm_proto_rawDesc = "" +
 	"\fcluster_name\x18\x05 \x01(\tR\vclusterName\x12\x16\n" +
 	"\x06region\x18\x06 \x01(\tR\x06region\x12\x18\n" +
 	"\alineage\x18\a \x01(\fR\alineage\x12.\n" +
-	"\amembers\x18\b \x03(\v2\x14.hsmbackup.v1.MemberR\amembers2\xa1\r\n" +
+	"\amembers\x18\b \x03(\v2\x14.hsmbackup.v1.MemberR\amembers2\xe0\r\n" +
 	"\x03HSM\x12:\n" +
 	"\x04Ping\x12\x19.hsmbackup.v1.PingRequest\x1a\x17.hsmbackup.v1.PingReply\x12D\n" +
 	"\x06Attach\x12\x1b.hsmbackup.v1.AttachRequest\x1a\x19.hsmbackup.v1.AttachReply(\x010\x01\x12:\n" +
@@ -4609,6 +4988,7 @@ const file_hsm_proto_rawDesc = "" +
 	"\x05Users\x12\x1a.hsmbackup.v1.UsersRequest\x1a\x17.hsmbackup.v1.UserBatch0\x01\x12F\n" +
 	"\bEnvelope\x12\x1d.hsmbackup.v1.EnvelopeRequest\x1a\x1b.hsmbackup.v1.EnvelopeReply\x12:\n" +
 	"\x04Sign\x12\x19.hsmbackup.v1.SignRequest\x1a\x17.hsmbackup.v1.SignReply\x12=\n" +
+	"\x05Token\x12\x1a.hsmbackup.v1.TokenRequest\x1a\x18.hsmbackup.v1.TokenReply\x12=\n" +
 	"\x05Greet\x12\x1a.hsmbackup.v1.GreetRequest\x1a\x18.hsmbackup.v1.GreetReply\x12=\n" +
 	"\x05Issue\x12\x1a.hsmbackup.v1.IssueRequest\x1a\x18.hsmbackup.v1.IssueReply\x12:\n" +
 	"\x04Join\x12\x19.hsmbackup.v1.JoinRequest\x1a\x17.hsmbackup.v1.JoinReplyB/Z-github.com/hsmbackup/hsmbackup/cluster/rpc/pbb\x06proto3"
@@ -4625,7 +5005,7 @@ func file_hsm_proto_rawDescGZIP() []byte {
 	return file_hsm_proto_rawDescData
 }
 
-var file_hsm_proto_msgTypes = make([]protoimpl.MessageInfo, 68)
+var file_hsm_proto_msgTypes = make([]protoimpl.MessageInfo, 73)
 var file_hsm_proto_goTypes = []any{
 	(*Failure)(nil),                // 0: hsmbackup.v1.Failure
 	(*PingRequest)(nil),            // 1: hsmbackup.v1.PingRequest
@@ -4636,162 +5016,174 @@ var file_hsm_proto_goTypes = []any{
 	(*AttachReply)(nil),            // 6: hsmbackup.v1.AttachReply
 	(*InfoRequest)(nil),            // 7: hsmbackup.v1.InfoRequest
 	(*InfoReply)(nil),              // 8: hsmbackup.v1.InfoReply
-	(*Doubt)(nil),                  // 9: hsmbackup.v1.Doubt
-	(*Settings)(nil),               // 10: hsmbackup.v1.Settings
-	(*MembersRequest)(nil),         // 11: hsmbackup.v1.MembersRequest
-	(*MembersReply)(nil),           // 12: hsmbackup.v1.MembersReply
-	(*Member)(nil),                 // 13: hsmbackup.v1.Member
-	(*Invite)(nil),                 // 14: hsmbackup.v1.Invite
-	(*Claim)(nil),                  // 15: hsmbackup.v1.Claim
-	(*Revocation)(nil),             // 16: hsmbackup.v1.Revocation
-	(*ObjectsRequest)(nil),         // 17: hsmbackup.v1.ObjectsRequest
-	(*ObjectBatch)(nil),            // 18: hsmbackup.v1.ObjectBatch
-	(*ExtractRequest)(nil),         // 19: hsmbackup.v1.ExtractRequest
-	(*ExtractReply)(nil),           // 20: hsmbackup.v1.ExtractReply
-	(*Masked)(nil),                 // 21: hsmbackup.v1.Masked
-	(*InsertRequest)(nil),          // 22: hsmbackup.v1.InsertRequest
-	(*InsertReply)(nil),            // 23: hsmbackup.v1.InsertReply
-	(*RootRequest)(nil),            // 24: hsmbackup.v1.RootRequest
-	(*RootReply)(nil),              // 25: hsmbackup.v1.RootReply
-	(*FingerprintKeysRequest)(nil), // 26: hsmbackup.v1.FingerprintKeysRequest
-	(*FingerprintKeysReply)(nil),   // 27: hsmbackup.v1.FingerprintKeysReply
-	(*CellsRequest)(nil),           // 28: hsmbackup.v1.CellsRequest
-	(*CellBatch)(nil),              // 29: hsmbackup.v1.CellBatch
-	(*PrepareRequest)(nil),         // 30: hsmbackup.v1.PrepareRequest
-	(*PrepareReply)(nil),           // 31: hsmbackup.v1.PrepareReply
-	(*OpRequest)(nil),              // 32: hsmbackup.v1.OpRequest
-	(*CommitReply)(nil),            // 33: hsmbackup.v1.CommitReply
-	(*StepsRequest)(nil),           // 34: hsmbackup.v1.StepsRequest
-	(*Step)(nil),                   // 35: hsmbackup.v1.Step
-	(*StepsReply)(nil),             // 36: hsmbackup.v1.StepsReply
-	(*Outcome)(nil),                // 37: hsmbackup.v1.Outcome
-	(*AbortReply)(nil),             // 38: hsmbackup.v1.AbortReply
-	(*ResolveReply)(nil),           // 39: hsmbackup.v1.ResolveReply
-	(*Params)(nil),                 // 40: hsmbackup.v1.Params
-	(*CreateRequest)(nil),          // 41: hsmbackup.v1.CreateRequest
-	(*CreateReply)(nil),            // 42: hsmbackup.v1.CreateReply
-	(*ChangeRequest)(nil),          // 43: hsmbackup.v1.ChangeRequest
-	(*UseRequest)(nil),             // 44: hsmbackup.v1.UseRequest
-	(*UseReply)(nil),               // 45: hsmbackup.v1.UseReply
-	(*KeysRequest)(nil),            // 46: hsmbackup.v1.KeysRequest
-	(*KeyBatch)(nil),               // 47: hsmbackup.v1.KeyBatch
-	(*KeyRequest)(nil),             // 48: hsmbackup.v1.KeyRequest
-	(*KeyInfo)(nil),                // 49: hsmbackup.v1.KeyInfo
-	(*UsersRequest)(nil),           // 50: hsmbackup.v1.UsersRequest
-	(*UserBatch)(nil),              // 51: hsmbackup.v1.UserBatch
-	(*UserInfo)(nil),               // 52: hsmbackup.v1.UserInfo
-	(*EnvelopeRequest)(nil),        // 53: hsmbackup.v1.EnvelopeRequest
-	(*EnvelopeReply)(nil),          // 54: hsmbackup.v1.EnvelopeReply
-	(*SignRequest)(nil),            // 55: hsmbackup.v1.SignRequest
-	(*SignReply)(nil),              // 56: hsmbackup.v1.SignReply
-	(*GreetRequest)(nil),           // 57: hsmbackup.v1.GreetRequest
-	(*Boot)(nil),                   // 58: hsmbackup.v1.Boot
-	(*GreetReply)(nil),             // 59: hsmbackup.v1.GreetReply
-	(*IssueRequest)(nil),           // 60: hsmbackup.v1.IssueRequest
-	(*IssueReply)(nil),             // 61: hsmbackup.v1.IssueReply
-	(*JoinRequest)(nil),            // 62: hsmbackup.v1.JoinRequest
-	(*JoinReply)(nil),              // 63: hsmbackup.v1.JoinReply
-	nil,                            // 64: hsmbackup.v1.CreateRequest.AttributesEntry
-	nil,                            // 65: hsmbackup.v1.CreateRequest.PublicEntry
-	nil,                            // 66: hsmbackup.v1.KeysRequest.AttrsEntry
-	nil,                            // 67: hsmbackup.v1.KeyInfo.AttributesEntry
+	(*QuorumValues)(nil),           // 9: hsmbackup.v1.QuorumValues
+	(*Approval)(nil),               // 10: hsmbackup.v1.Approval
+	(*ApprovalSignature)(nil),      // 11: hsmbackup.v1.ApprovalSignature
+	(*TokenRequest)(nil),           // 12: hsmbackup.v1.TokenRequest
+	(*TokenReply)(nil),             // 13: hsmbackup.v1.TokenReply
+	(*Doubt)(nil),                  // 14: hsmbackup.v1.Doubt
+	(*Settings)(nil),               // 15: hsmbackup.v1.Settings
+	(*MembersRequest)(nil),         // 16: hsmbackup.v1.MembersRequest
+	(*MembersReply)(nil),           // 17: hsmbackup.v1.MembersReply
+	(*Member)(nil),                 // 18: hsmbackup.v1.Member
+	(*Invite)(nil),                 // 19: hsmbackup.v1.Invite
+	(*Claim)(nil),                  // 20: hsmbackup.v1.Claim
+	(*Revocation)(nil),             // 21: hsmbackup.v1.Revocation
+	(*ObjectsRequest)(nil),         // 22: hsmbackup.v1.ObjectsRequest
+	(*ObjectBatch)(nil),            // 23: hsmbackup.v1.ObjectBatch
+	(*ExtractRequest)(nil),         // 24: hsmbackup.v1.ExtractRequest
+	(*ExtractReply)(nil),           // 25: hsmbackup.v1.ExtractReply
+	(*Masked)(nil),                 // 26: hsmbackup.v1.Masked
+	(*InsertRequest)(nil),          // 27: hsmbackup.v1.InsertRequest
+	(*InsertReply)(nil),            // 28: hsmbackup.v1.InsertReply
+	(*RootRequest)(nil),            // 29: hsmbackup.v1.RootRequest
+	(*RootReply)(nil),              // 30: hsmbackup.v1.RootReply
+	(*FingerprintKeysRequest)(nil), // 31: hsmbackup.v1.FingerprintKeysRequest
+	(*FingerprintKeysReply)(nil),   // 32: hsmbackup.v1.FingerprintKeysReply
+	(*CellsRequest)(nil),           // 33: hsmbackup.v1.CellsRequest
+	(*CellBatch)(nil),              // 34: hsmbackup.v1.CellBatch
+	(*PrepareRequest)(nil),         // 35: hsmbackup.v1.PrepareRequest
+	(*PrepareReply)(nil),           // 36: hsmbackup.v1.PrepareReply
+	(*OpRequest)(nil),              // 37: hsmbackup.v1.OpRequest
+	(*CommitReply)(nil),            // 38: hsmbackup.v1.CommitReply
+	(*StepsRequest)(nil),           // 39: hsmbackup.v1.StepsRequest
+	(*Step)(nil),                   // 40: hsmbackup.v1.Step
+	(*StepsReply)(nil),             // 41: hsmbackup.v1.StepsReply
+	(*Outcome)(nil),                // 42: hsmbackup.v1.Outcome
+	(*AbortReply)(nil),             // 43: hsmbackup.v1.AbortReply
+	(*ResolveReply)(nil),           // 44: hsmbackup.v1.ResolveReply
+	(*Params)(nil),                 // 45: hsmbackup.v1.Params
+	(*CreateRequest)(nil),          // 46: hsmbackup.v1.CreateRequest
+	(*CreateReply)(nil),            // 47: hsmbackup.v1.CreateReply
+	(*ChangeRequest)(nil),          // 48: hsmbackup.v1.ChangeRequest
+	(*UseRequest)(nil),             // 49: hsmbackup.v1.UseRequest
+	(*UseReply)(nil),               // 50: hsmbackup.v1.UseReply
+	(*KeysRequest)(nil),            // 51: hsmbackup.v1.KeysRequest
+	(*KeyBatch)(nil),               // 52: hsmbackup.v1.KeyBatch
+	(*KeyRequest)(nil),             // 53: hsmbackup.v1.KeyRequest
+	(*KeyInfo)(nil),                // 54: hsmbackup.v1.KeyInfo
+	(*UsersRequest)(nil),           // 55: hsmbackup.v1.UsersRequest
+	(*UserBatch)(nil),              // 56: hsmbackup.v1.UserBatch
+	(*UserInfo)(nil),               // 57: hsmbackup.v1.UserInfo
+	(*EnvelopeRequest)(nil),        // 58: hsmbackup.v1.EnvelopeRequest
+	(*EnvelopeReply)(nil),          // 59: hsmbackup.v1.EnvelopeReply
+	(*SignRequest)(nil),            // 60: hsmbackup.v1.SignRequest
+	(*SignReply)(nil),              // 61: hsmbackup.v1.SignReply
+	(*GreetRequest)(nil),           // 62: hsmbackup.v1.GreetRequest
+	(*Boot)(nil),                   // 63: hsmbackup.v1.Boot
+	(*GreetReply)(nil),             // 64: hsmbackup.v1.GreetReply
+	(*IssueRequest)(nil),           // 65: hsmbackup.v1.IssueRequest
+	(*IssueReply)(nil),             // 66: hsmbackup.v1.IssueReply
+	(*JoinRequest)(nil),            // 67: hsmbackup.v1.JoinRequest
+	(*JoinReply)(nil),              // 68: hsmbackup.v1.JoinReply
+	nil,                            // 69: hsmbackup.v1.CreateRequest.AttributesEntry
+	nil,                            // 70: hsmbackup.v1.CreateRequest.PublicEntry
+	nil,                            // 71: hsmbackup.v1.KeysRequest.AttrsEntry
+	nil,                            // 72: hsmbackup.v1.KeyInfo.AttributesEntry
 }
 var file_hsm_proto_depIdxs = []int32{
 	4,  // 0: hsmbackup.v1.AttachRequest.login:type_name -> hsmbackup.v1.Login
 	5,  // 1: hsmbackup.v1.AttachRequest.open:type_name -> hsmbackup.v1.Open
-	25, // 2: hsmbackup.v1.InfoReply.root:type_name -> hsmbackup.v1.RootReply
-	25, // 3: hsmbackup.v1.InfoReply.cluster_root:type_name -> hsmbackup.v1.RootReply
-	10, // 4: hsmbackup.v1.InfoReply.settings:type_name -> hsmbackup.v1.Settings
-	9,  // 5: hsmbackup.v1.InfoReply.doubts:type_name -> hsmbackup.v1.Doubt
-	13, // 6: hsmbackup.v1.MembersReply.members:type_name -> hsmbackup.v1.Member
-	21, // 7: hsmbackup.v1.ExtractReply.objects:type_name -> hsmbackup.v1.Masked
-	21, // 8: hsmbackup.v1.InsertRequest.objects:type_name -> hsmbackup.v1.Masked
-	0,  // 9: hsmbackup.v1.InsertReply.failure:type_name -> hsmbackup.v1.Failure
-	21, // 10: hsmbackup.v1.PrepareRequest.objects:type_name -> hsmbackup.v1.Masked
-	35, // 11: hsmbackup.v1.StepsRequest.steps:type_name -> hsmbackup.v1.Step
-	41, // 12: hsmbackup.v1.Step.create:type_name -> hsmbackup.v1.CreateRequest
-	30, // 13: hsmbackup.v1.Step.prepare:type_name -> hsmbackup.v1.PrepareRequest
-	32, // 14: hsmbackup.v1.Step.commit:type_name -> hsmbackup.v1.OpRequest
-	37, // 15: hsmbackup.v1.StepsReply.outcomes:type_name -> hsmbackup.v1.Outcome
-	0,  // 16: hsmbackup.v1.Outcome.failure:type_name -> hsmbackup.v1.Failure
-	42, // 17: hsmbackup.v1.Outcome.create:type_name -> hsmbackup.v1.CreateReply
-	64, // 18: hsmbackup.v1.CreateRequest.attributes:type_name -> hsmbackup.v1.CreateRequest.AttributesEntry
-	65, // 19: hsmbackup.v1.CreateRequest.public:type_name -> hsmbackup.v1.CreateRequest.PublicEntry
-	40, // 20: hsmbackup.v1.CreateRequest.params:type_name -> hsmbackup.v1.Params
-	21, // 21: hsmbackup.v1.CreateRequest.masked:type_name -> hsmbackup.v1.Masked
-	49, // 22: hsmbackup.v1.CreateReply.keys:type_name -> hsmbackup.v1.KeyInfo
-	21, // 23: hsmbackup.v1.CreateReply.objects:type_name -> hsmbackup.v1.Masked
-	10, // 24: hsmbackup.v1.ChangeRequest.settings:type_name -> hsmbackup.v1.Settings
-	13, // 25: hsmbackup.v1.ChangeRequest.member:type_name -> hsmbackup.v1.Member
-	21, // 26: hsmbackup.v1.ChangeRequest.masked:type_name -> hsmbackup.v1.Masked
-	14, // 27: hsmbackup.v1.ChangeRequest.invite:type_name -> hsmbackup.v1.Invite
-	15, // 28: hsmbackup.v1.ChangeRequest.claim:type_name -> hsmbackup.v1.Claim
-	16, // 29: hsmbackup.v1.ChangeRequest.revoked:type_name -> hsmbackup.v1.Revocation
-	40, // 30: hsmbackup.v1.UseRequest.params:type_name -> hsmbackup.v1.Params
-	66, // 31: hsmbackup.v1.KeysRequest.attrs:type_name -> hsmbackup.v1.KeysRequest.AttrsEntry
-	49, // 32: hsmbackup.v1.KeyBatch.keys:type_name -> hsmbackup.v1.KeyInfo
-	67, // 33: hsmbackup.v1.KeyInfo.attributes:type_name -> hsmbackup.v1.KeyInfo.AttributesEntry
-	52, // 34: hsmbackup.v1.UserBatch.users:type_name -> hsmbackup.v1.UserInfo
-	58, // 35: hsmbackup.v1.GreetRequest.before:type_name -> hsmbackup.v1.Boot
-	8,  // 36: hsmbackup.v1.GreetReply.info:type_name -> hsmbackup.v1.InfoReply
-	13, // 37: hsmbackup.v1.JoinReply.members:type_name -> hsmbackup.v1.Member
-	1,  // 38: hsmbackup.v1.HSM.Ping:input_type -> hsmbackup.v1.PingRequest
-	3,  // 39: hsmbackup.v1.HSM.Attach:input_type -> hsmbackup.v1.AttachRequest
-	7,  // 40: hsmbackup.v1.HSM.Info:input_type -> hsmbackup.v1.InfoRequest
-	11, // 41: hsmbackup.v1.HSM.Members:input_type -> hsmbackup.v1.MembersRequest
-	17, // 42: hsmbackup.v1.HSM.Objects:input_type -> hsmbackup.v1.ObjectsRequest
-	19, // 43: hsmbackup.v1.HSM.Extract:input_type -> hsmbackup.v1.ExtractRequest
-	22, // 44: hsmbackup.v1.HSM.Insert:input_type -> hsmbackup.v1.InsertRequest
-	24, // 45: hsmbackup.v1.HSM.Root:input_type -> hsmbackup.v1.RootRequest
-	26, // 46: hsmbackup.v1.HSM.FingerprintKeys:input_type -> hsmbackup.v1.FingerprintKeysRequest
-	28, // 47: hsmbackup.v1.HSM.Cells:input_type -> hsmbackup.v1.CellsRequest
-	30, // 48: hsmbackup.v1.HSM.Prepare:input_type -> hsmbackup.v1.PrepareRequest
-	32, // 49: hsmbackup.v1.HSM.Commit:input_type -> hsmbackup.v1.OpRequest
-	32, // 50: hsmbackup.v1.HSM.Abort:input_type -> hsmbackup.v1.OpRequest
-	32, // 51: hsmbackup.v1.HSM.Resolve:input_type -> hsmbackup.v1.OpRequest
-	34, // 52: hsmbackup.v1.HSM.Steps:input_type -> hsmbackup.v1.StepsRequest
-	41, // 53: hsmbackup.v1.HSM.Create:input_type -> hsmbackup.v1.CreateRequest
-	43, // 54: hsmbackup.v1.HSM.Change:input_type -> hsmbackup.v1.ChangeRequest
-	44, // 55: hsmbackup.v1.HSM.Use:input_type -> hsmbackup.v1.UseRequest
-	46, // 56: hsmbackup.v1.HSM.Keys:input_type -> hsmbackup.v1.KeysRequest
-	48, // 57: hsmbackup.v1.HSM.Key:input_type -> hsmbackup.v1.KeyRequest
-	50, // 58: hsmbackup.v1.HSM.Users:input_type -> hsmbackup.v1.UsersRequest
-	53, // 59: hsmbackup.v1.HSM.Envelope:input_type -> hsmbackup.v1.EnvelopeRequest
-	55, // 60: hsmbackup.v1.HSM.Sign:input_type -> hsmbackup.v1.SignRequest
-	57, // 61: hsmbackup.v1.HSM.Greet:input_type -> hsmbackup.v1.GreetRequest
-	60, // 62: hsmbackup.v1.HSM.Issue:input_type -> hsmbackup.v1.IssueRequest
-	62, // 63: hsmbackup.v1.HSM.Join:input_type -> hsmbackup.v1.JoinRequest
-	2,  // 64: hsmbackup.v1.HSM.Ping:output_type -> hsmbackup.v1.PingReply
-	6,  // 65: hsmbackup.v1.HSM.Attach:output_type -> hsmbackup.v1.AttachReply
-	8,  // 66: hsmbackup.v1.HSM.Info:output_type -> hsmbackup.v1.InfoReply
-	12, // 67: hsmbackup.v1.HSM.Members:output_type -> hsmbackup.v1.MembersReply
-	18, // 68: hsmbackup.v1.HSM.Objects:output_type -> hsmbackup.v1.ObjectBatch
-	20, // 69: hsmbackup.v1.HSM.Extract:output_type -> hsmbackup.v1.ExtractReply
-	23, // 70: hsmbackup.v1.HSM.Insert:output_type -> hsmbackup.v1.InsertReply
-	25, // 71: hsmbackup.v1.HSM.Root:output_type -> hsmbackup.v1.RootReply
-	27, // 72: hsmbackup.v1.HSM.FingerprintKeys:output_type -> hsmbackup.v1.FingerprintKeysReply
-	29, // 73: hsmbackup.v1.HSM.Cells:output_type -> hsmbackup.v1.CellBatch
-	31, // 74: hsmbackup.v1.HSM.Prepare:output_type -> hsmbackup.v1.PrepareReply
-	33, // 75: hsmbackup.v1.HSM.Commit:output_type -> hsmbackup.v1.CommitReply
-	38, // 76: hsmbackup.v1.HSM.Abort:output_type -> hsmbackup.v1.AbortReply
-	39, // 77: hsmbackup.v1.HSM.Resolve:output_type -> hsmbackup.v1.ResolveReply
-	36, // 78: hsmbackup.v1.HSM.Steps:output_type -> hsmbackup.v1.StepsReply
-	42, // 79: hsmbackup.v1.HSM.Create:output_type -> hsmbackup.v1.CreateReply
-	21, // 80: hsmbackup.v1.HSM.Change:output_type -> hsmbackup.v1.Masked
-	45, // 81: hsmbackup.v1.HSM.Use:output_type -> hsmbackup.v1.UseReply
-	47, // 82: hsmbackup.v1.HSM.Keys:output_type -> hsmbackup.v1.KeyBatch
-	49, // 83: hsmbackup.v1.HSM.Key:output_type -> hsmbackup.v1.KeyInfo
-	51, // 84: hsmbackup.v1.HSM.Users:output_type -> hsmbackup.v1.UserBatch
-	54, // 85: hsmbackup.v1.HSM.Envelope:output_type -> hsmbackup.v1.EnvelopeReply
-	56, // 86: hsmbackup.v1.HSM.Sign:output_type -> hsmbackup.v1.SignReply
-	59, // 87: hsmbackup.v1.HSM.Greet:output_type -> hsmbackup.v1.GreetReply
-	61, // 88: hsmbackup.v1.HSM.Issue:output_type -> hsmbackup.v1.IssueReply
-	63, // 89: hsmbackup.v1.HSM.Join:output_type -> hsmbackup.v1.JoinReply
-	64, // [64:90] is the sub-list for method output_type
-	38, // [38:64] is the sub-list for method input_type
-	38, // [38:38] is the sub-list for extension type_name
-	38, // [38:38] is the sub-list for extension extendee
-	0,  // [0:38] is the sub-list for field type_name
+	30, // 2: hsmbackup.v1.InfoReply.root:type_name -> hsmbackup.v1.RootReply
+	30, // 3: hsmbackup.v1.InfoReply.cluster_root:type_name -> hsmbackup.v1.RootReply
+	15, // 4: hsmbackup.v1.InfoReply.settings:type_name -> hsmbackup.v1.Settings
+	14, // 5: hsmbackup.v1.InfoReply.doubts:type_name -> hsmbackup.v1.Doubt
+	9,  // 6: hsmbackup.v1.InfoReply.quorum:type_name -> hsmbackup.v1.QuorumValues
+	11, // 7: hsmbackup.v1.Approval.signatures:type_name -> hsmbackup.v1.ApprovalSignature
+	18, // 8: hsmbackup.v1.MembersReply.members:type_name -> hsmbackup.v1.Member
+	26, // 9: hsmbackup.v1.ExtractReply.objects:type_name -> hsmbackup.v1.Masked
+	26, // 10: hsmbackup.v1.InsertRequest.objects:type_name -> hsmbackup.v1.Masked
+	0,  // 11: hsmbackup.v1.InsertReply.failure:type_name -> hsmbackup.v1.Failure
+	26, // 12: hsmbackup.v1.PrepareRequest.objects:type_name -> hsmbackup.v1.Masked
+	40, // 13: hsmbackup.v1.StepsRequest.steps:type_name -> hsmbackup.v1.Step
+	46, // 14: hsmbackup.v1.Step.create:type_name -> hsmbackup.v1.CreateRequest
+	35, // 15: hsmbackup.v1.Step.prepare:type_name -> hsmbackup.v1.PrepareRequest
+	37, // 16: hsmbackup.v1.Step.commit:type_name -> hsmbackup.v1.OpRequest
+	42, // 17: hsmbackup.v1.StepsReply.outcomes:type_name -> hsmbackup.v1.Outcome
+	0,  // 18: hsmbackup.v1.Outcome.failure:type_name -> hsmbackup.v1.Failure
+	47, // 19: hsmbackup.v1.Outcome.create:type_name -> hsmbackup.v1.CreateReply
+	69, // 20: hsmbackup.v1.CreateRequest.attributes:type_name -> hsmbackup.v1.CreateRequest.AttributesEntry
+	70, // 21: hsmbackup.v1.CreateRequest.public:type_name -> hsmbackup.v1.CreateRequest.PublicEntry
+	45, // 22: hsmbackup.v1.CreateRequest.params:type_name -> hsmbackup.v1.Params
+	26, // 23: hsmbackup.v1.CreateRequest.masked:type_name -> hsmbackup.v1.Masked
+	10, // 24: hsmbackup.v1.CreateRequest.approvals:type_name -> hsmbackup.v1.Approval
+	54, // 25: hsmbackup.v1.CreateReply.keys:type_name -> hsmbackup.v1.KeyInfo
+	26, // 26: hsmbackup.v1.CreateReply.objects:type_name -> hsmbackup.v1.Masked
+	15, // 27: hsmbackup.v1.ChangeRequest.settings:type_name -> hsmbackup.v1.Settings
+	18, // 28: hsmbackup.v1.ChangeRequest.member:type_name -> hsmbackup.v1.Member
+	26, // 29: hsmbackup.v1.ChangeRequest.masked:type_name -> hsmbackup.v1.Masked
+	19, // 30: hsmbackup.v1.ChangeRequest.invite:type_name -> hsmbackup.v1.Invite
+	20, // 31: hsmbackup.v1.ChangeRequest.claim:type_name -> hsmbackup.v1.Claim
+	21, // 32: hsmbackup.v1.ChangeRequest.revoked:type_name -> hsmbackup.v1.Revocation
+	10, // 33: hsmbackup.v1.ChangeRequest.approvals:type_name -> hsmbackup.v1.Approval
+	45, // 34: hsmbackup.v1.UseRequest.params:type_name -> hsmbackup.v1.Params
+	10, // 35: hsmbackup.v1.UseRequest.approvals:type_name -> hsmbackup.v1.Approval
+	71, // 36: hsmbackup.v1.KeysRequest.attrs:type_name -> hsmbackup.v1.KeysRequest.AttrsEntry
+	54, // 37: hsmbackup.v1.KeyBatch.keys:type_name -> hsmbackup.v1.KeyInfo
+	72, // 38: hsmbackup.v1.KeyInfo.attributes:type_name -> hsmbackup.v1.KeyInfo.AttributesEntry
+	57, // 39: hsmbackup.v1.UserBatch.users:type_name -> hsmbackup.v1.UserInfo
+	63, // 40: hsmbackup.v1.GreetRequest.before:type_name -> hsmbackup.v1.Boot
+	8,  // 41: hsmbackup.v1.GreetReply.info:type_name -> hsmbackup.v1.InfoReply
+	18, // 42: hsmbackup.v1.JoinReply.members:type_name -> hsmbackup.v1.Member
+	1,  // 43: hsmbackup.v1.HSM.Ping:input_type -> hsmbackup.v1.PingRequest
+	3,  // 44: hsmbackup.v1.HSM.Attach:input_type -> hsmbackup.v1.AttachRequest
+	7,  // 45: hsmbackup.v1.HSM.Info:input_type -> hsmbackup.v1.InfoRequest
+	16, // 46: hsmbackup.v1.HSM.Members:input_type -> hsmbackup.v1.MembersRequest
+	22, // 47: hsmbackup.v1.HSM.Objects:input_type -> hsmbackup.v1.ObjectsRequest
+	24, // 48: hsmbackup.v1.HSM.Extract:input_type -> hsmbackup.v1.ExtractRequest
+	27, // 49: hsmbackup.v1.HSM.Insert:input_type -> hsmbackup.v1.InsertRequest
+	29, // 50: hsmbackup.v1.HSM.Root:input_type -> hsmbackup.v1.RootRequest
+	31, // 51: hsmbackup.v1.HSM.FingerprintKeys:input_type -> hsmbackup.v1.FingerprintKeysRequest
+	33, // 52: hsmbackup.v1.HSM.Cells:input_type -> hsmbackup.v1.CellsRequest
+	35, // 53: hsmbackup.v1.HSM.Prepare:input_type -> hsmbackup.v1.PrepareRequest
+	37, // 54: hsmbackup.v1.HSM.Commit:input_type -> hsmbackup.v1.OpRequest
+	37, // 55: hsmbackup.v1.HSM.Abort:input_type -> hsmbackup.v1.OpRequest
+	37, // 56: hsmbackup.v1.HSM.Resolve:input_type -> hsmbackup.v1.OpRequest
+	39, // 57: hsmbackup.v1.HSM.Steps:input_type -> hsmbackup.v1.StepsRequest
+	46, // 58: hsmbackup.v1.HSM.Create:input_type -> hsmbackup.v1.CreateRequest
+	48, // 59: hsmbackup.v1.HSM.Change:input_type -> hsmbackup.v1.ChangeRequest
+	49, // 60: hsmbackup.v1.HSM.Use:input_type -> hsmbackup.v1.UseRequest
+	51, // 61: hsmbackup.v1.HSM.Keys:input_type -> hsmbackup.v1.KeysRequest
+	53, // 62: hsmbackup.v1.HSM.Key:input_type -> hsmbackup.v1.KeyRequest
+	55, // 63: hsmbackup.v1.HSM.Users:input_type -> hsmbackup.v1.UsersRequest
+	58, // 64: hsmbackup.v1.HSM.Envelope:input_type -> hsmbackup.v1.EnvelopeRequest
+	60, // 65: hsmbackup.v1.HSM.Sign:input_type -> hsmbackup.v1.SignRequest
+	12, // 66: hsmbackup.v1.HSM.Token:input_type -> hsmbackup.v1.TokenRequest
+	62, // 67: hsmbackup.v1.HSM.Greet:input_type -> hsmbackup.v1.GreetRequest
+	65, // 68: hsmbackup.v1.HSM.Issue:input_type -> hsmbackup.v1.IssueRequest
+	67, // 69: hsmbackup.v1.HSM.Join:input_type -> hsmbackup.v1.JoinRequest
+	2,  // 70: hsmbackup.v1.HSM.Ping:output_type -> hsmbackup.v1.PingReply
+	6,  // 71: hsmbackup.v1.HSM.Attach:output_type -> hsmbackup.v1.AttachReply
+	8,  // 72: hsmbackup.v1.HSM.Info:output_type -> hsmbackup.v1.InfoReply
+	17, // 73: hsmbackup.v1.HSM.Members:output_type -> hsmbackup.v1.MembersReply
+	23, // 74: hsmbackup.v1.HSM.Objects:output_type -> hsmbackup.v1.ObjectBatch
+	25, // 75: hsmbackup.v1.HSM.Extract:output_type -> hsmbackup.v1.ExtractReply
+	28, // 76: hsmbackup.v1.HSM.Insert:output_type -> hsmbackup.v1.InsertReply
+	30, // 77: hsmbackup.v1.HSM.Root:output_type -> hsmbackup.v1.RootReply
+	32, // 78: hsmbackup.v1.HSM.FingerprintKeys:output_type -> hsmbackup.v1.FingerprintKeysReply
+	34, // 79: hsmbackup.v1.HSM.Cells:output_type -> hsmbackup.v1.CellBatch
+	36, // 80: hsmbackup.v1.HSM.Prepare:output_type -> hsmbackup.v1.PrepareReply
+	38, // 81: hsmbackup.v1.HSM.Commit:output_type -> hsmbackup.v1.CommitReply
+	43, // 82: hsmbackup.v1.HSM.Abort:output_type -> hsmbackup.v1.AbortReply
+	44, // 83: hsmbackup.v1.HSM.Resolve:output_type -> hsmbackup.v1.ResolveReply
+	41, // 84: hsmbackup.v1.HSM.Steps:output_type -> hsmbackup.v1.StepsReply
+	47, // 85: hsmbackup.v1.HSM.Create:output_type -> hsmbackup.v1.CreateReply
+	26, // 86: hsmbackup.v1.HSM.Change:output_type -> hsmbackup.v1.Masked
+	50, // 87: hsmbackup.v1.HSM.Use:output_type -> hsmbackup.v1.UseReply
+	52, // 88: hsmbackup.v1.HSM.Keys:output_type -> hsmbackup.v1.KeyBatch
+	54, // 89: hsmbackup.v1.HSM.Key:output_type -> hsmbackup.v1.KeyInfo
+	56, // 90: hsmbackup.v1.HSM.Users:output_type -> hsmbackup.v1.UserBatch
+	59, // 91: hsmbackup.v1.HSM.Envelope:output_type -> hsmbackup.v1.EnvelopeReply
+	61, // 92: hsmbackup.v1.HSM.Sign:output_type -> hsmbackup.v1.SignReply
+	13, // 93: hsmbackup.v1.HSM.Token:output_type -> hsmbackup.v1.TokenReply
+	64, // 94: hsmbackup.v1.HSM.Greet:output_type -> hsmbackup.v1.GreetReply
+	66, // 95: hsmbackup.v1.HSM.Issue:output_type -> hsmbackup.v1.IssueReply
+	68, // 96: hsmbackup.v1.HSM.Join:output_type -> hsmbackup.v1.JoinReply
+	70, // [70:97] is the sub-list for method output_type
+	43, // [43:70] is the sub-list for method input_type
+	43, // [43:43] is the sub-list for extension type_name
+	43, // [43:43] is the sub-list for extension extendee
+	0,  // [0:43] is the sub-list for field type_name
 }
 
 func init() { file_hsm_proto_init() }
@@ -4803,8 +5195,9 @@ func file_hsm_proto_init() {
 		(*AttachRequest_Login)(nil),
 		(*AttachRequest_Ticket)(nil),
 		(*AttachRequest_Open)(nil),
+		(*AttachRequest_Answer)(nil),
 	}
-	file_hsm_proto_msgTypes[35].OneofWrappers = []any{
+	file_hsm_proto_msgTypes[40].OneofWrappers = []any{
 		(*Step_Create)(nil),
 		(*Step_Prepare)(nil),
 		(*Step_Commit)(nil),
@@ -4815,7 +5208,7 @@ func file_hsm_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_hsm_proto_rawDesc), len(file_hsm_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   68,
+			NumMessages:   73,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

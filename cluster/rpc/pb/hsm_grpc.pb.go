@@ -49,6 +49,7 @@ const (
 	HSM_Users_FullMethodName           = "/hsmbackup.v1.HSM/Users"
 	HSM_Envelope_FullMethodName        = "/hsmbackup.v1.HSM/Envelope"
 	HSM_Sign_FullMethodName            = "/hsmbackup.v1.HSM/Sign"
+	HSM_Token_FullMethodName           = "/hsmbackup.v1.HSM/Token"
 	HSM_Greet_FullMethodName           = "/hsmbackup.v1.HSM/Greet"
 	HSM_Issue_FullMethodName           = "/hsmbackup.v1.HSM/Issue"
 	HSM_Join_FullMethodName            = "/hsmbackup.v1.HSM/Join"
@@ -95,6 +96,8 @@ type HSMClient interface {
 	Users(ctx context.Context, in *UsersRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[UserBatch], error)
 	Envelope(ctx context.Context, in *EnvelopeRequest, opts ...grpc.CallOption) (*EnvelopeReply, error)
 	Sign(ctx context.Context, in *SignRequest, opts ...grpc.CallOption) (*SignReply, error)
+	// Token issues a quorum token (hsm/QUORUM.md), which is good on this HSM only.
+	Token(ctx context.Context, in *TokenRequest, opts ...grpc.CallOption) (*TokenReply, error)
 	// Greet is Info between HSMs: who the caller is this time, and how far.
 	Greet(ctx context.Context, in *GreetRequest, opts ...grpc.CallOption) (*GreetReply, error)
 	// Issue makes a certificate for whoever made the signing request.
@@ -381,6 +384,16 @@ func (c *hSMClient) Sign(ctx context.Context, in *SignRequest, opts ...grpc.Call
 	return out, nil
 }
 
+func (c *hSMClient) Token(ctx context.Context, in *TokenRequest, opts ...grpc.CallOption) (*TokenReply, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(TokenReply)
+	err := c.cc.Invoke(ctx, HSM_Token_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *hSMClient) Greet(ctx context.Context, in *GreetRequest, opts ...grpc.CallOption) (*GreetReply, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(GreetReply)
@@ -452,6 +465,8 @@ type HSMServer interface {
 	Users(*UsersRequest, grpc.ServerStreamingServer[UserBatch]) error
 	Envelope(context.Context, *EnvelopeRequest) (*EnvelopeReply, error)
 	Sign(context.Context, *SignRequest) (*SignReply, error)
+	// Token issues a quorum token (hsm/QUORUM.md), which is good on this HSM only.
+	Token(context.Context, *TokenRequest) (*TokenReply, error)
 	// Greet is Info between HSMs: who the caller is this time, and how far.
 	Greet(context.Context, *GreetRequest) (*GreetReply, error)
 	// Issue makes a certificate for whoever made the signing request.
@@ -537,6 +552,9 @@ func (UnimplementedHSMServer) Envelope(context.Context, *EnvelopeRequest) (*Enve
 }
 func (UnimplementedHSMServer) Sign(context.Context, *SignRequest) (*SignReply, error) {
 	return nil, status.Error(codes.Unimplemented, "method Sign not implemented")
+}
+func (UnimplementedHSMServer) Token(context.Context, *TokenRequest) (*TokenReply, error) {
+	return nil, status.Error(codes.Unimplemented, "method Token not implemented")
 }
 func (UnimplementedHSMServer) Greet(context.Context, *GreetRequest) (*GreetReply, error) {
 	return nil, status.Error(codes.Unimplemented, "method Greet not implemented")
@@ -917,6 +935,24 @@ func _HSM_Sign_Handler(srv interface{}, ctx context.Context, dec func(interface{
 	return interceptor(ctx, in, info, handler)
 }
 
+func _HSM_Token_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(TokenRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(HSMServer).Token(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: HSM_Token_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(HSMServer).Token(ctx, req.(*TokenRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _HSM_Greet_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(GreetRequest)
 	if err := dec(in); err != nil {
@@ -1041,6 +1077,10 @@ var HSM_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Sign",
 			Handler:    _HSM_Sign_Handler,
+		},
+		{
+			MethodName: "Token",
+			Handler:    _HSM_Token_Handler,
 		},
 		{
 			MethodName: "Greet",

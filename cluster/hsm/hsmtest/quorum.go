@@ -1,0 +1,316 @@
+package hsmtest
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"slices"
+	"strconv"
+
+	"github.com/hsmbackup/hsmbackup/cluster/hsm"
+)
+
+// signer is a user's key outside the HSMs.
+type signer struct {
+	user string
+	key  *ecdsa.PrivateKey
+	spki []byte
+}
+
+func (w *world) signer(user string) signer {
+	w.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	w.ok(err)
+	spki, err := x509.MarshalPKIXPublicKey(key.Public())
+	w.ok(err)
+	return signer{user, key, spki}
+}
+
+func (w *world) signed(s signer, message []byte) []byte {
+	w.Helper()
+	b, err := hsm.SignWith(s.key, message)
+	w.ok(err)
+	return b
+}
+
+// registration is the change by which the user registers the key.
+func (w *world) registration(s signer, kind hsm.ChangeKind, use hsm.SignerUse) hsm.Change {
+	w.Helper()
+	return hsm.Change{Kind: kind, User: s.user, Public: s.spki, Proof: w.signed(s, hsm.RegistrationMessage(use, w.keyring.Lineage(), s.user, s.spki))}
+}
+
+func (n *node) registered(s hsm.Session, user string) signer {
+	n.w.Helper()
+	key := n.w.signer(user)
+	n.w.must(s.Change(n.ctx(), n.w.registration(key, hsm.ChangeUserQuorum, hsm.SignQuorum)))
+	return key
+}
+
+// approve has users sign a token.
+func (w *world) approve(token []byte, by ...signer) []hsm.Approval {
+	w.Helper()
+	a := hsm.Approval{Token: token}
+	for _, s := range by {
+		a.Signatures = append(a.Signatures, hsm.ApprovalSignature{User: s.user, Signature: w.signed(s, token)})
+	}
+	return []hsm.Approval{a}
+}
+
+func (n *node) token(s hsm.Session, service hsm.Service, ref hsm.KeyRef) []byte {
+	n.w.Helper()
+	token, err := s.Token(n.ctx(), service, ref)
+	n.w.ok(err)
+	return token
+}
+
+// council is an HSM with three admins who can approve.
+type council struct {
+	*node
+	chair hsm.Session
+	keys  []signer // of admin, second, third
+}
+
+func (w *world) council() council {
+	w.Helper()
+	n := w.node()
+	c := council{node: n, chair: n.admin()}
+	for _, name := range []string{"second", "third"} {
+		w.must(c.chair.Change(n.ctx(), hsm.Change{Kind: hsm.ChangeUserCreate, User: name, Role: hsm.RoleAdmin, Password: password(name)}))
+	}
+	for _, name := range []string{adminName, "second", "third"} {
+		c.keys = append(c.keys, n.registered(n.login(hsm.RoleAdmin, name), name))
+	}
+	return c
+}
+
+func (c council) set(service hsm.Service, value int, as []hsm.Approval) error {
+	_, err := c.chair.Change(c.ctx(), hsm.Change{Kind: hsm.ChangeQuorumValue, Name: string(service), Value: strconv.Itoa(value), Approvals: as})
+	return err
+}
+
+// make makes a user with approvals.
+func (c council) make(name string, as []hsm.Approval) error {
+	_, err := c.chair.Change(c.ctx(), hsm.Change{Kind: hsm.ChangeUserCreate, User: name, Role: hsm.RoleCryptoUser, Password: password(name), Approvals: as})
+	return err
+}
+
+func testQuorumUsers(w *world) {
+	c := w.council()
+	w.ok(c.make("before", nil))
+	w.ok(c.set(hsm.ServiceUser, 2, nil))
+	w.equal("values", c.info().Quorum, hsm.QuorumValues{User: 2, Quorum: 1})
+	w.want("without a token", c.make("carol", nil), hsm.ErrQuorum)
+	for _, ch := range []hsm.Change{
+		{Kind: hsm.ChangeUserDelete, User: "before"}, {Kind: hsm.ChangeUserPassword, User: alice, Password: password(bob)},
+		{Kind: hsm.ChangeUserUnlock, User: alice}, {Kind: hsm.ChangeUserQuorum, User: "third"}, {Kind: hsm.ChangeUserMFA, User: "third"},
+	} {
+		_, err := c.chair.Change(c.ctx(), ch)
+		w.want(string(ch.Kind), err, hsm.ErrQuorum)
+	}
+	w.must(c.chair.Change(c.ctx(), hsm.Change{Kind: hsm.ChangeUserPassword, User: adminName, Password: password(adminName)})) // one's own
+	w.must(c.user(alice).Change(c.ctx(), hsm.Change{Kind: hsm.ChangeUserPassword, User: alice, Password: password(alice)}))
+
+	token := c.token(c.chair, hsm.ServiceUser, 0)
+	w.want("nobody signed", c.make("carol", w.approve(token)), hsm.ErrQuorum)
+	w.want("one of two", c.make("carol", w.approve(token, c.keys[0])), hsm.ErrQuorum)
+	w.want("the same twice", c.make("carol", w.approve(token, c.keys[1], c.keys[1])), hsm.ErrQuorum)
+	stranger := w.signer("second")
+	w.want("another key", c.make("carol", w.approve(token, c.keys[0], stranger)), hsm.ErrQuorum)
+	cu := c.registered(c.user(alice), alice)
+	w.want("a crypto user", c.make("carol", w.approve(token, c.keys[0], cu)), hsm.ErrQuorum)
+	nobody := w.signer("nobody_known")
+	w.want("an unknown user", c.make("carol", w.approve(token, c.keys[0], nobody)), hsm.ErrQuorum)
+	w.want("a user that exists, which does not use the token up", c.make(bob, w.approve(token, c.keys[0], c.keys[2])), hsm.ErrExist)
+	w.ok(c.make("carol", w.approve(token, c.keys[0], c.keys[2])))
+	w.want("the token again", c.make("dave", w.approve(token, c.keys[0], c.keys[2])), hsm.ErrQuorum)
+}
+
+func testQuorumTokens(w *world) {
+	c := w.council()
+	other := w.empty()
+	w.ok(c.set(hsm.ServiceUser, 2, nil))
+	w.sync(c.node, other)
+	both := c.keys[:2]
+
+	token := c.token(c.chair, hsm.ServiceUser, 0)
+	_, err := other.admin().Change(w.Context(), hsm.Change{Kind: hsm.ChangeUserCreate, User: "carol", Role: hsm.RoleCryptoUser, Password: password("carol"), Approvals: w.approve(token, both...)})
+	w.want("on another HSM", err, hsm.ErrQuorum)
+	_, err = c.login(hsm.RoleAdmin, "second").Change(w.Context(), hsm.Change{Kind: hsm.ChangeUserDelete, User: bob, Approvals: w.approve(token, both...)})
+	w.want("by another user", err, hsm.ErrQuorum)
+	newer := c.token(c.chair, hsm.ServiceUser, 0)
+	w.want("after another was issued", c.make("carol", w.approve(token, both...)), hsm.ErrQuorum)
+	wrong := c.token(c.chair, hsm.ServiceQuorum, 0)
+	w.want("of another service", c.make("carol", w.approve(wrong, both...)), hsm.ErrQuorum)
+	changed := slices.Clone(newer)
+	changed[len(changed)-40] ^= 1
+	w.want("changed", c.make("carol", w.approve(changed, both...)), hsm.ErrQuorum)
+	w.want("no token", c.make("carol", []hsm.Approval{{Token: []byte("x")}}), hsm.ErrQuorum)
+	foreign, err := hsm.ParseQuorumToken(newer)
+	w.ok(err)
+	foreign.Cluster++
+	w.want("of another cluster", c.make("carol", w.approve(foreign.Encode(), both...)), hsm.ErrQuorum)
+	w.advance(hsm.TokenLife)
+	w.want("expired", c.make("carol", w.approve(newer, both...)), hsm.ErrQuorum)
+	newer = c.token(c.chair, hsm.ServiceUser, 0)
+	w.must(c.chair.Change(c.ctx(), hsm.Change{Kind: hsm.ChangeUserPassword, User: adminName, Password: password(adminName)}))
+	w.want("of before a change of password", c.make("carol", w.approve(newer, both...)), hsm.ErrQuorum)
+
+	_, err = c.user(alice).Token(c.ctx(), hsm.ServiceUser, 0)
+	w.want("a crypto user asks for an admin's token", err, hsm.ErrDenied)
+	_, err = c.nobody().Token(c.ctx(), hsm.ServiceUser, 0)
+	w.want("nobody asks", err, hsm.ErrDenied)
+	_, err = c.chair.Token(c.ctx(), "cluster", 0)
+	w.want("an unknown service", err, hsm.ErrInvalid)
+	_, err = c.chair.Token(c.ctx(), hsm.ServiceUser, 5)
+	w.want("a key where there is none", err, hsm.ErrInvalid)
+}
+
+func testQuorumValues(w *world) {
+	c := w.council()
+	w.want("more than can approve", c.set(hsm.ServiceUser, 4, nil), hsm.ErrDenied)
+	for _, v := range []int{-1, 0, 9} {
+		w.want("a value out of range", c.set(hsm.ServiceUser, v, nil), hsm.ErrInvalid)
+	}
+	w.want("of a key's service", c.set(hsm.ServiceKeyUsage, 2, nil), hsm.ErrInvalid)
+	_, err := c.user(alice).Change(c.ctx(), hsm.Change{Kind: hsm.ChangeQuorumValue, Name: "user", Value: "1"})
+	w.want("by a crypto user", err, hsm.ErrDenied)
+	w.ok(c.set(hsm.ServiceUser, 3, nil))
+	w.want("lowering it alone, though the quorum service takes nobody", c.set(hsm.ServiceUser, 1, nil), hsm.ErrQuorum)
+	approvals := func(by ...signer) []hsm.Approval { return w.approve(c.token(c.chair, hsm.ServiceQuorum, 0), by...) }
+	w.want("by two of three", c.set(hsm.ServiceUser, 1, approvals(c.keys[:2]...)), hsm.ErrQuorum)
+
+	byAll := w.approve(c.token(c.chair, hsm.ServiceUser, 0), c.keys...)
+	_, err = c.chair.Change(c.ctx(), hsm.Change{Kind: hsm.ChangeUserDelete, User: "third", Approvals: byAll})
+	w.want("deleting one of the last who can approve", err, hsm.ErrDenied)
+	_, err = c.chair.Change(c.ctx(), hsm.Change{Kind: hsm.ChangeUserQuorum, User: "third", Approvals: byAll})
+	w.want("taking the key of one of the last", err, hsm.ErrDenied)
+	w.ok(c.set(hsm.ServiceUser, 2, approvals(c.keys...)))
+	token := c.token(c.chair, hsm.ServiceUser, 0)
+	w.must(c.chair.Change(c.ctx(), hsm.Change{Kind: hsm.ChangeUserDelete, User: "third", Approvals: w.approve(token, c.keys...)}))
+	token = c.token(c.chair, hsm.ServiceUser, 0)
+	w.want("a signer who was deleted", c.make("carol", w.approve(token, c.keys[0], c.keys[2])), hsm.ErrQuorum)
+	w.ok(c.make("third", w.approve(token, c.keys[:2]...)))
+	token = c.token(c.chair, hsm.ServiceUser, 0)
+	w.want("a signer of the same name", c.make("carol", w.approve(token, c.keys[0], c.keys[2])), hsm.ErrQuorum)
+}
+
+func testSignerRegistration(w *world) {
+	n := w.node()
+	s, key := n.user(alice), w.signer(alice)
+	change := func(by hsm.Session, c hsm.Change) error {
+		_, err := by.Change(n.ctx(), c)
+		return err
+	}
+	good := w.registration(key, hsm.ChangeUserQuorum, hsm.SignQuorum)
+	w.want("for somebody else", change(n.user(bob), good), hsm.ErrDenied)
+	w.want("by an admin", change(n.admin(), good), hsm.ErrDenied)
+	unproved := good
+	unproved.Proof = w.signed(w.signer(alice), []byte("something"))
+	w.want("without possession", change(s, unproved), hsm.ErrDenied)
+	w.want("with the proof of another use", change(s, w.registration(key, hsm.ChangeUserQuorum, hsm.SignLogin)), hsm.ErrDenied)
+	broken := good
+	broken.Public = broken.Public[:20]
+	w.want("a broken key", change(s, broken), hsm.ErrInvalid)
+	w.ok(change(s, good))
+	w.ok(change(s, good)) // again
+	w.want("another key", change(s, w.registration(w.signer(alice), hsm.ChangeUserQuorum, hsm.SignQuorum)), hsm.ErrExist)
+	stolen := key
+	stolen.user = bob
+	w.want("the key of somebody else", change(n.user(bob), w.registration(stolen, hsm.ChangeUserQuorum, hsm.SignQuorum)), hsm.ErrExist)
+	w.want("taking away one's own", change(s, hsm.Change{Kind: hsm.ChangeUserQuorum, User: alice}), hsm.ErrDenied)
+
+	other := w.empty()
+	w.sync(n, other)
+	for _, at := range []*node{n, other} {
+		users, err := at.user(alice).Users(n.ctx())
+		w.ok(err)
+		i := slices.IndexFunc(users, func(u hsm.UserInfo) bool { return u.Name == alice })
+		if !users[i].Quorum || users[i].MFA {
+			w.Errorf("user list shows %+v", users[i])
+		}
+	}
+	w.ok(change(n.admin(), hsm.Change{Kind: hsm.ChangeUserQuorum, User: alice}))
+	w.ok(change(s, w.registration(w.signer(alice), hsm.ChangeUserQuorum, hsm.SignQuorum)))
+}
+
+func testQuorumKeys(w *world) {
+	n := w.node()
+	s := n.user(alice)
+	a, b := n.registered(s, alice), n.registered(n.user(bob), bob)
+	request := aesRequest("encrypt", "decrypt", "sign", "derive", "wrap", "unwrap")
+	request.Attributes["use-key-quorum-value"], request.Attributes["manage-key-quorum-value"] = "2", "2"
+	_, err := s.Create(n.ctx(), newOp(), request)
+	w.want("more than it has users", err, hsm.ErrInvalid)
+	request.Shares = []string{bob}
+	session := request
+	session.Token = false
+	_, err = s.Create(n.ctx(), newOp(), session)
+	w.want("a session key", err, hsm.ErrInvalid)
+	key := n.create(s, request)[0]
+	w.equal("value", key.Attributes["use-key-quorum-value"], "2")
+
+	use := hsm.Use{Kind: hsm.UseMAC, Key: key.Ref, Params: hsm.Params{Mechanism: "hmac", Hash: "sha256"}, Data: []byte("data")}
+	use.Params = hsm.Params{Mechanism: "aes-cmac"}
+	_, err = s.Use(n.ctx(), use)
+	w.want("use alone", err, hsm.ErrQuorum)
+	token := n.token(s, hsm.ServiceKeyUsage, key.Ref)
+	use.Approvals = w.approve(token, a)
+	_, err = s.Use(n.ctx(), use)
+	w.want("one of two", err, hsm.ErrQuorum)
+	use.Approvals = w.approve(token, a, b)
+	bad := use
+	bad.Params.Mechanism = "rot13"
+	_, err = s.Use(n.ctx(), bad)
+	w.want("what does not exist, which does not use the token up", err, hsm.ErrInvalid)
+	_, err = s.Use(n.ctx(), use)
+	w.ok(err)
+	_, err = s.Use(n.ctx(), use)
+	w.want("the token again", err, hsm.ErrQuorum)
+
+	use.Approvals = w.approve(n.token(s, hsm.ServiceKeyManagement, key.Ref), a, b)
+	_, err = s.Use(n.ctx(), use)
+	w.want("a token of another service", err, hsm.ErrQuorum)
+	for what, r := range map[string]hsm.CreateRequest{
+		"derive": {Method: hsm.MethodDerive, Token: true, Type: "aes", Size: 32, Key: key.Ref, Params: hsm.Params{Mechanism: "sp800-108-counter"}},
+		"copy":   {Method: hsm.MethodCopy, Token: true, Key: key.Ref},
+		"unwrap": {Method: hsm.MethodUnwrap, Token: true, Type: "aes", Key: key.Ref, Data: hsm.NewSecret([]byte("wrapped key with approval")), Params: hsm.Params{Mechanism: "aes-kwp"}},
+	} {
+		_, err := s.Create(n.ctx(), newOp(), r)
+		w.want(what, err, hsm.ErrQuorum)
+	}
+	free := n.aes(s, "wrap", "unwrap")
+	wrap := hsm.Use{Kind: hsm.UseWrap, Key: free.Ref, Payload: key.Ref, Params: hsm.Params{Mechanism: "aes-kwp"}}
+	_, err = s.Use(n.ctx(), wrap)
+	w.want("wrap of it", err, hsm.ErrQuorum)
+	wrap.Approvals = w.approve(n.token(s, hsm.ServiceKeyManagement, key.Ref), a, b)
+	_, err = s.Use(n.ctx(), wrap)
+	w.ok(err)
+	wrap.Key, wrap.Payload = key.Ref, free.Ref
+	_, err = s.Use(n.ctx(), wrap)
+	w.want("wrap with it", err, hsm.ErrQuorum)
+	w.quorumKeyChanges(n, s, key.Ref, a, b)
+}
+
+// quorumKeyChanges changes a key that takes two approvals for that.
+func (w *world) quorumKeyChanges(n *node, s hsm.Session, ref hsm.KeyRef, by ...signer) {
+	w.Helper()
+	label := hsm.Change{Kind: hsm.ChangeAttribute, Ref: ref, Name: "label", Value: "new"}
+	for _, c := range []hsm.Change{label, {Kind: hsm.ChangeUnshare, Ref: ref, User: bob}, {Kind: hsm.ChangeAttribute, Ref: ref, Name: "use-key-quorum-value", Value: "0"}} {
+		_, err := s.Change(n.ctx(), c)
+		w.want(string(c.Kind)+" "+c.Name, err, hsm.ErrQuorum)
+	}
+	lower := hsm.Change{Kind: hsm.ChangeAttribute, Ref: ref, Name: "use-key-quorum-value", Value: "0", Approvals: w.approve(n.token(s, hsm.ServiceKeyManagement, ref), by...)}
+	_, err := s.Change(n.ctx(), lower)
+	w.want("lowering the value", err, hsm.ErrAttribute)
+	label.Approvals = lower.Approvals // not used up
+	w.must(s.Change(n.ctx(), label))
+
+	unshare := hsm.Change{Kind: hsm.ChangeUnshare, Ref: ref, User: bob, Approvals: w.approve(n.token(s, hsm.ServiceKeyManagement, ref), by...)}
+	token := n.token(s, hsm.ServiceKeyUsage, ref)
+	w.must(s.Change(n.ctx(), unshare))
+	_, err = s.Use(n.ctx(), hsm.Use{Kind: hsm.UseMAC, Key: ref, Params: hsm.Params{Mechanism: "aes-cmac"}, Data: []byte("data"), Approvals: w.approve(token, by...)})
+	w.want("approved by who has the key no more", err, hsm.ErrQuorum)
+	_, err = n.user(bob).Token(n.ctx(), hsm.ServiceKeyUsage, ref)
+	w.want("a token for a key of others", err, hsm.ErrNotFound)
+}

@@ -1,0 +1,130 @@
+package soft
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/hsmbackup/hsmbackup/cluster/hsm"
+)
+
+// tokenTable holds the quorum tokens that this HSM has issued and that are not
+// spent, in memory alone. So a token is spent at most once whatever happens: no other
+// HSM takes it, and neither does this one after it has stopped, was set back to an
+// older disk image, or was copied.
+type tokenTable struct {
+	mu   sync.Mutex
+	live map[[sha256.Size]byte]issued
+}
+
+// issued is one token.
+type issued struct {
+	id    [sha256.Size]byte
+	token hsm.QuorumToken
+	by    []byte // fingerprint of the requester: this user, with this password
+}
+
+// Token implements hsm.Session.
+func (s *session) Token(ctx context.Context, service hsm.Service, key hsm.KeyRef) (token []byte, err error) {
+	done, err := s.enter(ctx, hsm.RoleAdmin, hsm.RoleCryptoUser)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	defer func() { s.audit("quorum-token", key, string(service), err) }()
+	if err := s.mayAsk(service, key); err != nil {
+		return nil, err
+	}
+	u, ok := s.h.users.get(s.who.Name)
+	if !ok {
+		return nil, fmt.Errorf("%w: user %q was deleted", hsm.ErrSession, s.who.Name)
+	}
+	now := s.h.opts.Now().UTC().Truncate(time.Millisecond)
+	t := hsm.QuorumToken{
+		Service: service, Key: key, Requester: u.name, HSM: s.h.opts.ID, Cluster: s.h.opts.Cluster, Lineage: s.h.keys().Lineage(),
+		Issued: now, Expires: now.Add(hsm.TokenLife),
+	}
+	rand.Read(t.Nonce[:])
+	token = t.Encode()
+	return token, s.h.tokens.add(issued{id: hsm.TokenDigest(token), token: t, by: u.fingerprint()}, now)
+}
+
+// mayAsk checks that a token is of use to this user.
+func (s *session) mayAsk(service hsm.Service, key hsm.KeyRef) error {
+	if _, err := hsm.ParseService(string(service)); err != nil {
+		return err
+	}
+	if !service.OfKey() {
+		if key != 0 {
+			return fmt.Errorf("%w: service %s is not of a key", hsm.ErrInvalid, service)
+		}
+		return s.allow(hsm.RoleAdmin)
+	}
+	if err := s.allow(hsm.RoleCryptoUser); err != nil {
+		return err
+	}
+	e, a, err := s.lookup(key)
+	switch {
+	case err != nil:
+		return err
+	case a < accessUse || service == hsm.ServiceKeyManagement && a < accessOwner:
+		return fmt.Errorf("%w: key %s belongs to %q", hsm.ErrDenied, key, e.rec.Core.Owner)
+	case e.rec.QuorumValue(service) == 0:
+		return fmt.Errorf("%w: key %s takes no approval for %s", hsm.ErrInvalid, key, service)
+	}
+	return nil
+}
+
+// add takes up a token. Expired ones go, and of the services of the cluster the
+// one that the user had.
+func (t *tokenTable) add(i issued, now time.Time) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.live == nil {
+		t.live = map[[sha256.Size]byte]issued{}
+	}
+	users := 0
+	for id, o := range t.live {
+		same := o.token.Requester == i.token.Requester
+		switch {
+		case !now.Before(o.token.Expires), same && !i.token.Service.OfKey() && o.token.Service == i.token.Service:
+			delete(t.live, id)
+		case same:
+			users++
+		}
+	}
+	if len(t.live) >= hsm.MaxTokens || users >= hsm.MaxUserTokens {
+		return fmt.Errorf("%w: %d quorum tokens are waiting, %d of them of user %q; use them, or wait until they expire", hsm.ErrDenied, len(t.live), users, i.token.Requester)
+	}
+	t.live[i.id] = i
+	return nil
+}
+
+func (t *tokenTable) get(token []byte) (issued, bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	i, ok := t.live[hsm.TokenDigest(token)]
+	return i, ok && bytes.Equal(i.token.Encode(), token)
+}
+
+// take spends a token. ErrQuorum if somebody else has.
+func (t *tokenTable) take(i issued) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if _, ok := t.live[i.id]; !ok {
+		return refuseQuorum("the token is used up; generate another one")
+	}
+	delete(t.live, i.id)
+	return nil
+}
+
+// giveBack makes a token good again that was taken for nothing.
+func (t *tokenTable) giveBack(i issued) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.live[i.id] = i
+}

@@ -1,0 +1,111 @@
+package integration
+
+import (
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+)
+
+// opensslKey makes a private key and the public half in PEM.
+func opensslKey(t *testing.T, m *machine, name string, pkey ...string) (private, public string) {
+	t.Helper()
+	private, public = m.path(name+".pem"), m.path(name+".pub")
+	for _, args := range [][]string{append([]string{"genpkey", "-out", private}, pkey...), {"pkey", "-in", private, "-pubout", "-out", public}} {
+		if out, err := exec.Command("openssl", args...).CombinedOutput(); err != nil {
+			t.Fatalf("openssl %s: %v\n%s", args, err, out)
+		}
+	}
+	return private, public
+}
+
+// TestQuorum: three HSM processes; users that two admins approve, and a key that
+// two users approve, with tokens in files; a token is good on the HSM that issued it,
+// once, and not after that HSM was killed.
+func TestQuorum(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, newMachine(t), "east", 3)
+	root := c.admin()
+	root.with("HSMBACKUP_NEW_PASSWORD=second-admin-1").ok(t, "user", "create", "second", "--role", "admin")
+	second := c.as("admin", "second:second-admin-1").with("HSMBACKUP_CLUSTER=" + c.dir)
+	ec := []string{"-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256"}
+	rootKey, _ := opensslKey(t, c.machine, "root", "-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:2048")
+	secondKey, secondPublic := opensslKey(t, c.machine, "second", ec...)
+	root.ok(t, "user", "change-quorum", "token-sign", "register", "--key", rootKey)
+	file := c.path("registration")
+	second.ok(t, "user", "change-quorum", "token-sign", "register", "--public-key", secondPublic, "--token", file)
+	second.refused(t, 2, "usage", "user", "change-quorum", "token-sign", "register", "--public-key", secondPublic, "--signed-token", file)
+	c.machine.ok(t, "quorum", "token-sign", "sign", "--token", file, "--key", secondKey)
+	second.ok(t, "user", "change-quorum", "token-sign", "register", "--public-key", secondPublic, "--signed-token", file)
+	root.refused(t, 4, "denied", "quorum", "token-sign", "set-quorum-value", "--service", "user", "--value", "3")
+	root.ok(t, "quorum", "token-sign", "set-quorum-value", "--service", "user", "--value", "2")
+	var values struct{ User, Quorum int }
+	root.json(t, &values, "quorum", "token-sign", "list-quorum-values")
+	if values.User != 2 || values.Quorum != 1 {
+		t.Errorf("values %+v", values)
+	}
+
+	create := []string{"user", "create", "carol", "--approval"}
+	root = root.with("HSMBACKUP_NEW_PASSWORD=carol-is-here-1")
+	root.refused(t, 4, "quorum", "user", "create", "carol")
+	token := c.path("token")
+	generate := func() { root.ok(t, "quorum", "token-sign", "generate", "--service", "user", "--token", token) }
+	sign := func(user, key string) {
+		c.machine.ok(t, "quorum", "token-sign", "sign", "--token", token, "--key", key, "--username", user)
+	}
+	generate()
+	sign("root", rootKey)
+	root.refused(t, 4, "quorum", append(create, token)...)
+	sign("second", secondKey)
+	if shown := c.machine.ok(t, "quorum", "token-sign", "show", "--token", token); !strings.Contains(shown, `signed by  2 ["root" "second"]`) {
+		t.Errorf("the token is shown as:\n%s", shown)
+	}
+	c.machine.refused(t, 2, "usage", "quorum", "token-sign", "sign", "--token", token, "--key", rootKey, "--username", "root")
+	root.ok(t, append(create, token)...)
+	root.refused(t, 4, "quorum", "user", "delete", "carol", "--approval", token)
+	quorumKey(t, c, ec)
+
+	generate()
+	sign("root", rootKey)
+	sign("second", secondKey)
+	c.killAll()
+	c.startAll(t)
+	if line := root.refused(t, 4, "quorum", "user", "delete", "carol", "--approval", token); !strings.Contains(line, "has started again since") {
+		t.Errorf("after a kill: %s", line)
+	}
+	generate()
+	sign("root", rootKey)
+	sign("second", secondKey)
+	root.ok(t, "user", "delete", "carol", "--approval", token)
+	c.wait(t)
+}
+
+// quorumKey has a key used with the approval of its owner and a user it is shared with.
+func quorumKey(t *testing.T, c *testCluster, ec []string) {
+	t.Helper()
+	aliceKey, _ := opensslKey(t, c.machine, "alice", ec...)
+	bobKey, _ := opensslKey(t, c.machine, "bob", ec...)
+	c.alice().ok(t, "user", "change-quorum", "token-sign", "register", "--key", aliceKey)
+	c.bob().ok(t, "user", "change-quorum", "token-sign", "register", "--key", bobKey)
+	c.alice().refused(t, 2, "invalid", "key", "generate", "ec", "--curve", "secp256r1", "--use-key-quorum-value", "2")
+	c.alice().ok(t, "key", "generate", "ec", "--curve", "secp256r1", "--label", "pay", "--attribute", "sign=true", "--share", "bob",
+		"--use-key-quorum-value", "2", "--manage-key-quorum-value", "1")
+	data, token := c.path("order"), c.path("sign.token")
+	if err := os.WriteFile(data, []byte("pay 10"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	sign := []string{"crypto", "sign", "attr.label=pay", "--in", data}
+	c.alice().refused(t, 4, "quorum", sign...)
+	c.bob().refused(t, 4, "quorum", sign...)
+	c.bob().ok(t, "quorum", "token-sign", "generate", "--service", "key-usage", "--token", token, "attr.label=pay")
+	c.machine.ok(t, "quorum", "token-sign", "sign", "--token", token, "--key", aliceKey, "--username", "alice")
+	c.machine.ok(t, "quorum", "token-sign", "sign", "--token", token, "--key", bobKey, "--username", "bob")
+	c.alice().refused(t, 4, "quorum", append(sign, "--approval", token)...)
+	c.bob().ok(t, append(sign, "--approval", token)...)
+	c.bob().refused(t, 4, "quorum", append(sign, "--approval", token)...)
+	change := []string{"key", "set", "attr.label=pay", "attr.class=private-key", "--attribute", "label=paid"}
+	c.alice().refused(t, 4, "quorum", change...)
+	c.alice().ok(t, "quorum", "token-sign", "generate", "--service", "key-management", "--token", token, "attr.label=pay")
+	c.machine.ok(t, "quorum", "token-sign", "sign", "--token", token, "--key", bobKey, "--username", "bob")
+	c.alice().ok(t, append(change, "--approval", token)...)
+}
