@@ -249,7 +249,17 @@ func (r *reader) flag() bool {
 	return true
 }
 
-func (r *reader) stamp() Stamp { return Stamp{Time: r.uint(), HSM: HSMID(r.uint())} }
+func (r *reader) stamp() Stamp {
+	const long = cborUint | 27                                  // eight bytes follow
+	if b := r.b; len(b) >= 18 && b[0] == long && b[9] == long { // as of nearly all of them
+		s := Stamp{Time: binary.BigEndian.Uint64(b[1:]), HSM: HSMID(binary.BigEndian.Uint64(b[10:]))}
+		if s.Time >= 1<<32 && s.HSM >= 1<<32 {
+			r.b = b[18:]
+			return s
+		}
+	}
+	return Stamp{Time: r.uint(), HSM: HSMID(r.uint())}
+}
 
 // array reads the head of an array of n elements.
 func (r *reader) array(n uint64) {

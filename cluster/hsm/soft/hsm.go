@@ -93,7 +93,6 @@ func (h *HSM) load() error {
 	h.settings.Store(&hsm.Settings{MinCopies: defaultMinCopies, CheckOnUse: true})
 	h.quorum.Store(&hsm.QuorumValues{})
 	for _, scope := range scopes {
-		h.states[scope] = reconcile.NewState(h.keys().FingerprintKeys(), 0)
 		if err := h.loadScope(scope); err != nil {
 			return h.store.wrap("open", err)
 		}
@@ -109,19 +108,21 @@ func (h *HSM) load() error {
 
 func (h *HSM) loadScope(scope hsm.Scope) error {
 	var special []hsm.KeyRef
+	all := newTally(h.keys().FingerprintKeys())
 	err := scan(h.store.db, []byte{prefixDigest, byte(scope)}, func(key, value []byte) (bool, error) {
 		ref, err := refOf(key)
 		if err != nil {
 			return false, err
 		}
 		o, err := decodeDigest(ref, value)
-		h.states[scope].Update(nil, &o)
+		all.add(o)
 		h.count(nil, &o)
 		if o.Kind == hsm.KindUser || o.Kind == hsm.KindPolicy {
 			special = append(special, ref)
 		}
 		return true, err
 	})
+	h.states[scope] = all.sum()
 	if err != nil {
 		return err
 	}

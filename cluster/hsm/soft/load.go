@@ -129,7 +129,7 @@ func (l *load) read(ctx context.Context, parts []iter.Seq2[hsm.MaskedObject, err
 	})
 	for range min(runtime.GOMAXPROCS(0), len(parts)) {
 		g.Go(func() error {
-			w := &loadWorker{load: l, opener: l.h.keys().NewOpener(), state: reconcile.NewState(l.h.keys().FingerprintKeys(), 0)}
+			w := &loadWorker{load: l, opener: l.h.keys().NewOpener(), tally: newTally(l.h.keys().FingerprintKeys())}
 			return w.run(ctx, next)
 		})
 	}

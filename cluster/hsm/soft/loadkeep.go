@@ -15,7 +15,6 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs"
 
 	"github.com/hsmbackup/hsmbackup/cluster/hsm"
-	"github.com/hsmbackup/hsmbackup/cluster/reconcile"
 )
 
 // A load that has a job and a folder to keep its tables in (Options.LoadDir) can be
@@ -39,7 +38,7 @@ const (
 const maxNote = 1 << 20
 
 var unitFile = regexp.MustCompile(`^\d{6}\.unit$`)
-var tableFile = regexp.MustCompile(`^\d{6}\.sst$`)
+var tableName = regexp.MustCompile(`^\d{6}\.sst$`)
 
 // unit is a note.
 type unit struct {
@@ -103,7 +102,7 @@ func (l *load) resume(parts int) error {
 	slices.Sort(names)
 	used := map[string]bool{}
 	for _, name := range names {
-		if n := 0; unitFile.MatchString(name) || tableFile.MatchString(name) {
+		if n := 0; unitFile.MatchString(name) || tableName.MatchString(name) {
 			_, _ = fmt.Sscanf(name, "%06d", &n)
 			l.names = max(l.names, n)
 		}
@@ -165,7 +164,7 @@ func (l *load) fits(u unit, parts int, used map[string]bool) bool {
 	}
 	tables := map[string]bool{}
 	for _, name := range u.Tables {
-		if !tableFile.MatchString(name) || used[name] || tables[name] {
+		if !tableName.MatchString(name) || used[name] || tables[name] {
 			return false
 		}
 		tables[name] = true
@@ -175,7 +174,7 @@ func (l *load) fits(u unit, parts int, used map[string]bool) bool {
 
 // takeUnit reads the tables of a unit and takes them over.
 func (l *load) takeUnit(u unit) error {
-	r := &unitReader{load: l, state: reconcile.NewState(l.h.keys().FingerprintKeys(), 0), special: map[hsm.KeyRef]hsm.Object{}}
+	r := &unitReader{load: l, tally: newTally(l.h.keys().FingerprintKeys()), special: map[hsm.KeyRef]hsm.Object{}}
 	for _, prefix := range []byte{prefixDigest, 0} { // digests first: they tell which objects are kept in memory
 		for _, name := range u.Tables {
 			if err := r.read(l.h.opts.FS.PathJoin(l.dir, name), prefix); err != nil {
@@ -192,7 +191,7 @@ func (l *load) takeUnit(u unit) error {
 	l.refs = append(l.refs, r.refs...)
 	l.special = append(l.special, r.arrivals...)
 	l.live += r.live
-	l.state.Join(r.state)
+	l.state.Join(r.tally.sum())
 	return nil
 }
 
@@ -203,7 +202,7 @@ type unitReader struct {
 	refs     []hsm.KeyRef
 	objects  int
 	live     int64
-	state    *reconcile.State
+	tally    *tally
 	special  map[hsm.KeyRef]hsm.Object
 	arrivals []arrival
 }
@@ -251,7 +250,7 @@ func (r *unitReader) entry(key, value []byte) error {
 			return err
 		}
 		r.refs = append(r.refs, ref)
-		r.state.Update(nil, &o)
+		r.tally.add(o)
 		switch {
 		case o.Kind != hsm.KindKey:
 			r.special[ref] = o

@@ -8,12 +8,10 @@ import (
 	"iter"
 	"slices"
 
-	"github.com/cockroachdb/pebble/v2/objstorage/objstorageprovider"
 	"github.com/cockroachdb/pebble/v2/sstable"
 	"github.com/cockroachdb/pebble/v2/vfs"
 
 	"github.com/hsmbackup/hsmbackup/cluster/hsm"
-	"github.com/hsmbackup/hsmbackup/cluster/reconcile"
 )
 
 const (
@@ -44,7 +42,7 @@ func (l *load) newTable() (*table, error) {
 	}
 	o := l.h.store.options()
 	o.EnsureDefaults()
-	t.w = sstable.NewWriter(objstorageprovider.NewFileWritable(f), o.MakeWriterOptions(len(o.Levels)-1, l.h.store.db.TableFormat()))
+	t.w = sstable.NewWriter(newTableFile(f), o.MakeWriterOptions(len(o.Levels)-1, l.h.store.db.TableFormat()))
 	return t, nil
 }
 
@@ -77,7 +75,7 @@ type loadWorker struct {
 	entries          []indexEntry
 	keys             []byte // of entries, as far as there is room
 	refs             []hsm.KeyRef
-	state            *reconcile.State
+	tally            *tally
 	live             int64
 	special          []arrival
 
@@ -148,12 +146,12 @@ func (w *loadWorker) endUnit() error {
 	}
 	w.load.mu.Lock()
 	defer w.load.mu.Unlock()
-	w.load.state.Join(w.state)
+	w.load.state.Join(w.tally.sum())
 	w.load.live += w.live
 	w.load.refs = append(w.load.refs, w.refs...)
 	w.load.special = append(w.load.special, w.special...)
 	w.load.tables = append(w.load.tables, w.done...)
-	w.state, w.live, w.refs, w.special = reconcile.NewState(w.h.keys().FingerprintKeys(), 0), 0, w.refs[:0], nil
+	w.tally, w.live, w.refs, w.special = newTally(w.h.keys().FingerprintKeys()), 0, w.refs[:0], nil
 	w.parts, w.done, w.bytes, w.before = nil, nil, 0, w.before+w.bytes
 	return nil
 }
@@ -187,7 +185,7 @@ func (w *loadWorker) take(m hsm.MaskedObject) error {
 		return w.h.store.wrap("load", err)
 	}
 	w.last, w.refs, w.bytes = m.Ref, append(w.refs, m.Ref), w.bytes+len(m.Bytes)
-	w.state.Update(nil, &m.Object)
+	w.tally.add(m.Object)
 	return w.note(m, g)
 }
 
