@@ -241,7 +241,7 @@ func (l *layout) objects(ctx context.Context) error {
 
 // first fills the first HSM, closes it in order, and returns its roots.
 func (l *layout) first(ctx context.Context) (roots [2]hsm.Root, err error) {
-	first, err := l.open(ctx, l.hsms[0])
+	first, err := l.open(ctx, l.hsms[0], false)
 	if err != nil {
 		return roots, err
 	}
@@ -280,9 +280,9 @@ func (l *layout) adaptPolicy(ctx context.Context, d *device) error {
 	return nil
 }
 
-func (l *layout) open(ctx context.Context, c *Config) (*device, error) {
+func (l *layout) open(ctx context.Context, c *Config, untidied bool) (*device, error) {
 	return openDevice(ctx, l.path(c), c, l.keys, deviceOptions{
-		create: true, loaded: l.loaded, version: l.spec.Version, sealEnvelope: l.spec.SealEnvelope, iterations: l.spec.Iterations, now: time.Now, log: slog.Default(),
+		create: true, untidied: untidied, loaded: l.loaded, version: l.spec.Version, sealEnvelope: l.spec.SealEnvelope, iterations: l.spec.Iterations, now: time.Now, log: slog.Default(),
 	})
 }
 
@@ -324,7 +324,7 @@ func (l *layout) copyTo(ctx context.Context, c *Config, want [2]hsm.Root) (err e
 	if err := copyFolder(ctx, filepath.Join(l.path(l.hsms[0]), storeDir), filepath.Join(l.path(c), storeDir)); err != nil {
 		return err
 	}
-	to, err := l.open(ctx, c)
+	to, err := l.open(ctx, c, true)
 	if err != nil {
 		return err
 	}

@@ -25,6 +25,7 @@ type device struct {
 // deviceOptions are what a process adds to the folder.
 type deviceOptions struct {
 	create       bool   // make object store and audit log; otherwise they must be there
+	untidied     bool   // soft.Options.Untidied
 	loaded       string // where an interrupted load is gone on with (soft.Options.LoadDir)
 	version      string
 	sealEnvelope SealEnvelope
@@ -48,7 +49,7 @@ func openDevice(ctx context.Context, folder string, c *Config, keys *secrets, o 
 	}
 	if d.soft, err = soft.Open(soft.Options{
 		Existing: !o.create, Dir: filepath.Join(folder, storeDir), ID: c.ID, Cluster: c.Cluster, ClusterName: c.ClusterName, Region: c.Region, Zone: c.Zone,
-		Version: o.version, Keyring: keys.keyring, CA: keys.ca, Seal: o.sealEnvelope, Now: o.now, Audit: d.record, Iterations: o.iterations, ClusterChanged: o.changed, LoadDir: o.loaded,
+		Version: o.version, Keyring: keys.keyring, CA: keys.ca, Seal: o.sealEnvelope, Now: o.now, Audit: d.record, Iterations: o.iterations, ClusterChanged: o.changed, LoadDir: o.loaded, Untidied: o.untidied,
 	}); err != nil {
 		return nil, err
 	}

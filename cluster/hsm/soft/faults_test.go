@@ -235,7 +235,7 @@ func TestForeignStore(t *testing.T) {
 	if _, err := Open(other); !errors.Is(err, hsm.ErrLineage) {
 		t.Errorf("open with another lineage's keys: %v, want ErrLineage", err)
 	}
-	s := must[*store](t)(openStore(o.Dir, o.FS))
+	s := must[*store](t)(openStore(o.Dir, o.FS, false))
 	if err := s.db.Set([]byte{prefixFormat}, []byte{storeFormat + 1}, pebble.Sync); err != nil {
 		t.Fatal(err)
 	}

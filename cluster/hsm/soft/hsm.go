@@ -56,7 +56,7 @@ func Open(o Options) (*HSM, error) {
 	if err := o.checkExisting(); err != nil {
 		return nil, err
 	}
-	s, err := openStore(o.Dir, o.FS)
+	s, err := openStore(o.Dir, o.FS, o.Untidied)
 	if err != nil {
 		return nil, err
 	}

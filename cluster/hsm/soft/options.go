@@ -54,6 +54,10 @@ type Options struct {
 	// it removes it. Empty: nothing is kept.
 	LoadDir string
 
+	// Untidied leaves the store's tables as they are, and what is to be merged for whoever
+	// opens it next: for a look, or a few writes. Many would come to a stop.
+	Untidied bool
+
 	loadUnit int // bytes of a unit in tests; 0: what fits
 }
 

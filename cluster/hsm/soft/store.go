@@ -24,16 +24,17 @@ const reserve = 64 << 20
 // store is the object store: pebble, with its failures turned into errors of
 // the contract. It is safe for concurrent use.
 type store struct {
-	db     *pebble.DB
-	dir    string
-	fs     vfs.FS
-	broken atomic.Pointer[error] // set once the log cannot be trusted any more
-	roomy  atomic.Int64          // when there was room, Unix milliseconds
-	home   os.FileInfo           // of dir when it was opened; nil: not the system's files
+	db       *pebble.DB
+	dir      string
+	fs       vfs.FS
+	broken   atomic.Pointer[error] // set once the log cannot be trusted any more
+	roomy    atomic.Int64          // when there was room, Unix milliseconds
+	home     os.FileInfo           // of dir when it was opened; nil: not the system's files
+	untidied bool                  // Options.Untidied
 }
 
-func openStore(dir string, fs vfs.FS) (*store, error) {
-	s := &store{dir: dir, fs: fs}
+func openStore(dir string, fs vfs.FS, untidied bool) (*store, error) {
+	s := &store{dir: dir, fs: fs, untidied: untidied}
 	if err := fs.MkdirAll(dir, 0o700); err != nil {
 		return nil, s.wrap("open", err)
 	}
@@ -53,11 +54,12 @@ func openStore(dir string, fs vfs.FS) (*store, error) {
 
 func (s *store) options() *pebble.Options {
 	o := &pebble.Options{
-		FS:                 s.fs,
-		CacheSize:          64 << 20,
-		MemTableSize:       16 << 20,
-		FormatMajorVersion: pebble.FormatNewest,
-		Logger:             logger{s},
+		FS:                          s.fs,
+		CacheSize:                   64 << 20,
+		MemTableSize:                16 << 20,
+		FormatMajorVersion:          pebble.FormatNewest,
+		Logger:                      logger{s},
+		DisableAutomaticCompactions: s.untidied,
 		EventListener: &pebble.EventListener{
 			BackgroundError: func(error) {}, // retried by pebble; what is lost, Fatalf reports
 			DataCorruption:  func(pebble.DataCorruptionInfo) {},
