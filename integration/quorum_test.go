@@ -64,6 +64,7 @@ func TestQuorum(t *testing.T) {
 	root.ok(t, append(create, token)...)
 	root.refused(t, 4, "quorum", "user", "delete", "carol", "--approval", token)
 	quorumKey(t, c, ec)
+	keyTemplates(t, c)
 
 	generate()
 	sign("root", rootKey)
@@ -108,4 +109,24 @@ func quorumKey(t *testing.T, c *testCluster, ec []string) {
 	c.alice().ok(t, "quorum", "token-sign", "generate", "--service", "key-management", "--token", token, "attr.label=pay")
 	c.machine.ok(t, "quorum", "token-sign", "sign", "--token", token, "--key", bobKey, "--username", "bob")
 	c.alice().ok(t, append(change, "--approval", token)...)
+}
+
+// keyTemplates wraps and unwraps with a key that has templates.
+func keyTemplates(t *testing.T, c *testCluster) {
+	t.Helper()
+	alice := c.alice()
+	alice.ok(t, "key", "generate", "aes", "--label", "kek", "--attribute", "wrap=true", "unwrap=true", "wrap-template=encrypt=true,label=good", "unwrap-template=extractable=false")
+	for _, label := range []string{"good", "bad"} {
+		alice.ok(t, "key", "generate", "aes", "--label", label, "--attribute", "encrypt=true")
+	}
+	file := c.path("wrapped")
+	alice.refused(t, 4, "template", "key", "wrap", "attr.label=bad", "--wrapping-key", "attr.label=kek", "--out", file)
+	alice.ok(t, "key", "wrap", "attr.label=good", "--wrapping-key", "attr.label=kek", "--out", file)
+	unwrap := []string{"key", "unwrap", "aes", "--unwrapping-key", "attr.label=kek", "--in", file, "--label", "back"}
+	alice.refused(t, 4, "template", append(unwrap, "--attribute", "extractable=true")...)
+	var k struct{ Attributes map[string]any }
+	alice.json(t, &k, unwrap...)
+	if k.Attributes["extractable"] != false {
+		t.Errorf("unwrapped as %v", k.Attributes)
+	}
 }

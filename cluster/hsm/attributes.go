@@ -29,6 +29,8 @@ type Attribute struct {
 	Optional bool
 	// Most, if not 0, makes it a number from 0 to Most in decimal.
 	Most int
+	// Template makes it a template: see ParseTemplate.
+	Template bool
 	// Any tells that data objects and certificates may have it too.
 	Any bool
 }
@@ -91,9 +93,11 @@ var attributes = []Attribute{
 	{Name: "token", Modifiable: ToTrue, AtCreation: true, Any: true},
 	{Name: "trusted", Modifiable: ByAdmin, Stored: true, Any: true},
 	{Name: "unwrap", Modifiable: Freely, AtCreation: true, Stored: true, Not: []Class{ClassPublic}},
+	{Name: UnwrapTemplate, Modifiable: Freely, AtCreation: true, Text: true, Stored: true, Optional: true, Template: true, Not: []Class{ClassPublic}},
 	{Name: "use-key-quorum-value", AtCreation: true, Text: true, Stored: true, Optional: true, Most: MaxQuorum},
 	{Name: "verify", Modifiable: Freely, AtCreation: true, Stored: true, Not: []Class{ClassPrivate}},
 	{Name: "wrap", Modifiable: Freely, AtCreation: true, Stored: true, Not: []Class{ClassPrivate}},
+	{Name: WrapTemplate, Modifiable: Freely, AtCreation: true, Text: true, Stored: true, Optional: true, Template: true, Not: []Class{ClassPrivate}},
 	{Name: "wrap-with-trusted", Modifiable: ToTrue, AtCreation: true, Stored: true},
 }
 
@@ -123,6 +127,8 @@ func ParseAttribute(a Attribute, value string) ([]byte, error) {
 			return nil, fmt.Errorf("%w: attribute %s=%s: want true or false", ErrInvalid, a.Name, quote(value))
 		}
 		return BoolValue(v), nil
+	case a.Template:
+		return parseTemplateAttribute(a, value)
 	case a.Most > 0:
 		n, err := strconv.Atoi(value)
 		if err != nil || n < 0 || n > a.Most {

@@ -17,6 +17,7 @@ var codes = []struct {
 	{cluster.ErrAvailability, ck.FunctionFailed},
 	{cluster.ErrMinCopies, ck.FunctionFailed},
 	{hsm.ErrQuorum, ck.FunctionRejected},
+	{hsm.ErrTemplate, ck.TemplateInconsistent},
 	{hsm.ErrLogin, ck.PinIncorrect},
 	{hsm.ErrLocked, ck.PinLocked},
 	{hsm.ErrDestroyed, ck.ObjectHandleInvalid},

@@ -1,10 +1,8 @@
 package pkcs11
 
 import (
-	"bytes"
 	"context"
 	"encoding/hex"
-	"slices"
 
 	"github.com/hsmbackup/hsmbackup/cluster/hsm"
 	"github.com/hsmbackup/hsmbackup/cluster/pkcs11/ck"
@@ -120,7 +118,7 @@ func (s *session) matches(ctx context.Context, l *login, k hsm.KeyInfo, t templa
 			}
 			got, ok = blob(b), true
 		}
-		if !ok || got.Num != want.Num || !bytes.Equal(got.Bytes, want.Bytes) || !slices.Equal(got.Mechs, want.Mechs) {
+		if !ok || !sameValue(got, want) {
 			return false, nil
 		}
 	}

@@ -1,7 +1,6 @@
 package pkcs11
 
 import (
-	"bytes"
 	"encoding/hex"
 	"slices"
 	"strconv"
@@ -22,7 +21,7 @@ func parseTemplate(list []rpc.Attribute) (template, error) {
 		if !a.Valid {
 			return nil, ck.AttributeValueInvalid
 		}
-		if b, twice := t[a.Type]; twice && (a.Num != b.Num || !bytes.Equal(a.Bytes, b.Bytes) || !slices.Equal(a.Mechs, b.Mechs)) {
+		if b, twice := t[a.Type]; twice && !sameValue(a, b) {
 			return nil, ck.TemplateInconsistent
 		}
 		if a.Type.Kind() == ck.KindBool && a.Num > 1 {
@@ -135,6 +134,9 @@ func attributeText(at ck.Attr, a rpc.Attribute) (name, value string, err error) 
 			return "", "", ck.AttributeValueInvalid
 		}
 		return "certificate-category", strconv.FormatUint(a.Num, 10), nil
+	case templates[at] != "":
+		value, err := templateText(at, a.Attrs)
+		return templates[at], value, err
 	case at == ck.AllowedMechanisms:
 		if len(a.Mechs) == 0 {
 			return "", "", nil

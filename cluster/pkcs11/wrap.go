@@ -65,7 +65,7 @@ func (s *session) wrapKey(ctx context.Context, args rpc.Args) ([]any, error) {
 	}
 	out, err := l.Use(ctx, hsm.Use{Kind: hsm.UseWrap, Key: key.ref, Payload: payload.ref, Params: p})
 	if err != nil {
-		return nil, as(err, map[error]ck.RV{hsm.ErrAttribute: ck.KeyNotWrappable, hsm.ErrInvalid: ck.KeySizeRange, hsm.ErrDenied: ck.KeyNotWrappable})
+		return nil, as(err, map[error]ck.RV{hsm.ErrAttribute: ck.KeyNotWrappable, hsm.ErrTemplate: ck.KeyHandleInvalid, hsm.ErrInvalid: ck.KeySizeRange, hsm.ErrDenied: ck.KeyNotWrappable})
 	}
 	return reply(out, args.Room(4)), nil
 }
@@ -134,6 +134,7 @@ func (s *session) unwrapKey(ctx context.Context, args rpc.Args) ([]any, error) {
 	if t.has(ck.ValueLen) {
 		r.Size = int(min(t[ck.ValueLen].Num, 1<<20))
 	}
+	t.yield(&r, k)
 	r.Method, r.Key, r.Params, r.Data = hsm.MethodUnwrap, key.ref, p, hsm.NewSecret(args.Bytes(3))
 	return s.one(ctx, l, r, map[error]ck.RV{hsm.ErrCrypto: ck.WrappedKeyInvalid, hsm.ErrInvalid: ck.WrappedKeyInvalid, hsm.ErrAttribute: ck.TemplateInconsistent,
 		hsm.ErrDenied: ck.KeyFunctionNotPermitted})

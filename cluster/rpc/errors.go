@@ -53,6 +53,7 @@ var table = []coded{
 	{21, "starting", hsm.ErrStarting, codes.Unavailable},
 	{22, "late", hsm.ErrLate, codes.Aborted},
 	{23, "quorum", hsm.ErrQuorum, codes.FailedPrecondition},
+	{24, "template", hsm.ErrTemplate, codes.FailedPrecondition},
 }
 
 // textError is an error with the text of the other side that matches sentinels.

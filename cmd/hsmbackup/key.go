@@ -68,7 +68,7 @@ func creationFlags() []cli.Flag {
 		&cli.IntFlag{Name: "size", Usage: "bytes of an AES or generic secret key, bits of an RSA key"},
 		&cli.StringFlag{Name: "curve", Usage: "secp256r1, secp384r1, secp521r1, secp256k1 or secp224r1"},
 		&cli.BoolFlag{Name: "session", Usage: "a session key: on one HSM, gone with the session"},
-		&cli.StringSliceFlag{Name: "attribute", Usage: "`NAME=VALUE`, such as encrypt=true"},
+		&cli.StringSliceFlag{Name: "attribute", Usage: "`NAME=VALUE`, such as encrypt=true, or unwrap-template=extractable=false,sign=true (commas between; \\ before a comma of a value)"},
 		&cli.StringSliceFlag{Name: "public-attribute", Usage: "`NAME=VALUE` of a pair's public key"},
 		&cli.StringSliceFlag{Name: "share", Usage: "crypto `USER` who may use the key too"},
 		&cli.IntFlag{Name: "use-key-quorum-value", Aliases: []string{"use-private-key-quorum-value"}, Usage: "`N` of its users approve every use of the secret or private key"},

@@ -80,6 +80,7 @@ func Run(t *testing.T, open Open) {
 		{"Sketch", testSketch},
 		{"Settings", testSettings},
 		{"Members", testMembers},
+		{"WrapTemplate", testWrapTemplate}, {"UnwrapTemplate", testUnwrapTemplate},
 		{"QuorumUsers", testQuorumUsers}, {"QuorumTokens", testQuorumTokens}, {"QuorumValues", testQuorumValues},
 		{"QuorumKeys", testQuorumKeys}, {"SignerRegistration", testSignerRegistration},
 		{"Envelope", testEnvelope},

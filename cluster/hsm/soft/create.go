@@ -130,7 +130,7 @@ func (s *session) conceive(req *hsm.CreateRequest) ([]newborn, error) {
 	case hsm.MethodImport:
 		b, err = imported(r, hsm.MethodImport)
 	case hsm.MethodUnwrap:
-		b, err = s.unwrapped(r)
+		b, req.Attributes, err = s.unwrapped(r)
 	case hsm.MethodDerive:
 		b, err = s.derived(r)
 	case hsm.MethodCopy:

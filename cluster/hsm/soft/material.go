@@ -135,14 +135,14 @@ func (b newborn) check(r hsm.CreateRequest) error {
 }
 
 // unwrapped reads a wrapped key.
-func (s *session) unwrapped(r hsm.CreateRequest) (newborn, error) {
+func (s *session) unwrapped(r hsm.CreateRequest) (newborn, map[string]string, error) {
 	e, err := s.usable(r.Key, accessOwner, "unwrap")
 	if err != nil {
-		return newborn{}, err
+		return newborn{}, nil, err
 	}
 	m, err := e.parsed()
 	if err != nil {
-		return newborn{}, err
+		return newborn{}, nil, err
 	}
 	var payload []byte
 	switch p := cryptParams(r.Params); {
@@ -154,23 +154,24 @@ func (s *session) unwrapped(r hsm.CreateRequest) (newborn, error) {
 		err = fmt.Errorf("%w: a public key does not unwrap; name the private key", mech.ErrMechanism)
 	}
 	if err != nil {
-		return newborn{}, mechanism(err)
+		return newborn{}, nil, mechanism(err)
 	}
 	defer clear(payload)
 	clearKey := r
 	clearKey.Data = hsm.NewSecret(payload)
 	b, err := imported(clearKey, hsm.MethodUnwrap)
 	if err != nil {
-		return newborn{}, err
+		return newborn{}, nil, err
 	}
 	b.careful, err = s.h.trusted(e.rec)
 	switch {
 	case err != nil:
-		return newborn{}, err
+		return newborn{}, nil, err
 	case b.class == hsm.ClassPublic:
-		return newborn{}, fmt.Errorf("%w: the data is a public key, which is imported, not unwrapped", hsm.ErrInvalid)
+		return newborn{}, nil, fmt.Errorf("%w: the data is a public key, which is imported, not unwrapped", hsm.ErrInvalid)
 	}
-	return b, nil
+	wanted, err := withUnwrapTemplate(e.rec, r, b)
+	return b, wanted, err
 }
 
 // The names of the derivations.

@@ -129,7 +129,7 @@ func (s *session) withApproval(as []hsm.Approval, d demand, op func() error) err
 // nothingDone tells whether an error says that nothing was done, and that nothing
 // was learned from a key.
 func nothingDone(err error) bool {
-	for _, is := range []error{hsm.ErrInvalid, hsm.ErrNotFound, hsm.ErrExist, hsm.ErrDenied, hsm.ErrAttribute, hsm.ErrLate, hsm.ErrDestroyed, hsm.ErrQuorum} {
+	for _, is := range []error{hsm.ErrInvalid, hsm.ErrNotFound, hsm.ErrExist, hsm.ErrDenied, hsm.ErrAttribute, hsm.ErrTemplate, hsm.ErrLate, hsm.ErrDestroyed, hsm.ErrQuorum} {
 		if errors.Is(err, is) {
 			return true
 		}

@@ -61,6 +61,9 @@ func fits(a hsm.Attribute, class hsm.Class, value []byte) error {
 	if !class.IsKey() && !a.Any {
 		return fmt.Errorf("%w: attribute %s is for keys; this is a %s object", hsm.ErrInvalid, a.Name, class)
 	}
+	if a.Template && len(value) > 0 && slices.Contains(a.Not, class) {
+		return fmt.Errorf("%w: a %s has no %s", hsm.ErrInvalid, class, a.Name)
+	}
 	if !a.Text && (hsm.Register{Value: value}).Bool() && slices.Contains(a.Not, class) {
 		return fmt.Errorf("%w: attribute %s cannot be true for a %s", hsm.ErrInvalid, a.Name, class)
 	}

@@ -2,6 +2,7 @@ package soft
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/rand"
 	"fmt"
@@ -197,7 +198,7 @@ func (s *session) wrap(u hsm.Use) ([]byte, error) {
 	if a != accessOwner && key.rec.Core.Class != hsm.ClassPublic {
 		return nil, fmt.Errorf("%w: key %s belongs to %q; only its owner wraps with it", hsm.ErrDenied, u.Key, key.rec.Core.Owner)
 	}
-	if err := mayWrap(key.rec, payload.rec); err != nil {
+	if err := cmp.Or(mayWrap(key.rec, payload.rec), fitsWrapTemplate(key.rec, payload.rec, s.sessionKey(u.Payload) == nil)); err != nil {
 		return nil, err
 	}
 	m, err := key.parsed()
