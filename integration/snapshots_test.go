@@ -331,7 +331,7 @@ func TestScenario7SynckeyBetweenClusters(t *testing.T) {
 		b.refused(t, 2, "invalid", "synckey", "--src", west.dir, "--dst", west.dir)
 	})
 	t.Run("one reference, two births", func(t *testing.T) {
-		ref := plantConflict(t, b, west)
+		ref := plantConflict(t, b, west, 0x0123456789abcdef)
 		before := [2]string{b.testCluster.root(t), west.root(t)}
 		r := b.run(t, synckey("--json", "--users")...)
 		decode(t, r.stdout, &s)
@@ -388,11 +388,10 @@ func decideConflict(t *testing.T, b backedUp, west *testCluster, ref string) {
 // plantConflict puts two different keys under one reference into two clusters of
 // a lineage, as only whoever holds the lineage's keys can, and returns the
 // reference.
-func plantConflict(t *testing.T, b backedUp, west *testCluster) string {
+func plantConflict(t *testing.T, b backedUp, west *testCluster, ref hsm.KeyRef) string {
 	t.Helper()
 	ctx := context.Background()
 	keyring := recoverKeyring(t, b)
-	const ref = hsm.KeyRef(0x0123456789abcdef)
 	for i, c := range []*testCluster{b.testCluster, west} {
 		client := openAppliance(t, c)
 		masked, err := keyring.Mask(recordOf(t, keyring, ref, byte(i)))
