@@ -369,6 +369,9 @@ func decideConflict(t *testing.T, b backedUp, west *testCluster, ref string) {
 		t.Fatalf("the plan: %v, %+v", shown, r)
 	}
 	b.admin().refused(t, 4, "moved", resolve("--keep", "src", "--keep-both", "--plan", r.Plan, "--yes")...)
+	if moved := b.admin().run(t, resolve("--keep", "src", "--plan", r.Plan, "--yes")...); !strings.Contains(moved.stderr, "without --plan") {
+		t.Errorf("the hint repeats the plan that has moved: %v", moved)
+	}
 	b.admin().refused(t, 2, "usage", resolve()...)
 	b.admin().refused(t, 2, "invalid", "synckey", "resolve", "--src", b.dir, "--dst", b.dir, "--key", ref, "--keep", "src")
 	b.admin().refused(t, 1, "not_found", "synckey", "resolve", "--src", b.dir, "--dst", west.dir, "--key", "0x77", "--keep", "src")

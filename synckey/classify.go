@@ -53,7 +53,7 @@ func newObject(ref hsm.KeyRef, src, dst *held) *object {
 	o.kind = o.shown().Kind
 	switch {
 	case o.src.torn || o.dst.torn:
-		o.class = classConflict
+		o.settleTorn()
 	case o.src.record == nil:
 		o.oneSided(o.dst, classOnlyDst, classTombstoneDst)
 		o.srcGains = true
@@ -88,16 +88,42 @@ func (o *object) oneSided(h *held, live, destroyed class) {
 	}
 }
 
-// compare classifies what both sides hold. The merger of both decides who has
-// news; what of it is sealed cannot be told from outside, so where the sealed
-// part may differ, as a user's password, either side may have.
+// settleTorn classifies what the HSMs of one side hold different births of: a conflict,
+// unless the other side's record says which one stands. The side that is torn then
+// counts as holding what is to give way, if that is live on any of its HSMs.
+func (o *object) settleTorn() {
+	all := mergeAll(slices.Concat(o.src.states, o.dst.states))
+	if len(all) > 1 {
+		o.class = classConflict
+		return
+	}
+	for _, h := range []*held{o.src, o.dst} {
+		if !h.torn {
+			continue
+		}
+		gives := func(r *hsm.Record) bool { return r.Birth != all[0].Birth && !r.Destroyed }
+		if i := slices.IndexFunc(h.states, gives); i >= 0 {
+			h.record = h.states[i]
+		}
+	}
+	o.classify(all[0])
+}
+
+// compare classifies what both sides hold.
 func (o *object) compare() {
-	from, to := o.src.record, o.dst.record
-	merged, err := hsm.Merge(from, to)
+	merged, err := hsm.Merge(o.src.record, o.dst.record)
 	if err != nil {
 		o.class = classConflict
 		return
 	}
+	o.classify(merged)
+}
+
+// classify compares each side with what both merge to. The merger decides who has
+// news; what of it is sealed cannot be told from outside, so where the sealed
+// part may differ, as a user's password, either side may have.
+func (o *object) classify(merged *hsm.Record) {
+	from, to := o.src.record, o.dst.record
 	o.merged = merged
 	srcBehind, dstBehind := !sameClear(merged, from), !sameClear(merged, to)
 	hidden := o.hidden(srcBehind || dstBehind)

@@ -104,11 +104,14 @@ func (f *flow) needs(o *object, give *held) string {
 	if o.kind != hsm.KindKey || o.class == classSettling || o.merged.Destroyed {
 		return ""
 	}
-	var missing []string
-	if owner := give.record.Core.Owner; !f.to.after[owner] {
+	record, missing := give.record, []string(nil)
+	if give.torn { // it goes as what the other side's record makes of it
+		record = o.merged
+	}
+	if owner := record.Core.Owner; !f.to.after[owner] {
 		missing = append(missing, owner+" (owner)")
 	}
-	for _, user := range give.record.Shares() {
+	for _, user := range record.Shares() {
 		if f.from.after[user] && !f.to.after[user] {
 			missing = append(missing, user+" (shared user)")
 		}

@@ -14,11 +14,13 @@ type held struct {
 	// masked are the states that its HSMs are in: one in the common case, none
 	// where the cluster does not hold the object.
 	masked []hsm.MaskedObject
-	// record is what these merge to, clear parts only; nil where there is none.
+	// states are the clear parts of masked.
+	states []*hsm.Record
+	// record is what these merge to; nil where there is none.
 	record *hsm.Record
 	// uneven: the cluster's HSMs do not all hold the same.
 	uneven bool
-	// torn: they hold different births.
+	// torn: they hold different births, and none of them says which one stands.
 	torn bool
 }
 
@@ -71,18 +73,27 @@ func (h *held) add(said hsm.MaskedObject, lineage hsm.Lineage) error {
 	if slices.ContainsFunc(h.masked, func(o hsm.MaskedObject) bool { return o.Object == m.Object }) {
 		return nil
 	}
-	if h.masked = append(h.masked, m); h.record == nil {
-		h.record = r
-		return nil
-	}
-	h.uneven = true
-	merged, err := hsm.Merge(h.record, r)
-	if err != nil {
-		h.torn = true
-		return nil
-	}
-	h.record = merged
+	h.masked, h.states = append(h.masked, m), append(h.states, r)
+	merged := mergeAll(h.states)
+	h.record, h.torn, h.uneven = merged[0], len(merged) > 1, len(h.masked) > 1
 	return nil
+}
+
+// mergeAll merges states of one reference as far as they merge: to one record, unless
+// there are births between which nobody has decided. It takes all together, since what
+// settles two of them may be said by a third.
+func mergeAll(states []*hsm.Record) []*hsm.Record {
+	merged := slices.Clone(states)
+	for i := 0; i < len(merged); i++ {
+		for j := 0; j < i; j++ {
+			if m, err := hsm.Merge(merged[j], merged[i]); err == nil {
+				merged[j] = m
+				merged, i = slices.Delete(merged, i, i+1), 0 // it may name more by now
+				break
+			}
+		}
+	}
+	return merged
 }
 
 // same tells whether two clusters hold one and the same state on all HSMs.

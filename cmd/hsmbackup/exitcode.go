@@ -77,7 +77,7 @@ var verdicts = []verdict{
 	{hsm.ErrLocked, "locked", exitRefused, "an admin unlocks the user with user unlock or user change-password"},
 	{hsm.ErrLogin, "login", exitFailed, "check HSMBACKUP_ROLE and HSMBACKUP_PIN (NAME:PASSWORD); after more than 5 failures the user is locked"},
 	{synckey.ErrLimit, "limit", exitRefused, "see what differs with --dry-run; if it is meant, raise --max-changes or --max-destroyed"},
-	{synckey.ErrMoved, "moved", exitRefused, "run the same command again; it makes another plan"},
+	{synckey.ErrMoved, "moved", exitRefused, "run the same command again, without --plan: it makes another plan, to be looked at before --yes"},
 	{synckey.ErrNoConflict, "no_conflict", exitRefused, "synckey --dry-run shows what differs, and which references are in conflict"},
 	{synckey.ErrBlocked, "blocked", exitRefused, "create the user with user create, or bring users over with synckey --users"},
 	{hsm.ErrQuorum, "quorum", exitRefused, "quorum token-sign generate makes a token; enough users sign it with quorum token-sign sign; give the file with --approval"},
