@@ -430,7 +430,12 @@ func TestJunkManifestIsDeletedByName(t *testing.T) {
 // damageManifest puts other bytes in the place of a manifest.
 func damageManifest(t testing.TB, store storage.Store, n uint64, stored []byte) {
 	t.Helper()
-	path := format.ManifestPath(n)
+	damageObject(t, store, format.ManifestPath(n), stored)
+}
+
+// damageObject puts other bytes under a name.
+func damageObject(t testing.TB, store storage.Store, path string, stored []byte) {
+	t.Helper()
 	if err := store.Delete(t.Context(), path); err != nil {
 		t.Fatal(err)
 	}

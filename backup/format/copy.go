@@ -1,6 +1,7 @@
 package format
 
 import (
+	"cmp"
 	"fmt"
 	"strings"
 	"time"
@@ -17,8 +18,9 @@ type CopyRecord struct {
 	Software string
 }
 
-// CopyVersion is the version of the body of a record of a copy.
-const CopyVersion = 1
+// CopyVersion is the version of the body of a record of a copy. Version 1 had no check
+// and is still read.
+const CopyVersion = 2
 
 type copyBody struct {
 	Version  uint64            `cbor:"1,keyasint"`
@@ -28,6 +30,12 @@ type copyBody struct {
 	Begun    uint64            `cbor:"5,keyasint"`
 	Tags     map[string]string `cbor:"6,keyasint,omitempty"`
 	Software string            `cbor:"7,keyasint"`
+	Check    []byte            `cbor:"8,keyasint,omitempty"`
+}
+
+func (b copyBody) unchecked() copyBody {
+	b.Check = nil
+	return b
 }
 
 // CopyPath returns where the record of a copy lies.
@@ -47,9 +55,18 @@ func EncodeCopy(c CopyRecord) ([]byte, error) {
 	if err := c.check(); err != nil {
 		return nil, err
 	}
-	return encodeRecord(copyHeader, copyBody{
+	b := c.body()
+	var err error
+	if b.Check, err = checkOf(b); err != nil {
+		return nil, err
+	}
+	return encodeRecord(copyHeader, b, MaxRecord)
+}
+
+func (c CopyRecord) body() copyBody {
+	return copyBody{
 		Version: CopyVersion, Sequence: c.Sequence, Manifest: c.Manifest[:], Source: c.Source, Begun: millis(c.Begun), Tags: c.Tags, Software: c.Software,
-	}, MaxRecord)
+	}
 }
 
 // DecodeCopy reads stored bytes. ErrVersion, ErrCorrupt.
@@ -58,7 +75,7 @@ func DecodeCopy(stored []byte) (CopyRecord, error) {
 	if err := decodeRecord(stored, copyHeader, "copy", CopyVersion, MaxRecord, &b); err != nil {
 		return CopyRecord{}, err
 	}
-	if err := checkMillis("copy", b.Begun); err != nil {
+	if err := cmp.Or(verifyCheck("copy", b.Version, b.Check, b.unchecked()), checkMillis("copy", b.Begun)); err != nil {
 		return CopyRecord{}, err
 	}
 	if len(b.Manifest) != 32 {

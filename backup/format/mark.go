@@ -1,9 +1,7 @@
 package format
 
 import (
-	"bytes"
 	"cmp"
-	"crypto/sha256"
 	"fmt"
 	"strings"
 	"time"
@@ -65,27 +63,9 @@ type markBody struct {
 	Check     []byte       `cbor:"8,keyasint,omitempty"`
 }
 
-// check is the SHA-256 of the body without it. Whoever may write marks can make
-// one; it tells a mark from what a disk made of it, which could say something else.
-func (b markBody) check() ([]byte, error) {
+func (b markBody) unchecked() markBody {
 	b.Check = nil
-	encoded, err := encMode.Marshal(b)
-	sum := sha256.Sum256(encoded)
-	return sum[:], err
-}
-
-func (b markBody) verify() error {
-	if b.Version == 1 {
-		if len(b.Check) > 0 {
-			return fmt.Errorf("%w: mark: version 1 with a check", ErrCorrupt)
-		}
-		return nil
-	}
-	want, err := b.check()
-	if err == nil && !bytes.Equal(b.Check, want) {
-		err = fmt.Errorf("%w: mark: its check does not fit", ErrCorrupt)
-	}
-	return err
+	return b
 }
 
 type markedBody struct {
@@ -114,7 +94,7 @@ func EncodeMark(m Mark) ([]byte, error) {
 	}
 	b := m.body()
 	var err error
-	if b.Check, err = b.check(); err != nil {
+	if b.Check, err = checkOf(b); err != nil {
 		return nil, err
 	}
 	return encodeRecord(markHeader, b, MaxMark)
@@ -134,7 +114,7 @@ func DecodeMark(stored []byte) (Mark, error) {
 	if err := decodeRecord(stored, markHeader, "mark", MarkVersion, MaxMark, &b); err != nil {
 		return Mark{}, err
 	}
-	if err := cmp.Or(b.verify(), checkMillis("mark", b.Written)); err != nil {
+	if err := cmp.Or(verifyCheck("mark", b.Version, b.Check, b.unchecked()), checkMillis("mark", b.Written)); err != nil {
 		return Mark{}, err
 	}
 	m := Mark{Number: b.Number, Written: fromMillis(b.Written), Action: Action(b.Action), Reason: b.Reason, Software: b.Software}

@@ -1,9 +1,35 @@
 package format
 
 import (
+	"bytes"
+	"crypto/sha256"
 	"fmt"
 	"slices"
 )
+
+// checkOf is the SHA-256 of a body that has no check yet. Whoever may write records can
+// make one; it tells a record from what a disk made of it, which could say something else.
+func checkOf(unchecked any) ([]byte, error) {
+	encoded, err := encMode.Marshal(unchecked)
+	sum := sha256.Sum256(encoded)
+	return sum[:], err
+}
+
+// verifyCheck compares the check of a record with what it should be. Bodies of version 1
+// had none.
+func verifyCheck(what string, version uint64, check []byte, unchecked any) error {
+	if version == 1 {
+		if len(check) > 0 {
+			return fmt.Errorf("%w: %s: version 1 with a check", ErrCorrupt, what)
+		}
+		return nil
+	}
+	want, err := checkOf(unchecked)
+	if err == nil && !bytes.Equal(check, want) {
+		err = fmt.Errorf("%w: %s: its check does not fit", ErrCorrupt, what)
+	}
+	return err
+}
 
 func checkRecordTexts(what string, texts ...string) error {
 	if i := slices.IndexFunc(texts, func(s string) bool { return CheckText(s) != nil }); i >= 0 {
