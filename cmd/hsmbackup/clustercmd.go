@@ -112,8 +112,18 @@ func (p *program) warn(policy cluster.Policy, pr *profile.Profile) {
 		members[i] = hsm.Member{ID: h.ID, Zone: h.Zone}
 	}
 	for _, text := range policy.Warnings(members) {
-		fmt.Fprintln(p.err, "warning: "+text)
+		p.warning(text)
 	}
+}
+
+// warning tells of something that an operator should look at, on standard error: a line, or
+// with --json an event, so that what stands there is all of one kind.
+func (p *program) warning(text string) {
+	if p.json {
+		p.event("warning", "text", text)
+		return
+	}
+	fmt.Fprintln(p.err, "warning: "+text)
 }
 
 func (p *program) created(pr *profile.Profile) error {

@@ -51,7 +51,7 @@ func (p *program) clusterSet(cc *cli.Context) error {
 			return err
 		}
 		for _, text := range c.Warnings() {
-			fmt.Fprintln(p.err, "warning: "+text)
+			p.warning(text)
 		}
 		doc := map[string]any{"custodians": notNil(s.Custodians), "threshold": s.Threshold, "min_copies": s.MinCopies, "min_zones": s.MinZones, "check_on_use": s.CheckOnUse}
 		return p.result(doc, func(w io.Writer) {
