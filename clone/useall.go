@@ -159,7 +159,7 @@ func secretRoundTrip(key *mech.SecretKey) error {
 
 // signers are the mechanisms that private keys of a type sign with.
 var signers = map[string]mech.SignParams{
-	"rsa": {Mechanism: "rsa-pkcs", Hash: "sha256"}, "ec": {Mechanism: "ecdsa", Hash: "sha256"}, "ed25519": {Mechanism: "ed25519"},
+	"rsa": {Mechanism: "rsa-pkcs", Hash: "sha256"}, "ec": {Mechanism: "ecdsa", Hash: "sha256"}, "ed25519": {Mechanism: "ed25519"}, "ml-dsa": {Mechanism: "ml-dsa"},
 }
 
 func privateTest(r *hsm.Record) ([]byte, error) {
@@ -171,6 +171,12 @@ func privateTest(r *hsm.Record) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
+	if r.Core.Type == "ml-kem" {
+		if err := agree(private, public); err != nil {
+			return nil, err
+		}
+		return mech.CheckValuePublic(r.Core.Public)
+	}
 	signature, err := private.Sign(nil, signers[r.Core.Type], keytest.Question)
 	if err != nil {
 		return nil, err
@@ -179,4 +185,19 @@ func privateTest(r *hsm.Record) ([]byte, error) {
 		return nil, fmt.Errorf("its public key does not accept its signature: %w", err)
 	}
 	return mech.CheckValuePublic(r.Core.Public)
+}
+
+// agree has both halves of an ml-kem key come to one shared secret.
+func agree(private *mech.PrivateKey, public *mech.PublicKey) error {
+	one, ciphertext, err := public.Encapsulate()
+	if err != nil {
+		return err
+	}
+	defer clear(one)
+	two, err := private.Decapsulate(ciphertext)
+	defer clear(two)
+	if err == nil && !bytes.Equal(one, two) {
+		err = fmt.Errorf("its halves come to two shared secrets: %w", keytest.ErrAnswer)
+	}
+	return err
 }

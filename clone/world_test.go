@@ -310,7 +310,7 @@ func insert(t *testing.T, into hsm.Replica, objects ...hsm.MaskedObject) {
 var keySpecs = []mech.Spec{
 	{Type: mech.AES, Size: 16}, {Type: mech.AES, Size: 24}, {Type: mech.AES, Size: 32}, {Type: mech.GenericSecret, Size: 32}, {Type: mech.RSA, Size: 2048},
 	{Type: mech.EC, Curve: mech.Secp224r1}, {Type: mech.EC, Curve: mech.Secp256r1}, {Type: mech.EC, Curve: mech.Secp384r1}, {Type: mech.EC, Curve: mech.Secp521r1},
-	{Type: mech.EC, Curve: mech.Secp256k1}, {Type: mech.Ed25519},
+	{Type: mech.EC, Curve: mech.Secp256k1}, {Type: mech.Ed25519}, {Type: mech.MLDSA, Size: 44}, {Type: mech.MLDSA, Size: 87}, {Type: mech.MLKEM, Size: 768}, {Type: mech.MLKEM, Size: 1024},
 }
 
 // everyKey puts a key of every type into all HSMs and returns their number.

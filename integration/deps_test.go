@@ -71,6 +71,7 @@ var doors = []struct {
 	{"github.com/klauspost/compress", []string{"backup/format"}},
 	{"google.golang.org/", []string{"cluster/rpc/..."}},
 	{"github.com/cockroachdb/", []string{"cluster/hsm/soft"}},
+	{"filippo.io/mldsa", []string{"cluster/hsm/soft/mech"}},
 	{"filippo.io/bigmod", []string{"cluster/hsm/soft/mech"}},
 	{"filippo.io/age", []string{"backup", "backup/format", "cluster/server/seal", "clone"}},
 	{"github.com/prometheus/", []string{"cluster/metrics"}},

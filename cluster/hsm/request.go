@@ -38,7 +38,7 @@ type Params struct {
 type CreateRequest struct {
 	Method Method
 	Token  bool   // token key; otherwise a session key
-	Type   string // "aes", "generic-secret", "rsa", "ec", "ed25519"
+	Type   string // "aes", "generic-secret", "rsa", "ec", "ed25519", "ml-dsa", "ml-kem"
 	Size   int    // bytes for secret keys, bits for RSA
 	Curve  string
 	Class  Class // import, unwrap: what the data is; empty: detect

@@ -48,6 +48,8 @@ func For(k hsm.KeyInfo) (t Test, ok bool) {
 		return same(hsm.Use{Kind: hsm.UseSign, Params: hsm.Params{Mechanism: "rsa-pkcs", Hash: "sha256"}}), true
 	case k.Type == "ed25519" && can("sign"):
 		return same(hsm.Use{Kind: hsm.UseSign, Params: hsm.Params{Mechanism: "ed25519"}}), true
+	case k.Type == "ml-dsa" && can("sign"):
+		return same(hsm.Use{Kind: hsm.UseSign, Params: hsm.Params{Mechanism: "ml-dsa-deterministic"}}), true
 	case k.Type == "ec" && can("sign"):
 		return signed("ecdsa"), true
 	}

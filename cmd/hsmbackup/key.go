@@ -65,7 +65,7 @@ func creationFlags() []cli.Flag {
 	return append(append(clusterFlags(), durabilityFlags()...),
 		&cli.StringFlag{Name: "label", Usage: "the key's `LABEL`"},
 		&cli.StringFlag{Name: "id", Usage: "the key's id, in `HEX`"},
-		&cli.IntFlag{Name: "size", Usage: "bytes of an AES or generic secret key, bits of an RSA key"},
+		&cli.IntFlag{Name: "size", Usage: "bytes of an AES or generic secret key, bits of an RSA key, parameter set of ML-DSA (44, 65, 87) or ML-KEM (768, 1024)"},
 		&cli.StringFlag{Name: "curve", Usage: "secp256r1, secp384r1, secp521r1, secp256k1 or secp224r1"},
 		&cli.BoolFlag{Name: "session", Usage: "a session key: on one HSM, gone with the session"},
 		&cli.StringSliceFlag{Name: "attribute", Usage: "`NAME=VALUE`, such as encrypt=true, or unwrap-template=extractable=false,sign=true (commas between; \\ before a comma of a value)"},
@@ -162,7 +162,7 @@ func attributesOf(pairs []string) (map[string]string, error) {
 func (p *program) generateCommand() *cli.Command {
 	return &cli.Command{
 		Name: "generate", Usage: "generate a key or key pair", ArgsUsage: "TYPE",
-		Description: "TYPE is aes, generic-secret, rsa, ec or ed25519.\n\nExample: hsmbackup key generate ec --curve secp256r1 --label web --attribute sign=true --cluster ./east",
+		Description: "TYPE is aes, generic-secret, rsa, ec, ed25519, ml-dsa (--size 44, 65 or 87) or ml-kem (--size 768 or 1024).\n\nExample: hsmbackup key generate ec --curve secp256r1 --label web --attribute sign=true --cluster ./east",
 		Flags:       creationFlags(),
 		Action: func(cc *cli.Context) error {
 			r, err := creation(cc, hsm.MethodGenerate)
@@ -170,7 +170,7 @@ func (p *program) generateCommand() *cli.Command {
 				return err
 			}
 			if r.Type == "" {
-				return usagef("which type? aes, generic-secret, rsa, ec or ed25519")
+				return usagef("which type? aes, generic-secret, rsa, ec, ed25519, ml-dsa or ml-kem")
 			}
 			return p.createKey(cc, r, nil)
 		},
@@ -225,11 +225,11 @@ func (p *program) unwrapCommand() *cli.Command {
 
 func (p *program) deriveCommand() *cli.Command {
 	return &cli.Command{
-		Name: "derive", Usage: "derive a secret key by ECDH or SP 800-108", ArgsUsage: "TYPE",
+		Name: "derive", Usage: "derive a secret key by ECDH, ML-KEM or SP 800-108", ArgsUsage: "TYPE",
 		Description: "Example: hsmbackup key derive aes --size 32 --base-key attr.label=ecdh --mechanism ecdh --peer peer.pem --label session --cluster ./east",
 		Flags: append(creationFlags(), hashFlag(),
 			&cli.StringSliceFlag{Name: "base-key", Usage: "`FILTER` of the base key"},
-			&cli.StringFlag{Name: "mechanism", Value: "ecdh", Usage: "ecdh (with --hash through the X9.63 KDF) or sp800-108-counter"},
+			&cli.StringFlag{Name: "mechanism", Value: "ecdh", Usage: "ecdh (with --hash through the X9.63 KDF) sp800-108-counter, or ml-kem (--peer is the ciphertext)"},
 			&cli.StringFlag{Name: "peer", Usage: "`FILE` with the other side's public key"},
 			&cli.StringFlag{Name: "info", Usage: "shared info or label of the derivation, in `BASE64`"},
 			&cli.StringFlag{Name: "context", Usage: "context of the derivation, in `BASE64`"}),

@@ -16,6 +16,7 @@ func testUse(w *world) {
 	rsaPair := n.create(s, hsm.CreateRequest{Method: hsm.MethodGenerate, Token: true, Type: "rsa", Size: 2048, Attributes: trues("sign", "decrypt"), Public: trues("verify", "encrypt")})
 	ec := n.create(s, hsm.CreateRequest{Method: hsm.MethodGenerate, Token: true, Type: "ec", Curve: "secp256k1", Attributes: trues("sign"), Public: trues("verify")})
 	ed := n.create(s, hsm.CreateRequest{Method: hsm.MethodGenerate, Token: true, Type: "ed25519", Attributes: trues("sign"), Public: trues("verify")})
+	ml := n.create(s, hsm.CreateRequest{Method: hsm.MethodGenerate, Token: true, Type: "ml-dsa", Size: 65, Attributes: trues("sign"), Public: trues("verify")})
 	for _, c := range []struct {
 		keys []hsm.KeyInfo
 		p    hsm.Params
@@ -24,6 +25,8 @@ func testUse(w *world) {
 		{rsaPair, hsm.Params{Mechanism: "rsa-pkcs-pss", Hash: "sha384"}},
 		{ec, hsm.Params{Mechanism: "ecdsa", Hash: "sha256"}},
 		{ed, hsm.Params{Mechanism: "ed25519"}},
+		{ml, hsm.Params{Mechanism: "ml-dsa", Context: []byte("context")}},
+		{ml, hsm.Params{Mechanism: "ml-dsa-deterministic"}},
 	} {
 		sig := n.use(s, hsm.Use{Kind: hsm.UseSign, Key: c.keys[0].Ref, Params: c.p, Data: []byte("message")})
 		verify := hsm.Use{Kind: hsm.UseVerify, Key: c.keys[1].Ref, Params: c.p, Data: []byte("message"), Signature: sig}

@@ -178,7 +178,8 @@ func (s *session) unwrapped(r hsm.CreateRequest) (newborn, map[string]string, er
 const (
 	deriveECDH   = "ecdh"
 	deriveSP108  = "sp800-108-counter"
-	deriveChoice = deriveECDH + ", " + deriveSP108
+	deriveMLKEM  = "ml-kem"
+	deriveChoice = deriveECDH + ", " + deriveSP108 + ", " + deriveMLKEM
 )
 
 // derived derives a secret key from another key: from an EC key and a peer's
@@ -216,12 +217,31 @@ func derive(m material, r hsm.CreateRequest) ([]byte, error) {
 		base := m.secret.Raw()
 		defer clear(base)
 		return mech.SP800108Counter(cmp.Or(p.Hash, "sha256"), base, p.SharedInfo, p.Context, r.Size)
+	case p.Mechanism == deriveMLKEM && m.private != nil:
+		return decapsulated(m.private, r)
 	case p.Mechanism == deriveECDH:
 		return nil, fmt.Errorf("%w: ecdh needs an ec private key", mech.ErrMechanism)
 	case p.Mechanism == deriveSP108:
 		return nil, fmt.Errorf("%w: %s needs a secret key", mech.ErrMechanism, deriveSP108)
 	}
+	if p.Mechanism == deriveMLKEM {
+		return nil, fmt.Errorf("%w: %s needs an ml-kem private key", mech.ErrMechanism, deriveMLKEM)
+	}
 	return nil, fmt.Errorf("%w: %.40q does not derive; there are %s", mech.ErrMechanism, p.Mechanism, deriveChoice)
+}
+
+// decapsulated is C_DecapsulateKey with CKM_ML_KEM: the shared secret, or its
+// leading bytes.
+func decapsulated(k *mech.PrivateKey, r hsm.CreateRequest) ([]byte, error) {
+	shared, err := k.Decapsulate(r.Params.Peer)
+	if err != nil {
+		return nil, err
+	}
+	defer clear(shared)
+	if r.Size > len(shared) {
+		return nil, fmt.Errorf("%w: the shared secret has %d bytes, %d are wanted", mech.ErrKeySize, len(shared), r.Size)
+	}
+	return append([]byte{}, shared[:r.Size]...), nil
 }
 
 // deriveShared is CKM_ECDH1_DERIVE: without a KDF the shared secret's leading
@@ -246,7 +266,7 @@ func cryptParams(p hsm.Params) mech.CryptParams {
 }
 
 func signParams(p hsm.Params) mech.SignParams {
-	return mech.SignParams{Mechanism: p.Mechanism, Hash: p.Hash, Digest: p.Digest, SaltLength: p.SaltLength}
+	return mech.SignParams{Mechanism: p.Mechanism, Hash: p.Hash, Digest: p.Digest, SaltLength: p.SaltLength, Context: p.Context}
 }
 
 // checkValue returns the key check value.

@@ -21,7 +21,7 @@ func CheckValueSecret(t KeyType, raw []byte) ([]byte, error) {
 // CheckValuePublic returns the key check value of a key pair, the first three
 // bytes of SHA-1 over the public key. The public key is what the BIT STRING
 // subjectPublicKey of its SPKI holds: RSAPublicKey DER (PKCS #1) for rsa, the
-// uncompressed point for ec, the 32 bytes for ed25519. Private and public key of a
+// uncompressed point for ec, the key itself for ed25519, ml-dsa and ml-kem. Private and public key of a
 // pair have the same value. The errors are those of [ParsePublic].
 func CheckValuePublic(spki []byte) ([]byte, error) {
 	k, err := ParsePublic(spki)

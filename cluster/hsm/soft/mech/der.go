@@ -152,11 +152,14 @@ func algorithmFor(s Spec) pkix.AlgorithmIdentifier {
 		return pkix.AlgorithmIdentifier{Algorithm: oidRSA, Parameters: asn1.NullRawValue}
 	case Ed25519:
 		return pkix.AlgorithmIdentifier{Algorithm: oidEd25519}
+	case MLDSA, MLKEM:
+		info, _ := pqOf(s)
+		return pkix.AlgorithmIdentifier{Algorithm: info.oid}
 	}
 	return pkix.AlgorithmIdentifier{Algorithm: oidEC, Parameters: asn1.RawValue{FullBytes: marshal(infoOf(s.Curve).oid)}}
 }
 
-// parseAlgorithm reads an algorithm identifier to a spec without a size.
+// parseAlgorithm reads an algorithm identifier to a spec, of rsa without its size.
 func parseAlgorithm(a pkix.AlgorithmIdentifier) (Spec, error) {
 	params := a.Parameters.FullBytes
 	switch {
@@ -177,6 +180,12 @@ func parseAlgorithm(a pkix.AlgorithmIdentifier) (Spec, error) {
 		}
 		info, err := infoByOID(oid)
 		return Spec{Type: EC, Curve: info.name}, err
+	}
+	if spec, ok := pqByOID(a.Algorithm); ok {
+		if len(params) != 0 {
+			return Spec{}, refuse(ErrKey, "%s algorithm parameters must be absent", spec.Type)
+		}
+		return spec, nil
 	}
 	return Spec{}, refuse(ErrKeyType, "algorithm identifier %v; there are %s", a.Algorithm, list(keyTypes))
 }

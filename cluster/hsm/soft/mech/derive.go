@@ -84,17 +84,17 @@ func (k *privateKey) ecdhP224(peer *publicKey) ([]byte, error) {
 // PointDER returns an uncompressed point as the DER OCTET STRING that PKCS #11's CKA_EC_POINT and
 // the attribute ec-point hold; nil for keys that are not ec or ed25519.
 func (k *PublicKey) PointDER() []byte {
-	if k.k().spec.Type == RSA {
+	if k.k().spec.Curve == "" {
 		return nil
 	}
 	return marshal(k.k().bits)
 }
 
-// CurveDER returns the object identifier of the key's curve in DER, PKCS #11's CKA_EC_PARAMS; nil for rsa.
+// CurveDER returns the object identifier of the key's curve in DER, PKCS #11's CKA_EC_PARAMS; nil for keys without a curve.
 func (k *PublicKey) CurveDER() []byte {
 	var oid asn1.ObjectIdentifier
 	switch k.k().spec.Type {
-	case RSA:
+	case RSA, MLDSA, MLKEM:
 		return nil
 	case Ed25519:
 		oid = oidEd25519

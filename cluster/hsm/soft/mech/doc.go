@@ -20,7 +20,7 @@
 //
 // Mechanisms and hashes carry the names of the CloudHSM command line:
 //
-//	sign     rsa-pkcs, rsa-pkcs-pss, ecdsa, ed25519, ed25519ph;
+//	sign     rsa-pkcs, rsa-pkcs-pss, ecdsa, ed25519, ed25519ph, ml-dsa, ml-dsa-deterministic;
 //	         of data as it is: rsa-pkcs-data, rsa-x-509, ecdsa-data
 //	mac      hmac, aes-cmac
 //	encrypt  aes-gcm (also cloudhsm-aes-gcm), aes-cbc-pad, aes-cbc, aes-ecb, aes-ctr,
@@ -36,7 +36,7 @@
 //
 // Every function that takes a reader accepts nil for the system's generator. Decrypt
 // and Unwrap take one to have the shape of their reverse, and do not read it. The
-// reader supplies secret keys, secp256k1 keys and nonces, CBC vectors and
+// reader supplies secret keys, seeds of ML-DSA and ML-KEM, secp256k1 keys and nonces, CBC vectors and
 // ephemeral wrapping keys. The standard library draws RSA, NIST curve and Ed25519
 // keys, ECDSA nonces, OAEP and PSS salts and GCM nonces from the system's
 // generator, whatever reader it is handed. AES-GCM nonces are random: use one

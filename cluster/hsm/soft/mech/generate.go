@@ -51,6 +51,14 @@ func generatePair(random io.Reader, s Spec) (*PrivateKey, error) {
 			return nil, err
 		}
 		return newEd25519Private(key), nil
+	case MLDSA, MLKEM:
+		info, _ := pqOf(s)
+		seed, err := randomBytes(random, info.seed)
+		if err != nil {
+			return nil, err
+		}
+		defer clear(seed)
+		return newPQPrivate(s, seed)
 	}
 	info := infoOf(s.Curve)
 	if info.std == nil {

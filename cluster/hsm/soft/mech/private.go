@@ -10,19 +10,23 @@ import (
 	"crypto/x509"
 	"encoding/asn1"
 	"sync"
+
+	"filippo.io/mldsa"
 )
 
 // PrivateKey is a parsed private key. It is immutable, may be copied, and may be
 // used by many goroutines at the same time. The zero value is not a key.
 type PrivateKey struct{ k func() *privateKey }
 
-// privateKey has exactly one of rsa, ec, k1 and ed.
+// privateKey has exactly one of rsa, ec, k1, ed, dsa and kem.
 type privateKey struct {
 	pub  *publicKey
 	rsa  *rsa.PrivateKey
 	ec   *ecdsa.PrivateKey
 	k1   *k1Private
 	ed   ed25519.PrivateKey
+	dsa  *mldsa.PrivateKey
+	kem  decapsulator
 	ecdh func() (*ecdh.PrivateKey, error) // of ec, converted at the first use
 }
 
@@ -70,6 +74,8 @@ func parseInner(spec Spec, inner []byte) (*PrivateKey, error) {
 		return parseRSAPrivate(inner)
 	case Ed25519:
 		return parseEd25519Private(inner)
+	case MLDSA, MLKEM:
+		return parsePQPrivate(spec, inner)
 	}
 	return parseSEC1(inner, &spec.Curve)
 }
@@ -252,6 +258,10 @@ func (k *privateKey) inner() []byte {
 		return x509.MarshalPKCS1PrivateKey(k.rsa)
 	case k.ed != nil:
 		return marshal(k.ed.Seed())
+	case k.dsa != nil || k.kem != nil:
+		seed := k.pqSeed()
+		defer clear(seed)
+		return pqInner(seed)
 	}
 	scalar := k.scalar()
 	defer clear(scalar)

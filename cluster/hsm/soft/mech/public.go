@@ -9,6 +9,7 @@ import (
 	"encoding/asn1"
 	"math/big"
 
+	"filippo.io/mldsa"
 	"github.com/decred/dcrd/dcrec/secp256k1/v4"
 )
 
@@ -16,7 +17,7 @@ import (
 // used by many goroutines at the same time. The zero value is not a key.
 type PublicKey struct{ k func() *publicKey }
 
-// publicKey has exactly one of rsa, ec, k1 and ed.
+// publicKey has exactly one of rsa, ec, k1, ed, dsa and kem.
 type publicKey struct {
 	spec Spec
 	spki []byte // canonical
@@ -25,6 +26,8 @@ type publicKey struct {
 	ec   *ecdsa.PublicKey
 	k1   *secp256k1.PublicKey
 	ed   ed25519.PublicKey
+	dsa  *mldsa.PublicKey
+	kem  encapsulator
 }
 
 // ParsePublic reads a public key, SPKI DER, of any type in this package. It is
@@ -50,6 +53,8 @@ func ParsePublic(spki []byte) (*PublicKey, error) {
 		k, err = parseRSAPublic(bits)
 	case Ed25519:
 		k, err = parseEd25519Public(bits)
+	case MLDSA, MLKEM:
+		k, err = parsePQPublic(spec, bits)
 	default:
 		k, err = parsePoint(infoOf(spec.Curve), bits)
 	}
@@ -178,7 +183,7 @@ func (k PublicKey) Spec() Spec {
 func (k *PublicKey) SPKI() []byte { return bytes.Clone(k.k().spki) }
 
 // Bits returns the subjectPublicKey: PKCS #1 for rsa, the uncompressed point for
-// ec, 32 bytes for ed25519. The slice is the caller's own.
+// ec, the bytes of the key itself for ed25519, ml-dsa and ml-kem. The slice is the caller's own.
 func (k *PublicKey) Bits() []byte { return bytes.Clone(k.k().bits) }
 
 // RSA returns modulus and exponent, big-endian, of an rsa key; ok is false for other keys.

@@ -10,6 +10,8 @@ import (
 	"fmt"
 	"io"
 	"math/big"
+
+	"filippo.io/mldsa"
 )
 
 // Mechanisms that sign and verify.
@@ -25,14 +27,14 @@ const (
 	// v1.5 does, ecdsa-data takes its leading bits.
 	RSAPKCSData = "rsa-pkcs-data"
 	ECDSAData   = "ecdsa-data"
-	sigNames    = RSAPKCS + ", " + RSAPSS + ", " + ECDSA + ", " + EdDSA + ", " + EdDSAph + ", " + RSAX509 + ", " + RSAPKCSData + " and " + ECDSAData
+	sigNames    = RSAPKCS + ", " + RSAPSS + ", " + ECDSA + ", " + EdDSA + ", " + EdDSAph + ", " + MLDSASign + ", " + MLDSADeterministic + ", " + RSAX509 + ", " + RSAPKCSData + " and " + ECDSAData
 	macNames    = HMAC + " and " + AESCMAC
 )
 
 // SignParams chooses how to sign, verify or authenticate.
 //
-// Hash is required, except by ed25519, ed25519ph (SHA-512, may be named) and aes-cmac,
-// which take none.
+// Hash is required, except by ed25519, ed25519ph (SHA-512, may be named), ml-dsa and aes-cmac,
+// which take none. Context is for ml-dsa: up to 255 bytes, the same on both sides.
 //
 // Digest says that the data is already hashed, and its length must then be that of
 // Hash. Two mechanisms take a digest without a named hash, as PKCS #11
@@ -50,6 +52,7 @@ type SignParams struct {
 	Hash       string
 	Digest     bool
 	SaltLength int
+	Context    []byte
 }
 
 // Sign signs data. Signatures of ecdsa are r||s, each as long as the curve's
@@ -83,6 +86,8 @@ func (k *privateKey) sign(random io.Reader, p SignParams, m message) ([]byte, er
 			return k.k1.sign(random, m.digest)
 		}
 		return k.signECDSA(random, m.digest)
+	case MLDSASign, MLDSADeterministic:
+		return k.signMLDSA(p, m.digest)
 	}
 	return k.ed.Sign(random, m.digest, &ed25519.Options{Hash: m.hash})
 }
@@ -133,6 +138,8 @@ func (k *publicKey) verify(p SignParams, m message, sig []byte) bool {
 			return verifyK1(k.k1, m.digest, sig)
 		}
 		return k.verifyECDSA(m.digest, sig)
+	case MLDSASign, MLDSADeterministic:
+		return mldsa.Verify(k.dsa, m.digest, sig, &mldsa.Options{Context: string(p.Context)}) == nil
 	}
 	return ed25519.VerifyWithOptions(k.ed, m.digest, sig, &ed25519.Options{Hash: m.hash}) == nil
 }
@@ -162,7 +169,13 @@ func (k *publicKey) prepare(p SignParams, data []byte) (message, error) {
 	if p.Mechanism != RSAPSS && p.SaltLength != 0 {
 		return message{}, refuse(ErrParam, "a salt length is for %s only", RSAPSS)
 	}
+	isMLDSA := p.Mechanism == MLDSASign || p.Mechanism == MLDSADeterministic
+	if !isMLDSA && len(p.Context) > 0 {
+		return message{}, refuse(ErrParam, "a context is for %s only", MLDSASign)
+	}
 	switch p.Mechanism {
+	case MLDSASign, MLDSADeterministic:
+		return prepareMLDSA(p, data)
 	case EdDSA:
 		return prepareEdDSA(p, data)
 	case EdDSAph:
@@ -180,6 +193,7 @@ func (k *publicKey) prepare(p SignParams, data []byte) (message, error) {
 func (k *publicKey) checkMechanism(name string) error {
 	want := map[string]KeyType{
 		RSAPKCS: RSA, RSAPSS: RSA, ECDSA: EC, EdDSA: Ed25519, EdDSAph: Ed25519, RSAX509: RSA, RSAPKCSData: RSA, ECDSAData: EC,
+		MLDSASign: MLDSA, MLDSADeterministic: MLDSA,
 	}[name]
 	if want == "" {
 		return refuse(ErrMechanism, "%.40q does not sign; there are %s", name, sigNames)

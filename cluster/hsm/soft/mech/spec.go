@@ -15,15 +15,19 @@ const (
 	RSA           KeyType = "rsa"
 	EC            KeyType = "ec"
 	Ed25519       KeyType = "ed25519"
+	MLDSA         KeyType = "ml-dsa"
+	MLKEM         KeyType = "ml-kem"
 )
 
-var keyTypes = []KeyType{AES, GenericSecret, RSA, EC, Ed25519}
+var keyTypes = []KeyType{AES, GenericSecret, RSA, EC, Ed25519, MLDSA, MLKEM}
 
 // Secret says whether keys of this type are secret keys, one key rather than a pair.
 func (t KeyType) Secret() bool { return t == AES || t == GenericSecret }
 
 // Asymmetric says whether keys of this type come in pairs.
-func (t KeyType) Asymmetric() bool { return t == RSA || t == EC || t == Ed25519 }
+func (t KeyType) Asymmetric() bool {
+	return t == RSA || t == EC || t == Ed25519 || t == MLDSA || t == MLKEM
+}
 
 // ParseKeyType reads the name of a key type; other names are [ErrKeyType].
 func ParseKeyType(name string) (KeyType, error) {
@@ -48,7 +52,8 @@ const (
 
 // Spec says what a key is, short of the key itself: what to generate, or what
 // was found. Size is in bytes for aes and generic-secret, in bits of the modulus
-// for rsa, and otherwise zero. Curve is set for ec, and in specs this
+// for rsa, the number of the parameter set for ml-dsa (44, 65, 87) and ml-kem (768,
+// 1024), and otherwise zero. Curve is set for ec, and in specs this
 // package returns also for ed25519.
 type Spec struct {
 	Type  KeyType `json:"type"`
@@ -61,7 +66,7 @@ type Spec struct {
 // A curve may be given by any of its names, see [ParseCurve].
 func (s Spec) Validate() error {
 	switch s.Type {
-	case AES, GenericSecret, RSA:
+	case AES, GenericSecret, RSA, MLDSA, MLKEM:
 		if s.Curve != "" {
 			return refuse(ErrCurve, "%s keys have no curve, %.40q was given", s.Type, string(s.Curve))
 		}
@@ -85,6 +90,14 @@ func (s Spec) validateSize() error {
 	case GenericSecret:
 		if n < 1 || n > maxGenericSecret {
 			return refuse(ErrKeySize, "generic secret of %d bytes; there are 1 to %d", n, maxGenericSecret)
+		}
+	case MLDSA:
+		if n != 44 && n != 65 && n != 87 {
+			return refuse(ErrKeySize, "ml-dsa parameter set %d; there are 44, 65 and 87", n)
+		}
+	case MLKEM:
+		if n != 768 && n != 1024 {
+			return refuse(ErrKeySize, "ml-kem parameter set %d; there are 768 and 1024", n)
 		}
 	case RSA:
 		if n < minRSABits || n > maxRSABits || n%stepRSABits != 0 {
@@ -113,7 +126,7 @@ func (s Spec) validateCurve() error {
 
 // canonical returns s, which must be valid, with the curve's canonical name.
 func (s Spec) canonical() Spec {
-	if s.Type.Asymmetric() && s.Type != RSA {
+	if s.Type == EC || s.Type == Ed25519 {
 		s.Curve, _ = ParseCurve(string(s.Curve))
 	}
 	if s.Type == Ed25519 {
