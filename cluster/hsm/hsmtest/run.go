@@ -73,7 +73,7 @@ func Run(t *testing.T, open Open) {
 		{"InsertConflicts", testInsertConflicts},
 		{"InsertTombstones", testInsertTombstones},
 		{"Revive", testRevive},
-		{"Supersede", testSupersede}, {"KeepCopy", testKeepCopy}, {"SupersedeRights", testSupersedeRights}, {"SupersedeTrusted", testSupersedeTrusted},
+		{"Supersede", testSupersede}, {"KeepCopy", testKeepCopy}, {"SupersedeRights", testSupersedeRights}, {"SupersedeTrusted", testSupersedeTrusted}, {"KeptTrusted", testKeptTrusted},
 		{"InsertMasked", testInsertMasked},
 		{"OwnKeysOnly", testOwnKeysOnly},
 		{"ClusterScope", testClusterScope},

@@ -165,3 +165,40 @@ func testSupersedeTrusted(w *world) {
 	_, err = t.decide(t.a, t.a.user(alice), hsm.ChangeSupersede, trusted, birthOf(w, t.yield))
 	w.want("its owner brings it in", err, hsm.ErrDenied)
 }
+
+// testKeptTrusted: what was kept is trusted once its original has given way, and not
+// before: there it may decrypt what the other one wraps. While it is trusted the
+// original does not come back.
+func testKeptTrusted(w *world) {
+	t := w.twins(alice, alice)
+	b := t.b
+	set := func(s hsm.Session, ref hsm.KeyRef, name, value string) error {
+		_, err := s.Change(b.ctx(), hsm.Change{Kind: hsm.ChangeAttribute, Ref: ref, Name: name, Value: value})
+		return err
+	}
+	kept, err := t.decide(b, b.admin(), hsm.ChangeKeepCopy, t.stays, birthOf(w, t.yield))
+	w.ok(err)
+	for _, name := range []string{"encrypt", "decrypt", "extractable"} {
+		w.ok(set(b.user(alice), kept.Ref, name, "false"))
+	}
+	w.want("the original is live", set(b.admin(), kept.Ref, "trusted", "true"), hsm.ErrAttribute)
+	w.must(w.insertOne(t.a, kept))
+	_, err = t.a.admin().Change(t.a.ctx(), hsm.Change{Kind: hsm.ChangeAttribute, Ref: kept.Ref, Name: "trusted", Value: "true"})
+	w.want("where it is not heard of that the original gave way", err, hsm.ErrAttribute)
+
+	w.must(t.decide(b, b.admin(), hsm.ChangeSupersede, t.stays, birthOf(w, t.stays)))
+	w.ok(set(b.admin(), kept.Ref, "trusted", "true"))
+	_, err = t.decide(b, b.admin(), hsm.ChangeSupersede, t.yield, birthOf(w, t.yield))
+	w.want("the original comes to stand again", err, hsm.ErrAttribute)
+	w.ok(set(b.admin(), kept.Ref, "trusted", "false"))
+	w.must(t.decide(b, b.admin(), hsm.ChangeSupersede, t.yield, birthOf(w, t.yield)))
+	w.want("the original is live again", set(b.admin(), kept.Ref, "trusted", "true"), hsm.ErrAttribute)
+
+	// Trusted where the original had given way, and brought here.
+	w.ok(set(b.user(alice), t.ref, "decrypt", "false"))
+	w.must(t.decide(t.a, t.a.admin(), hsm.ChangeSupersede, t.yield, birthOf(w, t.stays)))
+	w.must(w.insertOne(t.a, w.extractOne(b.hsm(), kept.Ref)))
+	w.must(t.a.admin().Change(t.a.ctx(), hsm.Change{Kind: hsm.ChangeAttribute, Ref: kept.Ref, Name: "trusted", Value: "true"}))
+	w.must(w.insertOne(b, w.extractOne(t.a.hsm(), kept.Ref)))
+	w.want("the original begins to decrypt", set(b.user(alice), t.ref, "decrypt", "true"), hsm.ErrAttribute)
+}

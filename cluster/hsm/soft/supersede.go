@@ -92,6 +92,9 @@ func (s *session) supersede(c hsm.Change) (hsm.MaskedObject, error) {
 			if err := s.h.ownerThere(r); err != nil {
 				return nil, fmt.Errorf("supersede %s: what is to stand: %w", c.Ref, err)
 			}
+			if err := s.h.mindCopy(r); err != nil {
+				return nil, err
+			}
 		}
 		ended = cur.rec
 		return s.unlessSame(cur, r)

@@ -57,14 +57,63 @@ func (h *HSM) mayTrust(r *hsm.Record) error {
 	return h.onlyOne(pair)
 }
 
-// onlyOne refuses a key that was kept under another reference, when it was to give way
-// to another birth, and stands all the same: what is set of it does not hold there.
+// onlyOne refuses a key that is there under another reference too: one that was kept
+// when it was to give way to another birth, and stands all the same, or one that was
+// kept from a key that did not give way. What is set of the one does not hold for the
+// other.
 func (h *HSM) onlyOne(r *hsm.Record) error {
-	kept, err := h.read(hsm.ScopeLineage, h.keys().KeptRef(r.Ref, r.Birth))
-	if err != nil || kept == nil || kept.obj.Tombstone {
+	kept, err := h.keptCopy(r)
+	if err != nil {
 		return err
 	}
-	return fmt.Errorf("%w: key %s is also kept as %s, where it may decrypt; destroy that first", hsm.ErrAttribute, r.Ref, kept.obj.Ref)
+	if kept != nil {
+		return fmt.Errorf("%w: key %s is also kept as %s, where it may decrypt; destroy that first", hsm.ErrAttribute, r.Ref, kept.Ref)
+	}
+	for _, from := range r.KeptFrom() {
+		if err := h.gaveWay(r, from); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// keptCopy returns the live key that is kept of another one, nil if there is none.
+func (h *HSM) keptCopy(r *hsm.Record) (*hsm.Record, error) {
+	kept, err := h.read(hsm.ScopeLineage, h.keys().KeptRef(r.Ref, r.Birth))
+	if err != nil || kept == nil || kept.obj.Tombstone {
+		return nil, err
+	}
+	return kept.rec, nil
+}
+
+// gaveWay refuses a key that was kept from another one, unless it is known here that
+// that one gave way or is destroyed.
+func (h *HSM) gaveWay(r *hsm.Record, from hsm.Origin) error {
+	cur, err := h.read(hsm.ScopeLineage, from.Ref)
+	if err != nil {
+		return err
+	}
+	switch {
+	case cur == nil || !cur.rec.Names(from.Birth):
+		return fmt.Errorf("%w: key %s was kept from %s, which has not given way here, and may decrypt; decide between its births first (synckey resolve)", hsm.ErrAttribute, r.Ref, from.Ref)
+	case cur.rec.Birth == from.Birth && !cur.rec.Destroyed:
+		return fmt.Errorf("%w: key %s was kept from %s, which is there too, and may decrypt; destroy that first", hsm.ErrAttribute, r.Ref, from.Ref)
+	}
+	return nil
+}
+
+// mindCopy refuses to let a key decrypt, or come to stand again, that is kept under
+// another reference where it is trusted.
+func (h *HSM) mindCopy(r *hsm.Record) error {
+	kept, err := h.keptCopy(r)
+	if err != nil || kept == nil {
+		return err
+	}
+	trusted, err := h.trusted(kept)
+	if err == nil && trusted {
+		err = fmt.Errorf("%w: key %s is kept as %s too, which is trusted; an admin withdraws trusted first", hsm.ErrAttribute, r.Ref, kept.Ref)
+	}
+	return err
 }
 
 func fitToTrust(r *hsm.Record) error {
@@ -99,7 +148,10 @@ func (h *HSM) mindTrust(a hsm.Attribute, r *hsm.Record, value []byte) error {
 	if err == nil && trusted {
 		return fmt.Errorf("%w: key %s is trusted, so its %s stays; an admin withdraws trusted first", hsm.ErrAttribute, r.Ref, a.Name)
 	}
-	return err
+	if err != nil {
+		return err
+	}
+	return h.mindCopy(r)
 }
 
 // mayDestroy keeps a trusted key from being destroyed: revived in a state from
