@@ -132,7 +132,7 @@ type Change struct {
 	// all that they have acknowledged. ErrFuture if it is more than MaxAhead ahead of
 	// the HSM's clock.
 	//
-	// What is set of a key or a user is stamped one later, however late the HSM does
+	// What is set of a key, a user, a member or a policy is stamped one later, however late the HSM does
 	// it: a call that hangs somewhere while its caller turns to another HSM does not
 	// win over what was changed meanwhile. ErrLate if it would not win over what the
 	// HSM has: hear the HSMs again. 0: the HSM stamps by its own clock.

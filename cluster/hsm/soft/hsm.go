@@ -38,6 +38,7 @@ type HSM struct {
 	sessions sessionTable
 	attempts attempts
 	floor    floor
+	latest   latest
 	boot     BootID
 	before   []Boot
 	writes   atomic.Uint64 // sequence number after the last durable change
@@ -101,6 +102,9 @@ func (h *HSM) load() error {
 		return h.store.wrap("open", err)
 	}
 	if err := h.checkFloor(); err != nil {
+		return err
+	}
+	if err := h.loadLatest(); err != nil {
 		return err
 	}
 	return h.beginBoot()

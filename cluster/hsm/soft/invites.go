@@ -42,7 +42,7 @@ func (s *session) invite(i *hsm.Invite) (hsm.MaskedObject, error) {
 		registerVoters: voters, registerReplaces: counterValue(uint64(i.Replaces)),
 	}
 	return s.h.update(hsm.ScopeCluster, ref, func(cur *held) (*hsm.Record, error) {
-		r, err := s.h.withRegisters(cur, hsm.KindInvite, ref, i.ID.String(), values)
+		r, err := s.h.withRegisters(cur, hsm.KindInvite, ref, i.ID.String(), values, s.h.clock.Next())
 		if err == nil && r != nil && cur != nil {
 			return nil, fmt.Errorf("%w: invitation %s is there already, with other terms", hsm.ErrExist, i.ID)
 		}
@@ -196,7 +196,7 @@ func (s *session) revoke(r *hsm.Revocation) (hsm.MaskedObject, error) {
 		if was, ok := registerOf(cur, registerUntil); ok && counter(was) >= uint64(r.Until.UnixMilli()) {
 			return nil, nil // it ends these already
 		}
-		return s.h.withRegisters(cur, hsm.KindRevocation, ref, r.Kind+"/"+r.Name, map[string][]byte{registerUntil: until})
+		return s.h.withRegisters(cur, hsm.KindRevocation, ref, r.Kind+"/"+r.Name, map[string][]byte{registerUntil: until}, s.h.clock.Next())
 	})
 }
 

@@ -18,6 +18,7 @@ import (
 //	a op               mark: an operation committed or aborted
 //	t time op          marks by age
 //	f                  version of this layout
+//	c time             no stamp is later; no value
 const (
 	prefixObject   = 'o'
 	prefixDigest   = 'd'
@@ -28,6 +29,7 @@ const (
 	prefixFormat   = 'f'
 	prefixBoots    = 'b' // this start and those before it
 	prefixSeen     = 's' // of other HSMs
+	prefixLatest   = 'c'
 )
 
 const storeFormat = 1

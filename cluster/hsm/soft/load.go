@@ -153,6 +153,9 @@ func (l *load) finish(ctx context.Context) error {
 	if err := l.mustBeEmpty(); err != nil {
 		return err
 	}
+	if err := h.rememberLatest(); err != nil { // if we die after it, the clock is ahead of nothing
+		return err
+	}
 	for _, group := range disjoint(l.tables) {
 		group, err := l.handOver(group)
 		if err != nil {

@@ -41,7 +41,7 @@ func (s *session) changeMember(c hsm.Change) (hsm.MaskedObject, error) {
 				return nil, err
 			}
 		}
-		return s.h.withRegisters(cur, hsm.KindMember, ref, m.ID.String(), memberValues(cur, m))
+		return s.h.withRegisters(cur, hsm.KindMember, ref, m.ID.String(), memberValues(cur, m), s.h.stampOf(c))
 	})
 }
 

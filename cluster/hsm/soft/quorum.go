@@ -256,7 +256,7 @@ func (s *session) changeQuorum(c hsm.Change) (hsm.MaskedObject, error) {
 	var m hsm.MaskedObject
 	err = s.withApproval(c.Approvals, adminDemand(hsm.ServiceQuorum, max(now.Quorum, now.User)), func() (err error) {
 		m, err = s.h.update(hsm.ScopeLineage, quorumRef, func(cur *held) (*hsm.Record, error) {
-			return s.h.withRegisters(cur, hsm.KindPolicy, quorumRef, quorumName, map[string][]byte{string(service): []byte(strconv.Itoa(value))})
+			return s.h.withRegisters(cur, hsm.KindPolicy, quorumRef, quorumName, map[string][]byte{string(service): []byte(strconv.Itoa(value))}, s.h.stampOf(c))
 		})
 		return err
 	})

@@ -86,13 +86,14 @@ func (s *session) changeSettings(c hsm.Change) (hsm.MaskedObject, error) {
 		if c.Settings.MinZones > 0 || cur != nil && cur.rec.Registers[registerMinZones].Value != nil {
 			values[registerMinZones] = []byte(strconv.Itoa(c.Settings.MinZones))
 		}
-		return s.h.withRegisters(cur, hsm.KindPolicy, settingsRef, settingsName, values)
+		return s.h.withRegisters(cur, hsm.KindPolicy, settingsRef, settingsName, values, s.h.stampOf(c))
 	})
 }
 
 // withRegisters returns a copy of cur, or a new record, in which the registers
-// have these values; nil if they have them already.
-func (h *HSM) withRegisters(cur *held, kind hsm.Kind, ref hsm.KeyRef, name string, values map[string][]byte) (*hsm.Record, error) {
+// have these values, stamped at; nil if they have them already, or if what is there was
+// changed at the same time and wins. ErrLate if what differs is later than the change.
+func (h *HSM) withRegisters(cur *held, kind hsm.Kind, ref hsm.KeyRef, name string, values map[string][]byte, at hsm.Stamp) (*hsm.Record, error) {
 	r, err := h.newRecord(kind, ref, name)
 	if err != nil {
 		return nil, err
@@ -100,9 +101,17 @@ func (h *HSM) withRegisters(cur *held, kind hsm.Kind, ref hsm.KeyRef, name strin
 	if cur != nil {
 		r = cur.rec.Clone()
 	}
-	at, changed := h.clock.Next(), cur == nil
+	changed := cur == nil
 	for name, v := range values {
-		if was, set := r.Registers[name]; !set || !bytes.Equal(was.Value, v) {
+		was, set := r.Registers[name]
+		if set && bytes.Equal(was.Value, v) {
+			continue
+		}
+		later, err := wins(at, was.Stamp)
+		if err != nil {
+			return nil, err
+		}
+		if later {
 			r.Set(name, v, at)
 			changed = true
 		}

@@ -92,12 +92,14 @@ func (t *tx) delete(key []byte) {
 // and tables. On an error nothing of it is visible.
 func (t *tx) commit() error {
 	defer t.batch.Close()
+	latest := t.keepLatest()
 	if t.err != nil {
 		return t.h.store.wrap("write", t.err)
 	}
 	if err := t.h.commit(t); err != nil {
 		return err
 	}
+	t.h.keptLatest(latest)
 	t.h.raiseFloor()
 	return nil
 }
