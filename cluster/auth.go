@@ -20,6 +20,9 @@ type Credential struct {
 	Role     hsm.Role
 	Name     string
 	Password hsm.Secret
+	// SecondFactor answers for a user who has a key for logins, on each login with the
+	// password; nil: such a user is refused with hsm.ErrMFA.
+	SecondFactor hsm.SecondFactor
 	// Identity is the path of an identity file (certificate and private key,
 	// PEM), the appliance's for instance. Empty: the profile's client identity.
 	Identity string
@@ -37,6 +40,8 @@ var refusalPauses = []time.Duration{time.Minute, 10 * time.Minute}
 type auth struct {
 	role     hsm.Role
 	name     string
+	factor   hsm.SecondFactor
+	asking   atomic.Int32 // how many are waiting for the second factor
 	password atomic.Pointer[hsm.Secret]
 	ticket   atomic.Pointer[hsm.Secret]
 	who      atomic.Pointer[hsm.Principal]
@@ -49,7 +54,7 @@ type auth struct {
 }
 
 func newAuth(c Credential) *auth {
-	a := &auth{role: c.Role, name: c.Name, turn: make(chan struct{}, 1)}
+	a := &auth{role: c.Role, name: c.Name, factor: c.SecondFactor, turn: make(chan struct{}, 1)}
 	a.setPassword(c.Password)
 	return a
 }
@@ -126,7 +131,7 @@ func (a *auth) login(ctx context.Context, m hsm.Module, tried *hsm.Secret) (hsm.
 		return nil, err
 	}
 	password := a.password.Load()
-	s, ticket, err := m.Login(ctx, a.role, a.name, *password)
+	s, ticket, err := a.present(ctx, m, *password)
 	switch {
 	case err == nil:
 		who := s.Principal()
@@ -138,6 +143,45 @@ func (a *auth) login(ctx context.Context, m hsm.Module, tried *hsm.Secret) (hsm.
 		a.noteRefusal(err)
 	}
 	return s, err
+}
+
+// present logs in, with the second factor where there is one.
+func (a *auth) present(ctx context.Context, m hsm.Module, password hsm.Secret) (hsm.Session, hsm.Secret, error) {
+	if able, ok := m.(hsm.MFA); ok && a.factor != nil {
+		return able.LoginMFA(ctx, a.role, a.name, password, func(ctx context.Context, challenge []byte) ([]byte, error) {
+			a.asking.Add(1)
+			defer a.asking.Add(-1)
+			signature, err := a.factor(ctx, challenge)
+			if err != nil { // who cannot answer one HSM is not asked by the next
+				err = fmt.Errorf("%w: second factor: %w", hsm.ErrLogin, err)
+			}
+			return signature, err
+		})
+	}
+	return m.Login(ctx, a.role, a.name, password)
+}
+
+// patience bounds an attempt to connect: longer while a person is asked for the second
+// factor.
+func (a *auth) patience(ctx context.Context, connect time.Duration) (context.Context, context.CancelFunc) {
+	if a.factor == nil {
+		return context.WithTimeout(ctx, connect)
+	}
+	limited, cancel := context.WithCancel(ctx)
+	go func() {
+		defer cancel()
+		for _, d := range []time.Duration{connect, hsm.ChallengeLife} {
+			select {
+			case <-limited.Done():
+				return
+			case <-time.After(d):
+			}
+			if a.asking.Load() == 0 {
+				return
+			}
+		}
+	}()
+	return limited, cancel
 }
 
 func (a *auth) mayTry() error {

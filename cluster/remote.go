@@ -194,7 +194,7 @@ func (r *remote) revive(ctx context.Context, l *link) error {
 
 // dialNew connects anew and logs in, and retires the connection before.
 func (r *remote) dialNew(ctx context.Context, old *link) error {
-	limited, cancel := context.WithTimeout(ctx, r.c.timing.connect)
+	limited, cancel := r.c.auth.patience(ctx, r.c.timing.connect)
 	defer cancel()
 	l, err := r.dial(limited)
 	if err != nil {

@@ -264,6 +264,16 @@ func (m *faultyModule) Login(ctx context.Context, role hsm.Role, name string, pa
 	return s, ticket, err
 }
 
+func (m *faultyModule) LoginMFA(ctx context.Context, role hsm.Role, name string, password hsm.Secret, factor hsm.SecondFactor) (hsm.Session, hsm.Secret, error) {
+	var ticket hsm.Secret
+	m.b.logins.Add(1)
+	s, err := m.enter(ctx, "LoginMFA", func(inner hsm.Module) (s hsm.Session, err error) {
+		s, ticket, err = inner.(hsm.MFA).LoginMFA(ctx, role, name, password, factor)
+		return s, err
+	})
+	return s, ticket, err
+}
+
 func (m *faultyModule) Redeem(ctx context.Context, ticket hsm.Secret) (hsm.Session, error) {
 	return m.enter(ctx, "Redeem", func(inner hsm.Module) (hsm.Session, error) { return inner.Redeem(ctx, ticket) })
 }

@@ -1,6 +1,12 @@
 package integration
 
 import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/base64"
+	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"strings"
@@ -19,8 +25,8 @@ func opensslKey(t *testing.T, m *machine, name string, pkey ...string) (private,
 	return private, public
 }
 
-// TestQuorum: three HSM processes; users that two admins approve, and a key that
-// two users approve, with tokens in files; a token is good on the HSM that issued it,
+// TestQuorum: three HSM processes; users that two admins approve, a key that two users
+// approve, wrap and unwrap templates, and a user who logs in with a second factor, with tokens in files; a token is good on the HSM that issued it,
 // once, and not after that HSM was killed.
 func TestQuorum(t *testing.T) {
 	t.Parallel()
@@ -65,6 +71,7 @@ func TestQuorum(t *testing.T) {
 	root.refused(t, 4, "quorum", "user", "delete", "carol", "--approval", token)
 	quorumKey(t, c, ec)
 	keyTemplates(t, c)
+	secondFactor(t, c, ec)
 
 	generate()
 	sign("root", rootKey)
@@ -128,5 +135,52 @@ func keyTemplates(t *testing.T, c *testCluster) {
 	alice.json(t, &k, unwrap...)
 	if k.Attributes["extractable"] != false {
 		t.Errorf("unwrapped as %v", k.Attributes)
+	}
+}
+
+// secondFactor has bob log in with a key beside the password: from a file, and by
+// answering a challenge.
+func secondFactor(t *testing.T, c *testCluster, ec []string) {
+	t.Helper()
+	key, _ := opensslKey(t, c.machine, "bob-mfa", ec...)
+	other, _ := opensslKey(t, c.machine, "other-mfa", ec...)
+	c.bob().ok(t, "user", "change-mfa", "token-sign", "register", "--key", key)
+	c.bob().refused(t, 1, "mfa", "key", "list")
+	c.bob().refused(t, 1, "login", "key", "list", "--mfa", other)
+	c.bob().refused(t, 2, "usage", "key", "list", "--mfa", c.path("bob-mfa.pub"))
+	c.bob().ok(t, "key", "list", "--mfa", key)
+	c.bob().with("HSMBACKUP_MFA="+key).ok(t, "key", "list")
+
+	ctx, cancel := context.WithTimeout(t.Context(), deadline)
+	defer cancel()
+	cmd := c.bob().command(ctx, t, "key", "list", "--mfa", "-")
+	stdin, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	stderr, err := cmd.StderrPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	lines := bufio.NewScanner(stderr)
+	lines.Scan() // what to do
+	lines.Scan()
+	challenge, err := base64.StdEncoding.DecodeString(lines.Text())
+	if err != nil {
+		t.Fatalf("%q: %v", lines.Text(), err)
+	}
+	sign := exec.Command("openssl", "dgst", "-sha256", "-sign", key)
+	sign.Stdin = bytes.NewReader(challenge)
+	signature, err := sign.Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	fmt.Fprintln(stdin, base64.StdEncoding.EncodeToString(signature))
+	rest, _ := io.ReadAll(stderr)
+	if err := cmd.Wait(); err != nil {
+		t.Errorf("%v\n%s", err, rest)
 	}
 }

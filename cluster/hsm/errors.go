@@ -22,6 +22,9 @@ var (
 	// ErrQuorum: so many users have to approve first (QUORUM.md), and the approval is
 	// missing, not sufficient or not valid. Nothing was done.
 	ErrQuorum = errors.New("quorum approval is required for this operation")
+	// ErrMFA: the password is right, and the user has a key for logins too: see MFA. It
+	// comes with ErrLogin.
+	ErrMFA = errors.New("a second factor is required")
 	// ErrLocked: the user is locked after too many failed logins.
 	ErrLocked = errors.New("user is locked")
 	// ErrSession: the session is unknown or over; log in again.

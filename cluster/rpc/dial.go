@@ -119,7 +119,13 @@ func (m *module) fail(ctx context.Context, err error) error {
 }
 
 func (m *module) Login(ctx context.Context, role hsm.Role, name string, password hsm.Secret) (hsm.Session, hsm.Secret, error) {
-	return m.attach(ctx, &pb.AttachRequest{How: &pb.AttachRequest_Login{Login: &pb.Login{Role: string(role), Name: name, Password: password.Reveal()}}})
+	return m.LoginMFA(ctx, role, name, password, nil)
+}
+
+// LoginMFA implements hsm.MFA.
+func (m *module) LoginMFA(ctx context.Context, role hsm.Role, name string, password hsm.Secret, factor hsm.SecondFactor) (hsm.Session, hsm.Secret, error) {
+	login := &pb.Login{Role: string(role), Name: name, Password: password.Reveal(), Answers: factor != nil}
+	return m.attachWith(ctx, &pb.AttachRequest{How: &pb.AttachRequest_Login{Login: login}}, factor)
 }
 
 func (m *module) Redeem(ctx context.Context, ticket hsm.Secret) (hsm.Session, error) {
@@ -135,6 +141,11 @@ func (m *module) Session(ctx context.Context) (hsm.Session, error) {
 // attach opens the stream that is the session. It lives until Close; ctx
 // governs its beginning only.
 func (m *module) attach(ctx context.Context, req *pb.AttachRequest) (hsm.Session, hsm.Secret, error) {
+	return m.attachWith(ctx, req, nil)
+}
+
+// attachWith is attach, and answers a challenge.
+func (m *module) attachWith(ctx context.Context, req *pb.AttachRequest, factor hsm.SecondFactor) (hsm.Session, hsm.Secret, error) {
 	life, end := context.WithCancel(context.WithoutCancel(ctx))
 	stop := context.AfterFunc(ctx, end)
 	stream, err := m.api.Attach(life)
@@ -144,6 +155,15 @@ func (m *module) attach(ctx context.Context, req *pb.AttachRequest) (hsm.Session
 	}
 	stream.Send(req) // if it fails, Recv says why
 	reply, err := stream.Recv()
+	if challenge := reply.GetChallenge(); err == nil && len(challenge) > 0 && factor != nil {
+		answer, refused := factor(ctx, challenge)
+		if refused != nil {
+			end()
+			return nil, hsm.Secret{}, refused
+		}
+		stream.Send(&pb.AttachRequest{How: &pb.AttachRequest_Answer{Answer: answer}})
+		reply, err = stream.Recv()
+	}
 	if !stop() && err == nil {
 		err = ctx.Err()
 	}

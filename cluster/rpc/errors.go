@@ -54,6 +54,7 @@ var table = []coded{
 	{22, "late", hsm.ErrLate, codes.Aborted},
 	{23, "quorum", hsm.ErrQuorum, codes.FailedPrecondition},
 	{24, "template", hsm.ErrTemplate, codes.FailedPrecondition},
+	{25, "mfa", hsm.ErrMFA, codes.Unauthenticated},
 }
 
 // textError is an error with the text of the other side that matches sentinels.

@@ -51,7 +51,7 @@ func (v *service) Attach(stream grpc.BidiStreamingServer[pb.AttachRequest, pb.At
 		return err
 	}
 	defer v.server.release()
-	session, ticket, err := v.start(ctx, c, req)
+	session, ticket, err := v.start(ctx, c, req, asks(stream))
 	if err != nil {
 		return err
 	}
@@ -99,7 +99,7 @@ func attached(s hsm.Session, token []byte, ticket hsm.Secret) *pb.AttachReply {
 }
 
 // start logs in. It is guarded and observed as an operation of its own.
-func (v *service) start(ctx context.Context, c *connection, req *pb.AttachRequest) (s hsm.Session, ticket hsm.Secret, err error) {
+func (v *service) start(ctx context.Context, c *connection, req *pb.AttachRequest, factor hsm.SecondFactor) (s hsm.Session, ticket hsm.Secret, err error) {
 	if !v.server.gate.enter() {
 		return nil, hsm.Secret{}, errStopping
 	}
@@ -114,7 +114,7 @@ func (v *service) start(ctx context.Context, c *connection, req *pb.AttachReques
 		switch how := req.GetHow().(type) {
 		case *pb.AttachRequest_Login:
 			name = "Login"
-			s, ticket, err = login(ctx, m, how.Login)
+			s, ticket, err = login(ctx, m, how.Login, factor)
 		case *pb.AttachRequest_Ticket:
 			name = "Redeem"
 			s, err = redeem(ctx, m, how.Ticket)
@@ -129,7 +129,7 @@ func (v *service) start(ctx context.Context, c *connection, req *pb.AttachReques
 	return s, ticket, err
 }
 
-func login(ctx context.Context, m hsm.Module, p *pb.Login) (hsm.Session, hsm.Secret, error) {
+func login(ctx context.Context, m hsm.Module, p *pb.Login, factor hsm.SecondFactor) (hsm.Session, hsm.Secret, error) {
 	c := &checker{}
 	role, name := hsm.Role(c.word("role", p.GetRole())), c.name("user's name", p.GetName())
 	c.count("bytes of the password", len(p.GetPassword()), maxPassword)
@@ -138,7 +138,41 @@ func login(ctx context.Context, m hsm.Module, p *pb.Login) (hsm.Session, hsm.Sec
 	}
 	password := hsm.NewSecret(p.GetPassword())
 	defer password.Wipe()
+	if able, ok := m.(hsm.MFA); ok && p.GetAnswers() {
+		return able.LoginMFA(ctx, role, name, password, factor)
+	}
 	return m.Login(ctx, role, name, password)
+}
+
+// asks puts a challenge to the caller on the other side of the stream.
+func asks(stream grpc.BidiStreamingServer[pb.AttachRequest, pb.AttachReply]) hsm.SecondFactor {
+	return func(ctx context.Context, challenge []byte) ([]byte, error) {
+		if err := stream.Send(&pb.AttachReply{Challenge: challenge}); err != nil {
+			return nil, ended(err)
+		}
+		type said struct {
+			req *pb.AttachRequest
+			err error
+		}
+		came := make(chan said, 1)
+		go func() {
+			req, err := stream.Recv() // returns at the latest when the handler has
+			came <- said{req, err}
+		}()
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case s := <-came:
+			if s.err != nil {
+				return nil, fmt.Errorf("%w: %w", context.Canceled, s.err)
+			}
+			answer := s.req.GetAnswer()
+			if len(answer) == 0 || len(answer) > maxSigner {
+				return nil, invalid("an answer of %d bytes to the challenge", len(answer))
+			}
+			return answer, nil
+		}
+	}
 }
 
 func redeem(ctx context.Context, m hsm.Module, ticket []byte) (hsm.Session, error) {

@@ -26,6 +26,19 @@ func (m served) Login(ctx context.Context, role hsm.Role, name string, password 
 	return m.wrap(s, err), ticket, err
 }
 
+// LoginMFA implements hsm.MFA.
+func (m served) LoginMFA(ctx context.Context, role hsm.Role, name string, password hsm.Secret, factor hsm.SecondFactor) (hsm.Session, hsm.Secret, error) {
+	inner, able := m.Module.(hsm.MFA)
+	if !able {
+		return m.Login(ctx, role, name, password)
+	}
+	if err := m.server.serves(); err != nil {
+		return nil, hsm.Secret{}, err
+	}
+	s, ticket, err := inner.LoginMFA(ctx, role, name, password, factor)
+	return m.wrap(s, err), ticket, err
+}
+
 func (m served) Redeem(ctx context.Context, ticket hsm.Secret) (hsm.Session, error) {
 	if err := m.server.serves(); err != nil {
 		return nil, err

@@ -18,6 +18,7 @@ type program struct {
 	log       *slog.Logger
 	sdk       sdkFile  // the CloudHSM configuration whose policy applies
 	approvals []string // files with approved quorum tokens
+	mfa       string   // file of the key for logins, or -
 }
 
 // memoryLimit makes the garbage collector work before memory grows, for all
@@ -95,7 +96,7 @@ func (p *program) finish(c *cli.Command) {
 	c.Action = func(cc *cli.Context) error {
 		p.json, p.quiet = cc.Bool("json"), cc.Bool("quiet")
 		p.sdk = sdkFile{path: cc.String("sdk-config"), component: cc.String("component")}
-		p.approvals = cc.StringSlice("approval")
+		p.approvals, p.mfa = cc.StringSlice("approval"), cc.String("mfa")
 		for _, name := range required {
 			if !cc.IsSet(name) {
 				return usagef("%s needs --%s", cc.Command.HelpName, name)

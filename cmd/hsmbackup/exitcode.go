@@ -75,6 +75,7 @@ var verdicts = []verdict{
 	{cluster.ErrRemoval, "removal", exitRefused, "cluster info shows which HSMs answer and how far they are; --force removes a dead HSM"},
 	{server.ErrTokenRefused, "token_refused", exitRefused, "an admin makes a new token with hsm invite"},
 	{hsm.ErrLocked, "locked", exitRefused, "an admin unlocks the user with user unlock or user change-password"},
+	{hsm.ErrMFA, "mfa", exitFailed, "name the file of the user's key with --mfa or HSMBACKUP_MFA, or run on a terminal"},
 	{hsm.ErrLogin, "login", exitFailed, "check HSMBACKUP_ROLE and HSMBACKUP_PIN (NAME:PASSWORD); after more than 5 failures the user is locked"},
 	{synckey.ErrLimit, "limit", exitRefused, "see what differs with --dry-run; if it is meant, raise --max-changes or --max-destroyed"},
 	{synckey.ErrMoved, "moved", exitRefused, "run the same command again, without --plan: it makes another plan, to be looked at before --yes"},

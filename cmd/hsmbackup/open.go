@@ -19,6 +19,7 @@ func clusterFlags() []cli.Flag {
 	return []cli.Flag{
 		&cli.StringFlag{Name: "cluster", Aliases: []string{"c"}, EnvVars: []string{"HSMBACKUP_CLUSTER"}, Usage: "`CLUSTER`: a name from the configuration file, or the path of a profile"},
 		credentialFlag(),
+		&cli.StringFlag{Name: "mfa", EnvVars: []string{"HSMBACKUP_MFA"}, Usage: "`FILE` with the private key of a user who has one for logins, PEM; -: print the challenge, and read the answer from standard input"},
 		&cli.StringFlag{Name: "sdk-config", EnvVars: []string{"HSMBACKUP_SDK_CONFIG"}, Usage: "the durability policy of this CloudHSM configuration `FILE` applies: cloudhsm_client.cfg (Client SDK 3) or cloudhsm-*.cfg (Client SDK 5)"},
 		&cli.StringFlag{Name: "component", Usage: "the same, of the file of pkcs11, dyn, jce, cli, ksp or openssl-provider in its usual place"},
 	}
@@ -132,7 +133,8 @@ func (p *program) credential(pr *profile.Profile, w who) (cluster.Credential, er
 	case err != nil:
 		return cluster.Credential{}, err
 	case ok:
-		return cluster.Credential{Role: l.role, Name: l.name, Password: l.password}, nil
+		factor, err := p.secondFactor(pr, l.name)
+		return cluster.Credential{Role: l.role, Name: l.name, Password: l.password, SecondFactor: factor}, err
 	case has:
 		return appliance, nil
 	}

@@ -80,6 +80,10 @@ func (p *program) changeQuorumCommand() *cli.Command {
 	return p.signerCommand("change-quorum", "the key that a user approves tokens with", hsm.ChangeUserQuorum, hsm.SignQuorum)
 }
 
+func (p *program) changeMFACommand() *cli.Command {
+	return p.signerCommand("change-mfa", "the key that a user logs in with, beside the password", hsm.ChangeUserMFA, hsm.SignLogin)
+}
+
 func (p *program) registerSigner(cc *cli.Context, kind hsm.ChangeKind, use hsm.SignerUse) error {
 	l, ok, err := p.readLogin(anySide)
 	switch {

@@ -26,7 +26,7 @@ func (p *program) userCommand() *cli.Command {
 		c.Description = "Example: hsmbackup user " + c.Name + " alice --role crypto-user --cluster ./east"
 	}
 	return withApproval(&cli.Command{Name: "user", Usage: "users of a cluster", Subcommands: []*cli.Command{
-		p.changeQuorumCommand(),
+		p.changeQuorumCommand(), p.changeMFACommand(),
 		change("create", "make a user", hsm.ChangeUserCreate, true),
 		{Name: "list", Usage: "list users", Flags: clusterFlags(), Action: p.listUsers,
 			Description: "Example: hsmbackup user list --cluster ./east"},

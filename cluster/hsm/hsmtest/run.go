@@ -82,7 +82,7 @@ func Run(t *testing.T, open Open) {
 		{"Members", testMembers},
 		{"WrapTemplate", testWrapTemplate}, {"UnwrapTemplate", testUnwrapTemplate},
 		{"QuorumUsers", testQuorumUsers}, {"QuorumTokens", testQuorumTokens}, {"QuorumValues", testQuorumValues},
-		{"QuorumKeys", testQuorumKeys}, {"SignerRegistration", testSignerRegistration},
+		{"QuorumKeys", testQuorumKeys}, {"SignerRegistration", testSignerRegistration}, {"MFA", testMFA},
 		{"Envelope", testEnvelope},
 		{"Sign", testSign},
 		{"Info", testInfo},

@@ -3,6 +3,7 @@ package soft
 import (
 	"context"
 	"crypto/hmac"
+	"crypto/rand"
 	"crypto/sha256"
 	"fmt"
 	"runtime"
@@ -28,7 +29,12 @@ var hashing = make(chan struct{}, max(1, runtime.GOMAXPROCS(0)))
 
 // Login implements hsm.Module. An unknown user costs the same time as a wrong
 // password.
-func (m *module) Login(ctx context.Context, role hsm.Role, name string, password hsm.Secret) (s hsm.Session, ticket hsm.Secret, err error) {
+func (m *module) Login(ctx context.Context, role hsm.Role, name string, password hsm.Secret) (hsm.Session, hsm.Secret, error) {
+	return m.LoginMFA(ctx, role, name, password, nil)
+}
+
+// LoginMFA implements hsm.MFA.
+func (m *module) LoginMFA(ctx context.Context, role hsm.Role, name string, password hsm.Secret, factor hsm.SecondFactor) (s hsm.Session, ticket hsm.Secret, err error) {
 	done, err := m.h.enter(ctx)
 	if err != nil {
 		return nil, hsm.Secret{}, err
@@ -38,6 +44,9 @@ func (m *module) Login(ctx context.Context, role hsm.Role, name string, password
 		m.h.opts.Audit("login", hsm.Principal{Role: role, Name: name}, 0, "", err)
 	}()
 	u, err := m.h.login(ctx, role, name, password)
+	if err == nil && len(u.mfaKey) > 0 {
+		err = m.h.second(ctx, u, factor)
+	}
 	if err != nil {
 		return nil, hsm.Secret{}, err
 	}
@@ -57,31 +66,65 @@ func (h *HSM) login(ctx context.Context, role hsm.Role, name string, password hs
 		}
 		return user{}, loginError()
 	}
-	locked, done, err := h.attempts.begin(u.name, h.failures)
-	if err != nil || locked {
-		return user{}, lockedOr(err, u.name)
-	}
-	defer done()
-	return u, h.verify(ctx, u, password)
+	last := len(u.mfaKey) == 0
+	return u, h.attempt(u.name, last, func() (bool, error) {
+		v, err := parseVerifier(u.verifier)
+		if err != nil {
+			return false, fmt.Errorf("user %q: %w", u.name, err)
+		}
+		return match(ctx, v, password)
+	})
 }
 
-// verify checks the password and counts the outcome, durably, before it tells.
-func (h *HSM) verify(ctx context.Context, u user, password hsm.Secret) error {
-	v, err := parseVerifier(u.verifier)
+// attempt makes a check of a login and counts the outcome, durably, before it tells.
+// The last one that is right forgives those that were wrong.
+func (h *HSM) attempt(name string, last bool, check func() (right bool, err error)) error {
+	locked, done, err := h.attempts.begin(name, h.failures)
+	if err != nil || locked {
+		return lockedOr(err, name)
+	}
+	defer done()
+	right, err := check()
+	switch {
+	case err != nil:
+		return err
+	case right && last:
+		return h.unlock(name)
+	case right:
+		return nil
+	}
+	if err := h.failed(name); err != nil {
+		return err
+	}
+	return loginError()
+}
+
+// second has a user whose password was right sign a challenge that is made for this
+// login and dies with it. Nothing is held while the user is waited for.
+func (h *HSM) second(ctx context.Context, u user, factor hsm.SecondFactor) error {
+	if factor == nil {
+		return fmt.Errorf("%w: %w: user %q has a key for logins (--mfa)", hsm.ErrLogin, hsm.ErrMFA, u.name)
+	}
+	c := hsm.LoginChallenge{User: u.name, HSM: h.opts.ID, Cluster: h.opts.Cluster, Lineage: h.keys().Lineage(), Expires: h.opts.Now().Add(hsm.ChallengeLife)}
+	rand.Read(c.Nonce[:])
+	challenge := c.Encode()
+	waiting, cancel := context.WithTimeout(ctx, hsm.ChallengeLife)
+	defer cancel()
+	signature, err := factor(waiting, challenge)
+	switch {
+	case waiting.Err() != nil && ctx.Err() == nil, err == nil && h.opts.Now().After(c.Expires):
+		return fmt.Errorf("%w: the challenge was not answered in time", hsm.ErrLogin)
+	case err != nil:
+		return err
+	}
+	key, err := hsm.ParseSignerKey(u.mfaKey)
 	if err != nil {
 		return fmt.Errorf("user %q: %w", u.name, err)
 	}
-	right, err := match(ctx, v, password)
-	if err != nil {
-		return err
+	if now, _ := h.users.get(u.name); !hmac.Equal(now.fingerprint(), u.fingerprint()) {
+		return loginError() // deleted, or changed, while it was waited for
 	}
-	if !right {
-		if err := h.failed(u.name); err != nil {
-			return err
-		}
-		return loginError()
-	}
-	return h.unlock(u.name)
+	return h.attempt(u.name, true, func() (bool, error) { return key.Verify(challenge, signature) == nil, nil })
 }
 
 func loginError() error { return fmt.Errorf("%w: unknown user, role or password", hsm.ErrLogin) }
@@ -108,7 +151,7 @@ type ticketBody struct {
 	_        struct{} `cbor:",toarray"`
 	User     string
 	Role     hsm.Role
-	Verifier []byte // SHA-256 of the user's incarnation and verifier
+	Verifier []byte // SHA-256 of the user's incarnation, verifier and key for logins
 	Expiry   int64  // Unix milliseconds
 }
 
@@ -116,6 +159,7 @@ func (u user) fingerprint() []byte {
 	h := sha256.New()
 	h.Write(counterValue(u.incarnation))
 	h.Write(u.verifier)
+	h.Write(u.mfaKey) // a ticket of before the key was registered is none
 	return h.Sum(nil)
 }
 
