@@ -203,7 +203,7 @@ func TestKillRestoreGoesOn(t *testing.T) {
 		return len(names)
 	}
 	var kills []int
-	for {
+	for len(kills) < 3 {
 		before := notes()
 		p := m.start(t, restore...)
 		for deadline := time.Now().Add(2 * time.Minute); notes() <= before && p.alive(); time.Sleep(time.Millisecond) {
@@ -220,6 +220,7 @@ func TestKillRestoreGoesOn(t *testing.T) {
 	if len(kills) < 3 {
 		t.Fatalf("killed with %v units loaded, want three kills or more", kills)
 	}
+	copied := killWhileCopying(t, m, restore)
 	if _, err := os.Stat(m.path("west")); err != nil {
 		var r struct {
 			Objects int
@@ -232,6 +233,11 @@ func TestKillRestoreGoesOn(t *testing.T) {
 		}
 	}
 	m.leftNothing(t, "west")
+	for path, was := range copied {
+		if now, err := os.Stat(path); err == nil && read(t, path) == was.bytes && !os.SameFile(was.info, now) {
+			t.Errorf("%s was whole and was copied again", path)
+		}
+	}
 	west := &testCluster{machine: m, dir: m.path("west")}
 	west.startAll(t)
 	defer west.killAll()
@@ -239,6 +245,40 @@ func TestKillRestoreGoesOn(t *testing.T) {
 		t.Errorf("it has root %s, the snapshot %s", got, root)
 	}
 	t.Logf("killed with %v units loaded", kills)
+}
+
+type copiedTable struct {
+	info  os.FileInfo
+	bytes string
+}
+
+// killWhileCopying runs a restore on and kills it once the second HSM has tables of the first
+// one. It returns those that are whole, under the names they are to have in the end; none if the
+// restore was too fast.
+func killWhileCopying(t *testing.T, m *machine, restore []string) map[string]copiedTable {
+	t.Helper()
+	tables := func(folder, h string) []string {
+		names, err := filepath.Glob(m.path(folder, h, "store", "*.sst"))
+		must(t, err)
+		return names
+	}
+	p := m.start(t, restore...)
+	for deadline := time.Now().Add(2 * time.Minute); len(tables(".west.hsmbackup-new", "hsm-2")) < 3 && p.alive(); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("the restore does not come to the second HSM")
+		}
+	}
+	p.kill()
+	whole := map[string]copiedTable{}
+	for _, path := range tables(".west.hsmbackup-new", "hsm-2") {
+		info, err := os.Stat(path)
+		must(t, err)
+		if b := read(t, path); b == read(t, strings.Replace(path, "hsm-2", "hsm-1", 1)) {
+			whole[m.path("west", "hsm-2", "store", filepath.Base(path))] = copiedTable{info, b}
+		}
+	}
+	t.Logf("killed with %d tables copied", len(whole))
+	return whole
 }
 
 // manyKeys takes a snapshot of so many keys, in packs of 2 MiB.

@@ -9,9 +9,10 @@ import (
 	"path/filepath"
 )
 
-// copyFolder copies a folder of files, durably. If we die half way, the copy is
-// part of a cluster in the making, which is thrown away.
-func copyFolder(ctx context.Context, from, to string) error {
+// copyStore copies an object store's folder for the HSM of that name, durably, but for the
+// files that are among the leftovers. If we die half way, the copy is part of a cluster in the
+// making, of which the next run takes those files that are whole.
+func copyStore(ctx context.Context, name, from, to string, left leftovers) error {
 	entries, err := os.ReadDir(from)
 	if err != nil {
 		return err
@@ -27,7 +28,12 @@ func copyFolder(ctx context.Context, from, to string) error {
 		if !e.Type().IsRegular() {
 			return fmt.Errorf("copy %s: %s is no file", from, e.Name())
 		}
-		if err := copyFile(filepath.Join(from, e.Name()), filepath.Join(to, e.Name()), buf); err != nil {
+		one, two := filepath.Join(from, e.Name()), filepath.Join(to, e.Name())
+		done, err := left.reuse(name, one, two, buf)
+		if err == nil && !done {
+			err = copyFile(one, two, buf)
+		}
+		if err != nil {
 			return err
 		}
 	}

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -26,7 +27,8 @@ import (
 // All of it is made in a hidden folder beside DIR, .NAME.hsmbackup-new, and
 // renamed to DIR as the last step, so DIR holds a whole cluster or is as it was
 // before; what an interrupted run left is removed by the next one, but for the
-// objects that it had loaded (.NAME.hsmbackup-load): Fill goes on with those. When Create
+// objects that it had loaded (.NAME.hsmbackup-load), with which Fill goes on, and what it
+// had copied of them to further HSMs (.NAME.hsmbackup-copies). When Create
 // returns, the cluster is on disk.
 //
 // ErrFolder if DIR is not empty, cannot be made, or is being created by another
@@ -40,16 +42,18 @@ func Create(ctx context.Context, s Spec) (*profile.Profile, error) {
 		return nil, fmt.Errorf("%w %s: %w", ErrFolder, s.Dir, err)
 	}
 	staging := filepath.Join(filepath.Dir(dir), "."+filepath.Base(dir)+".hsmbackup-new")
-	unlock, err := stage(dir, staging)
+	left := leftovers(strings.TrimSuffix(staging, "-new") + "-copies")
+	unlock, err := stage(dir, staging, left)
 	if err != nil {
 		return nil, err
 	}
 	defer unlock()
-	// If we die before the end, what was loaded is there for the next run. If we fail
+	// If we die before the end, what was loaded and copied is there for the next run. If we fail
 	// we leave nothing.
 	loaded := strings.TrimSuffix(staging, "-new") + "-load"
 	defer os.RemoveAll(loaded)
-	if err := build(ctx, s, staging, loaded); err != nil {
+	defer os.RemoveAll(string(left))
+	if err := build(ctx, s, staging, loaded, left); err != nil {
 		return nil, errors.Join(err, os.RemoveAll(staging))
 	}
 	// If we die before the rename DIR is as it was, and the staging folder is
@@ -64,8 +68,9 @@ func Create(ctx context.Context, s Spec) (*profile.Profile, error) {
 	return profile.Load(dir)
 }
 
-// stage makes sure that dir is missing or empty and staging is empty and ours.
-func stage(dir, staging string) (unlock func(), err error) {
+// stage makes sure that dir is missing or empty and staging is empty and ours; what copies
+// were in it go to left.
+func stage(dir, staging string, left leftovers) (unlock func(), err error) {
 	if err := mustBeEmpty(dir); err != nil {
 		return nil, err
 	}
@@ -77,7 +82,7 @@ func stage(dir, staging string) (unlock func(), err error) {
 		return nil, err
 	}
 	unlock = func() { os.Remove(staging + ".lock"); lock.Close() }
-	if err := errors.Join(os.RemoveAll(staging), os.Mkdir(staging, 0o700)); err != nil {
+	if err := cmp.Or(left.gather(staging), os.RemoveAll(staging), os.Mkdir(staging, 0o700)); err != nil {
 		unlock()
 		return nil, fmt.Errorf("%w %s: %w", ErrFolder, dir, err)
 	}
@@ -99,7 +104,8 @@ func mustBeEmpty(dir string) error {
 type layout struct {
 	spec    Spec
 	dir     string
-	loaded  string   // what Fill loads, beside dir
+	loaded  string // what Fill loads, beside dir
+	left    leftovers
 	keys    *secrets // without a TLS key: each HSM has its own
 	ca      *pki.Authority
 	profile *profile.Profile
@@ -107,12 +113,12 @@ type layout struct {
 	members []hsm.Member
 }
 
-func build(ctx context.Context, s Spec, dir, loaded string) error {
+func build(ctx context.Context, s Spec, dir, loaded string, left leftovers) error {
 	l, err := newLayout(s, dir)
 	if err != nil {
 		return err
 	}
-	l.loaded = loaded
+	l.loaded, l.left = loaded, left
 	for _, c := range l.hsms {
 		if err := l.folder(c); err != nil {
 			return fmt.Errorf("lay out %s: %w", c.Name, err)
@@ -321,7 +327,7 @@ func (l *layout) firstChanges() (changes []hsm.Change) {
 // what the first does. The bytes are copied and not linked: what happens to one
 // HSM's disk must not happen to another's.
 func (l *layout) copyTo(ctx context.Context, c *Config, want [2]hsm.Root) (err error) {
-	if err := copyFolder(ctx, filepath.Join(l.path(l.hsms[0]), storeDir), filepath.Join(l.path(c), storeDir)); err != nil {
+	if err := copyStore(ctx, c.Name, filepath.Join(l.path(l.hsms[0]), storeDir), filepath.Join(l.path(c), storeDir), l.left); err != nil {
 		return err
 	}
 	to, err := l.open(ctx, c, true)

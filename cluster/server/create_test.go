@@ -19,8 +19,14 @@ import (
 	"github.com/hsmbackup/hsmbackup/cluster/server/seal"
 )
 
-// mustServe opens every HSM of a cluster and demands that all hold the same.
+// mustServe is mustHold of a new cluster: an admin and the settings.
 func mustServe(t *testing.T, dir string) {
+	t.Helper()
+	mustHold(t, dir, 2)
+}
+
+// mustHold opens every HSM of a cluster and demands that all hold the same, so many objects.
+func mustHold(t *testing.T, dir string, objects uint64) {
 	t.Helper()
 	p, err := profile.Load(dir)
 	if err != nil {
@@ -41,8 +47,8 @@ func mustServe(t *testing.T, dir string) {
 			t.Error(err)
 		}
 	}
-	if len(slices.Compact(roots)) != 1 || roots[0].Count != 2 {
-		t.Errorf("roots %v: want one, of an admin and the settings", roots)
+	if len(slices.Compact(roots)) != 1 || roots[0].Count != objects {
+		t.Errorf("roots %v: want one, of %d objects", roots, objects)
 	}
 }
 
