@@ -129,8 +129,8 @@ func latestPlausible(infos []hsm.Info, members int) (latest uint64) {
 }
 
 // usualTime is the wall clock of the HSMs, of most of them: what has not been changed
-// for long is stamped by that, as if an HSM stamped it. It takes an HSM that was started
-// again time to see the latest stamps of all keys once more.
+// for long is stamped by that, as if an HSM stamped it. (An HSM that is started again
+// knows how late its stamps are: its store keeps that.)
 func usualTime(infos []hsm.Info) uint64 {
 	var walls []int64
 	for _, i := range infos {
