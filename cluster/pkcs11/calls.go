@@ -20,6 +20,7 @@ var sessionHandlers = map[rpc.Call]sessionHandler{
 	rpc.FindObjectsInit: (*session).findInit, rpc.FindObjects: (*session).findObjects, rpc.FindObjectsFinal: (*session).findFinal,
 	rpc.GenerateKey: (*session).generateKey, rpc.GenerateKeyPair: (*session).generateKeyPair,
 	rpc.WrapKey: (*session).wrapKey, rpc.UnwrapKey: (*session).unwrapKey, rpc.DeriveKey: (*session).deriveKey,
+	rpc.EncapsulateKey: (*session).encapsulateKey, rpc.DecapsulateKey: (*session).decapsulateKey,
 	rpc.SeedRandom: refuse(ck.RandomSeedNotSupported), rpc.GenerateRandom: (*session).generateRandom,
 
 	rpc.EncryptInit: initCall(opEncrypt), rpc.Encrypt: cryptCall(opEncrypt), rpc.EncryptUpdate: cryptUpdateCall(opEncrypt), rpc.EncryptFinal: cryptFinalCall(opEncrypt),

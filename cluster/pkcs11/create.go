@@ -125,9 +125,12 @@ func pairRequest(keyType string, public, private template) (r hsm.CreateRequest,
 	if public.flag(ck.Token) != r.Token {
 		return r, ck.TemplateInconsistent
 	}
-	if keyType == "rsa" {
+	switch {
+	case keyType == "rsa":
 		err = rsaSize(&r, public)
-	} else {
+	case parameterSets[keyType] != nil:
+		err = parameterSet(&r, public, private)
+	default:
 		err = curveSize(&r, public, private)
 	}
 	if err != nil {
@@ -265,6 +268,8 @@ func (t template) publicMaterial(r *hsm.CreateRequest) (data []byte, err error) 
 			return nil, ck.TemplateIncomplete
 		}
 		return ecPublic(curve, t.bytes(ck.ECPoint))
+	case "ml-dsa", "ml-kem":
+		return t.pqPublic(r)
 	}
 	return nil, ck.TemplateInconsistent
 }
@@ -296,6 +301,8 @@ func (t template) privateMaterial(r *hsm.CreateRequest) (data []byte, err error)
 			return nil, ck.TemplateIncomplete
 		}
 		return ecPrivate(curve, t.bytes(ck.Value))
+	case "ml-dsa", "ml-kem":
+		return t.pqPrivate(r)
 	}
 	return nil, ck.TemplateInconsistent
 }

@@ -163,6 +163,10 @@ func privatePart(der []byte, t ck.Attr) ([]byte, error) {
 		var seed []byte
 		_, err := asn1.Unmarshal(outer.Key, &seed)
 		return seed, err
+	case t == ck.Seed:
+		var seed asn1.RawValue
+		_, err := asn1.Unmarshal(outer.Key, &seed)
+		return seed.Bytes, err
 	}
 	var inner sec1
 	if _, err := asn1.Unmarshal(outer.Key, &inner); err != nil {

@@ -34,6 +34,8 @@ const (
 	paramECDH
 	paramKW
 	paramSP108
+	paramMLDSA
+	paramLength
 )
 
 var hashes = map[string]crypto.Hash{"sha1": crypto.SHA1, "sha224": crypto.SHA224, "sha256": crypto.SHA256, "sha384": crypto.SHA384, "sha512": crypto.SHA512}
@@ -58,6 +60,8 @@ var (
 	ecKeys      = []string{"ec"}
 	edKeys      = []string{"ed25519"}
 	aesKeys     = []string{"aes"}
+	mldsaKeys   = []string{"ml-dsa"}
+	mlkemKeys   = []string{"ml-kem"}
 	genericKeys = []string{"generic-secret"}
 )
 
@@ -77,6 +81,22 @@ func hmacMech(hash string) mechanism {
 	return mechanism{flags: signs, min: 1, max: 800, types: genericKeys, name: "hmac", hash: hash}
 }
 
+// hmacGeneral is an HMAC that is cut to a length.
+func hmacGeneral(hash string) mechanism {
+	m := hmacMech(hash)
+	m.param = paramLength
+	return m
+}
+
+// pqMech: the sizes of a mechanism are those of public keys, in bytes.
+func pqMech(flags uint64, types []string, name string, p paramKind) mechanism {
+	m := mechanism{flags: flags, min: 1184, max: 1568, types: types, name: name, param: p}
+	if types[0] == "ml-dsa" {
+		m.min, m.max = 1312, 2592
+	}
+	return m
+}
+
 func digestMech(hash string) mechanism { return mechanism{flags: ck.MechDigest, hash: hash} }
 
 // mechanisms is the table of what is offered.
@@ -87,6 +107,10 @@ var mechanisms = map[ck.Mech]mechanism{
 	ck.ECEdwardsPairGen:  {flags: ck.MechGeneratePair | ck.MechECOID, min: 255, max: 255, types: edKeys},
 	ck.AESKeyGen:         aesMech(ck.MechGenerate, "", paramNone),
 	ck.GenericSecretGen:  {flags: ck.MechGenerate, min: 1, max: 800, types: genericKeys},
+
+	ck.MLDSAKeyPairGen: pqMech(ck.MechGeneratePair, mldsaKeys, "", paramNone), ck.MLDSA: pqMech(signs, mldsaKeys, "ml-dsa", paramMLDSA),
+	ck.MLKEMKeyPairGen: pqMech(ck.MechGeneratePair, mlkemKeys, "", paramNone),
+	ck.MLKEM:           pqMech(ck.MechEncapsulate|ck.MechDecapsulate, mlkemKeys, "ml-kem", paramNone),
 
 	ck.RSAPKCS:       rsaMech(signs|encrypts|recovers|wraps, "rsa-pkcs", "", paramNone),
 	ck.RSAX509:       rsaMech(signs|encrypts|recovers, "rsa-x-509", "", paramNone),
@@ -122,5 +146,7 @@ var mechanisms = map[ck.Mech]mechanism{
 	ck.SP800108Counter: {flags: ck.MechDerive, min: 1, max: 800, types: []string{"aes", "generic-secret"}, name: "sp800-108-counter", param: paramSP108},
 
 	ck.SHA1HMAC: hmacMech("sha1"), ck.SHA224HMAC: hmacMech("sha224"), ck.SHA256HMAC: hmacMech("sha256"), ck.SHA384HMAC: hmacMech("sha384"), ck.SHA512HMAC: hmacMech("sha512"),
+	ck.SHA1HMACGeneral: hmacGeneral("sha1"), ck.SHA224HMACGeneral: hmacGeneral("sha224"), ck.SHA256HMACGeneral: hmacGeneral("sha256"),
+	ck.SHA384HMACGeneral: hmacGeneral("sha384"), ck.SHA512HMACGeneral: hmacGeneral("sha512"),
 	ck.SHA1: digestMech("sha1"), ck.SHA224: digestMech("sha224"), ck.SHA256: digestMech("sha256"), ck.SHA384: digestMech("sha384"), ck.SHA512: digestMech("sha512"),
 }

@@ -189,8 +189,13 @@ func (op *operation) signatureSize() int {
 		return 2 * sizes[op.info.Curve]
 	case "ed25519":
 		return 64
+	case "ml-dsa":
+		return parameterSets["ml-dsa"][op.info.Size].signature
 	case "aes":
 		return 16
+	}
+	if n := op.use.Params.TagLength; n > 0 {
+		return n
 	}
 	return hashes[op.use.Params.Hash].Size()
 }

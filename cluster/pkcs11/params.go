@@ -29,6 +29,7 @@ func paramsOf(m rpc.Mechanism, does uint64) (mechanism, hsm.Params, error) {
 // paramReaders read parameters; they return false for what makes no sense.
 var paramReaders = map[paramKind]func(m rpc.Mechanism, p *hsm.Params, known mechanism) bool{
 	paramPSS: readPSS, paramOAEP: readOAEP, paramRSAAES: readRSAAES, paramECDH: readECDH, paramEdDSA: readEdDSA, paramKW: readKW, paramSP108: readSP108,
+	paramMLDSA: readMLDSA, paramLength: readLength,
 	paramIV: func(m rpc.Mechanism, p *hsm.Params, _ mechanism) bool {
 		if !m.Has || len(m.Bufs) != 1 || len(m.Bufs[0]) != 16 {
 			return false
@@ -112,6 +113,31 @@ func readEdDSA(m rpc.Mechanism, p *hsm.Params, _ mechanism) bool {
 	if m.Nums[0] != 0 {
 		p.Mechanism = "ed25519ph"
 	}
+	return true
+}
+
+// readMLDSA reads CK_SIGN_ADDITIONAL_CONTEXT; without it the signature is hedged and
+// has no context.
+func readMLDSA(m rpc.Mechanism, p *hsm.Params, known mechanism) bool {
+	if !m.Has {
+		return true
+	}
+	if len(m.Nums) != 1 || len(m.Bufs) != 1 || len(m.Bufs[0]) > 255 || m.Nums[0] > ck.Deterministic {
+		return false
+	}
+	p.Context = m.Bufs[0]
+	if m.Nums[0] == ck.Deterministic {
+		p.Mechanism = known.name + "-deterministic"
+	}
+	return true
+}
+
+// readLength reads CK_MAC_GENERAL_PARAMS, the length of the MAC.
+func readLength(m rpc.Mechanism, p *hsm.Params, known mechanism) bool {
+	if !m.Has || len(m.Nums) != 1 || m.Nums[0] < 1 || m.Nums[0] > uint64(hashes[known.hash].Size()) {
+		return false
+	}
+	p.TagLength = int(m.Nums[0])
 	return true
 }
 

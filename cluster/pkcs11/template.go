@@ -42,11 +42,11 @@ func (t template) bytes(a ck.Attr) []byte { return t[a].Bytes }
 var readOnly = []ck.Attr{ck.Local, ck.AlwaysSensitive, ck.NeverExtractable, ck.KeyGenMechanism, ck.UniqueID}
 
 // usage are the attributes that say what a key is for.
-var usage = []ck.Attr{ck.Encrypt, ck.Decrypt, ck.Sign, ck.SignRecover, ck.Verify, ck.VerifyRecover, ck.Wrap, ck.Unwrap, ck.Derive}
+var usage = []ck.Attr{ck.Encrypt, ck.Decrypt, ck.Sign, ck.SignRecover, ck.Verify, ck.VerifyRecover, ck.Wrap, ck.Unwrap, ck.Derive, ck.Encapsulate, ck.Decapsulate}
 
 // material are the attributes that hold a key's numbers, or say which are wanted.
 var material = []ck.Attr{ck.Class, ck.KeyType, ck.Value, ck.ValueLen, ck.Modulus, ck.ModulusBits, ck.PublicExponent, ck.PrivateExponent, ck.Prime1, ck.Prime2,
-	ck.Exponent1, ck.Exponent2, ck.Coefficient, ck.ECParams, ck.ECPoint, ck.CertificateType, ck.CheckValue, ck.PublicKeyInfo, ck.Token}
+	ck.Exponent1, ck.Exponent2, ck.Coefficient, ck.ECParams, ck.ECPoint, ck.CertificateType, ck.CheckValue, ck.PublicKeyInfo, ck.Token, ck.ParameterSet, ck.Seed}
 
 // wanted turns a template into the attributes of an HSM's key. Material is for others
 // to read.
@@ -91,6 +91,7 @@ func (t template) defaultUsage(class hsm.Class, keyType string, out map[string]s
 		"private-key rsa": {"sign", "decrypt"}, "public-key rsa": {"verify", "encrypt"},
 		"private-key ec": {"sign", "derive"}, "public-key ec": {"verify"},
 		"private-key ed25519": {"sign"}, "public-key ed25519": {"verify"},
+		"private-key ml-dsa": {"sign"}, "public-key ml-dsa": {"verify"}, "private-key ml-kem": {"derive"},
 		"secret-key aes": {"encrypt", "decrypt"},
 	}
 	for _, name := range names[string(class)+" "+keyType] {
@@ -109,6 +110,8 @@ func attributeText(at ck.Attr, a rpc.Attribute) (name, value string, err error) 
 		return "", "", nil
 	case at == ck.AlwaysAuthenticate && a.Num == 0, at == ck.SignRecover, at == ck.VerifyRecover:
 		return "", "", nil
+	case at == ck.Encapsulate, at == ck.Decapsulate:
+		return pqUsage(at, a)
 	case at == ck.Copyable:
 		if a.Num == 1 {
 			return "", "", nil

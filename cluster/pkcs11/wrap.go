@@ -18,7 +18,7 @@ func allowed(k hsm.KeyInfo, m ck.Mech, known mechanism, attribute string, wrongT
 	if !fits {
 		return wrongType
 	}
-	if k.Attributes[attribute] != "true" {
+	if attribute != "" && k.Attributes[attribute] != "true" {
 		return ck.KeyFunctionNotPermitted
 	}
 	if list := parseMechanisms(k.Attributes["allowed-mechanisms"]); len(list) > 0 {
@@ -140,6 +140,20 @@ func (s *session) unwrapKey(ctx context.Context, args rpc.Args) ([]any, error) {
 		hsm.ErrDenied: ck.KeyFunctionNotPermitted})
 }
 
+// newSecret is newKey for a secret key, generic if the template does not say.
+func (t template) newSecret() (r hsm.CreateRequest, err error) {
+	if !t.has(ck.Class) {
+		t[ck.Class] = rpc.Attribute{Type: ck.Class, Valid: true, Num: ck.ObjectSecretKey}
+	}
+	if !t.has(ck.KeyType) {
+		t[ck.KeyType] = rpc.Attribute{Type: ck.KeyType, Valid: true, Num: ck.KeyGeneric}
+	}
+	if r, err = t.newKey(); err == nil && r.Class != hsm.ClassSecret {
+		err = ck.TemplateInconsistent
+	}
+	return r, err
+}
+
 func (s *session) deriveKey(ctx context.Context, args rpc.Args) ([]any, error) {
 	m := args.Mechanism(1)
 	known, p, err := paramsOf(m, ck.MechDerive)
@@ -150,18 +164,9 @@ func (s *session) deriveKey(ctx context.Context, args rpc.Args) ([]any, error) {
 	if err != nil {
 		return nil, err
 	}
-	if !t.has(ck.Class) {
-		t[ck.Class] = rpc.Attribute{Type: ck.Class, Valid: true, Num: ck.ObjectSecretKey}
-	}
-	if !t.has(ck.KeyType) {
-		t[ck.KeyType] = rpc.Attribute{Type: ck.KeyType, Valid: true, Num: ck.KeyGeneric}
-	}
-	r, err := t.newKey()
+	r, err := t.newSecret()
 	if err != nil {
 		return nil, err
-	}
-	if r.Class != hsm.ClassSecret {
-		return nil, ck.TemplateInconsistent
 	}
 	l, err := s.begin(r.Token)
 	if err != nil {

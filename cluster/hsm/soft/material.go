@@ -266,7 +266,7 @@ func cryptParams(p hsm.Params) mech.CryptParams {
 }
 
 func signParams(p hsm.Params) mech.SignParams {
-	return mech.SignParams{Mechanism: p.Mechanism, Hash: p.Hash, Digest: p.Digest, SaltLength: p.SaltLength, Context: p.Context}
+	return mech.SignParams{Mechanism: p.Mechanism, Hash: p.Hash, Digest: p.Digest, SaltLength: p.SaltLength, Context: p.Context, MACLength: p.TagLength}
 }
 
 // checkValue returns the key check value.

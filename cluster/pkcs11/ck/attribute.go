@@ -24,6 +24,8 @@ const (
 	KeySHA512HM  uint64 = 0x2D
 	KeySHA224HM  uint64 = 0x2E
 	KeyECEdwards uint64 = 0x40
+	KeyMLKEM     uint64 = 0x49
+	KeyMLDSA     uint64 = 0x4A
 )
 
 // CertificateX509 is the only type of certificate here.
@@ -107,6 +109,10 @@ const (
 	Color               Attr = 0x405
 	BitsPerPixel        Attr = 0x406
 	MechanismType       Attr = 0x500
+	ParameterSet        Attr = 0x61D
+	Encapsulate         Attr = 0x633
+	Decapsulate         Attr = 0x634
+	Seed                Attr = 0x637
 	WrapTemplate        Attr = 0x40000211
 	UnwrapTemplate      Attr = 0x40000212
 	DeriveTemplate      Attr = 0x40000213

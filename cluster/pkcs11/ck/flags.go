@@ -35,6 +35,11 @@ const (
 	MechECPrime         uint64 = 1 << 20
 	MechECOID           uint64 = 1 << 23
 	MechECUncompressed  uint64 = 1 << 24
+	MechEncapsulate     uint64 = 1 << 28
+	MechDecapsulate     uint64 = 1 << 29
+	HedgePreferred      uint64 = 0
+	HedgeRequired       uint64 = 1
+	Deterministic       uint64 = 2
 	MGF1SHA1            uint64 = 1
 	MGF1SHA256          uint64 = 2
 	MGF1SHA384          uint64 = 3

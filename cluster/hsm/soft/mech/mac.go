@@ -8,16 +8,26 @@ import (
 )
 
 // MAC authenticates data: "hmac" with a hash under a generic-secret key, "aes-cmac"
-// (NIST SP 800-38B) under an aes key. MACs are not truncated. A mechanism
-// that is not for this type of key is [ErrMechanism].
+// (NIST SP 800-38B) under an aes key. MACLength cuts an hmac
+// to its leading bytes. A mechanism that is not for this type of key is [ErrMechanism].
 func (k *SecretKey) MAC(p SignParams, data []byte) ([]byte, error) {
 	if p.Digest || p.SaltLength != 0 {
 		return nil, refuse(ErrParam, "%.40q takes data, no digest and no salt length", p.Mechanism)
 	}
 	switch p.Mechanism {
 	case HMAC:
-		return k.k().hmac(p.Hash, data)
+		mac, err := k.k().hmac(p.Hash, data)
+		if err != nil || p.MACLength == 0 {
+			return mac, err
+		}
+		if p.MACLength < 1 || p.MACLength > len(mac) {
+			return nil, refuse(ErrParam, "a MAC of %d bytes, there are 1 to %d", p.MACLength, len(mac))
+		}
+		return mac[:p.MACLength:p.MACLength], nil
 	case AESCMAC:
+		if p.MACLength != 0 {
+			return nil, refuse(ErrParam, "%s is not cut", AESCMAC)
+		}
 		if p.Hash != "" {
 			return nil, refuse(ErrHash, "%s takes no hash, %.40q was given", AESCMAC, p.Hash)
 		}
@@ -30,7 +40,7 @@ func (k *SecretKey) MAC(p SignParams, data []byte) ([]byte, error) {
 	return nil, refuse(ErrMechanism, "%.40q does not authenticate; there are %s", p.Mechanism, macNames)
 }
 
-// VerifyMAC returns nil if mac is the whole MAC of data, and [ErrSignature] if it is not; the
+// VerifyMAC returns nil if mac is the MAC of data, of the length that p asks for, and [ErrSignature] if it is not; the
 // comparison takes constant time. Other errors are those of [SecretKey.MAC].
 func (k *SecretKey) VerifyMAC(p SignParams, data, mac []byte) error {
 	want, err := k.MAC(p, data)

@@ -53,6 +53,7 @@ type SignParams struct {
 	Digest     bool
 	SaltLength int
 	Context    []byte
+	MACLength  int // of hmac; 0: all of it
 }
 
 // Sign signs data. Signatures of ecdsa are r||s, each as long as the curve's

@@ -1,5 +1,6 @@
 /* What the stock client does not pass, or not in every version: the modes of AES,
  * hashing signatures, EdDSA, derivation, key wrap. */
+#include "load.h"
 #include "test.h"
 
 static CK_BYTE ed25519[] = {0x06, 0x03, 0x2b, 0x65, 0x70};
@@ -142,6 +143,77 @@ static void rewrap(struct setting *s, CK_MECHANISM m)
 	is(na == nb && memcmp(a, b, na) == 0);
 }
 
+/* newest gives the function list of version 3.2. */
+static CK_FUNCTION_LIST_3_2 *newest(const struct setting *s)
+{
+	CK_RV (*get)(CK_UTF8CHAR *, CK_VERSION *, CK_INTERFACE **, CK_FLAGS);
+	CK_VERSION version = {3, 2};
+	CK_INTERFACE *found = NULL;
+	void *symbol = load_symbol(s->module, "C_GetInterface");
+	memcpy(&get, &symbol, sizeof get);
+	ok(get((CK_UTF8CHAR *)"PKCS 11", &version, &found, 0));
+	return found->pFunctionList;
+}
+
+#define CKA_DECAPSULATE 0x634UL
+
+/* mlkem has both sides agree on a key. */
+static void mlkem(struct setting *s)
+{
+	CK_FUNCTION_LIST_3_2 *f = newest(s);
+	CK_MECHANISM make = {CKM_ML_KEM_KEY_PAIR_GEN, NULL, 0}, kem = {CKM_ML_KEM, NULL, 0};
+	CK_MECHANISM ecb = {CKM_AES_ECB, NULL, 0};
+	CK_ULONG set = 2; /* ML-KEM-768 */
+	CK_OBJECT_CLASS class = CKO_SECRET_KEY;
+	CK_KEY_TYPE type = CKK_AES;
+	CK_ATTRIBUTE pub[] = {ATTR(CKA_TOKEN, no), ATTR(CKA_PARAMETER_SET, set)};
+	CK_ATTRIBUTE priv[] = {ATTR(CKA_TOKEN, no), ATTR(CKA_DECAPSULATE, yes)};
+	CK_ATTRIBUTE t[] = {ATTR(CKA_CLASS, class), ATTR(CKA_KEY_TYPE, type), ATTR(CKA_TOKEN, no), ATTR(CKA_ENCRYPT, yes)};
+	CK_OBJECT_HANDLE public, private, one = 0, two = 0;
+	CK_BYTE sent[1088], a[64], b[64];
+	CK_ULONG n = 0, na = sizeof a, nb = sizeof b;
+	ok(f->C_GenerateKeyPair(s->session, &make, pub, COUNT(pub), priv, COUNT(priv), &public, &private));
+	ok(f->C_EncapsulateKey(s->session, &kem, public, t, COUNT(t), NULL, &n, &one));
+	is(n == sizeof sent);
+	n = 1;
+	want(CKR_BUFFER_TOO_SMALL, f->C_EncapsulateKey(s->session, &kem, public, t, COUNT(t), sent, &n, &one));
+	is(n == sizeof sent);
+	ok(f->C_EncapsulateKey(s->session, &kem, public, t, COUNT(t), sent, &n, &one));
+	ok(f->C_DecapsulateKey(s->session, &kem, private, t, COUNT(t), sent, n, &two));
+	ok(f->C_EncryptInit(s->session, &ecb, one));
+	ok(f->C_Encrypt(s->session, data, sizeof data, a, &na));
+	ok(f->C_EncryptInit(s->session, &ecb, two));
+	ok(f->C_Encrypt(s->session, data, sizeof data, b, &nb));
+	is(na == nb && memcmp(a, b, na) == 0);
+}
+
+/* mldsa signs hedged, and deterministically with a context. */
+static void mldsa(struct setting *s)
+{
+	CK_BYTE context[] = "context", sign[2][3309];
+	CK_SIGN_ADDITIONAL_CONTEXT fixed = {2 /* CKH_DETERMINISTIC_REQUIRED */, context, sizeof context};
+	CK_MECHANISM make = {CKM_ML_DSA_KEY_PAIR_GEN, NULL, 0}, hedged = {CKM_ML_DSA, NULL, 0};
+	CK_MECHANISM same = {CKM_ML_DSA, &fixed, sizeof fixed};
+	CK_ULONG set = 2; /* ML-DSA-65 */
+	CK_ATTRIBUTE pub[] = {ATTR(CKA_TOKEN, no), ATTR(CKA_VERIFY, yes), ATTR(CKA_PARAMETER_SET, set)};
+	CK_ATTRIBUTE priv[] = {ATTR(CKA_TOKEN, no), ATTR(CKA_SIGN, yes)};
+	CK_OBJECT_HANDLE public, private;
+	ok(s->f->C_GenerateKeyPair(s->session, &make, pub, COUNT(pub), priv, COUNT(priv), &public, &private));
+	for (int i = 0; i < 4; i++) {
+		CK_MECHANISM *m = i < 2 ? &hedged : &same;
+		CK_ULONG n = sizeof sign[0];
+		ok(s->f->C_SignInit(s->session, m, private));
+		ok(s->f->C_Sign(s->session, data, sizeof data, sign[i % 2], &n));
+		is(n == sizeof sign[0]);
+		ok(s->f->C_VerifyInit(s->session, m, public));
+		ok(s->f->C_Verify(s->session, data, sizeof data, sign[i % 2], n));
+		ok(s->f->C_VerifyInit(s->session, i < 2 ? &same : &hedged, public));
+		want(CKR_SIGNATURE_INVALID, s->f->C_Verify(s->session, data, sizeof data, sign[i % 2], n));
+		if (i % 2 == 1)
+			is((memcmp(sign[0], sign[1], n) == 0) == (i > 2));
+	}
+}
+
 void mode_own(struct setting *s)
 {
 	ok(s->f->C_Initialize(NULL));
@@ -151,6 +223,8 @@ void mode_own(struct setting *s)
 	signatures(s);
 	eddsa(s);
 	ecdh(s);
+	mldsa(s);
+	mlkem(s);
 	rewrap(s, (CK_MECHANISM){CKM_AES_KEY_WRAP, NULL, 0});
 	rewrap(s, (CK_MECHANISM){CKM_AES_KEY_WRAP_KWP, NULL, 0});
 	ok(s->f->C_Finalize(NULL));
