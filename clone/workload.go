@@ -44,6 +44,12 @@ func everyType() []hsm.CreateRequest {
 		add(hsm.CreateRequest{Type: "ec", Curve: curve}, "ec-"+curve, "sign", "derive", "verify")
 	}
 	add(hsm.CreateRequest{Type: "ed25519"}, "ed25519", "sign", "verify")
+	for _, n := range []int{44, 65, 87} {
+		add(hsm.CreateRequest{Type: "ml-dsa", Size: n}, fmt.Sprintf("ml-dsa-%d", n), "sign", "verify")
+	}
+	for _, n := range []int{768, 1024} {
+		add(hsm.CreateRequest{Type: "ml-kem", Size: n}, fmt.Sprintf("ml-kem-%d", n), "derive")
+	}
 	return out
 }
 

@@ -166,6 +166,24 @@ func TestKeysAreRefusedWhatTheyCannot(t *testing.T) {
 		okWith(t, alice, "these words", "crypto", "verify", "attr.label=signer", "--signature", sig)
 		alice.refusedWith(t, "other words", 3, "signature", "crypto", "verify", "attr.label=signer", "--signature", sig)
 	})
+	t.Run("a post-quantum signature that does not verify", func(t *testing.T) {
+		alice.ok(t, "key", "generate", "ml-dsa", "--size", "65", "--label", "ml", "--attribute", "sign=true", "--public-attribute", "verify=true")
+		sig := strings.TrimSpace(okWith(t, alice, "these words", "crypto", "sign", "attr.label=ml"))
+		okWith(t, alice, "these words", "crypto", "verify", "attr.label=ml", "--signature", sig)
+		alice.refusedWith(t, "other words", 3, "signature", "crypto", "verify", "attr.label=ml", "--signature", sig)
+		alice.refused(t, 2, "invalid", "key", "generate", "ml-dsa", "--size", "768", "--label", "never")
+		alice.refused(t, 2, "invalid", "key", "generate", "ml-kem", "--size", "512", "--label", "never")
+		alice.ok(t, "key", "generate", "ml-kem", "--size", "1024", "--label", "kem", "--attribute", "derive=true")
+		path := filepath.Join(t.TempDir(), "ciphertext")
+		if err := os.WriteFile(path, make([]byte, 1568), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		alice.ok(t, "key", "derive", "aes", "--size", "32", "--mechanism", "ml-kem", "--peer", path, "--base-key", "attr.label=kem", "--label", "agreed")
+		if err := os.WriteFile(path, make([]byte, 1567), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		alice.refused(t, 2, "invalid", "key", "derive", "aes", "--size", "32", "--mechanism", "ml-kem", "--peer", path, "--base-key", "attr.label=kem", "--label", "never")
+	})
 	t.Run("a destroyed key", func(t *testing.T) {
 		gone := c.generate(t, "gone")
 		alice.ok(t, "key", "destroy", "--key", gone)

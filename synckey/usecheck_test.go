@@ -25,6 +25,7 @@ func create(t *testing.T, c *cluster.Cluster) (made int) {
 		{Type: "ec", Curve: "secp256r1", Attributes: yes("sign"), Public: yes("verify")},
 		{Type: "ed25519", Attributes: yes("sign"), Public: yes("verify")},
 		{Type: "ml-dsa", Size: 65, Attributes: yes("sign"), Public: yes("verify")},
+		{Type: "ml-kem", Size: 768, Attributes: yes("derive")},
 		{Type: "rsa", Size: 2048, Attributes: yes("sign"), Public: yes("verify")},
 		{Type: "aes", Size: 16, Attributes: map[string]string{"encrypt": "false", "decrypt": "false", "sign": "false", "label": "no use"}},
 	} {

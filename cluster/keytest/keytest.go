@@ -6,6 +6,9 @@ package keytest
 import (
 	"bytes"
 	"context"
+	"crypto/hmac"
+	"crypto/mlkem"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 
@@ -50,6 +53,8 @@ func For(k hsm.KeyInfo) (t Test, ok bool) {
 		return same(hsm.Use{Kind: hsm.UseSign, Params: hsm.Params{Mechanism: "ed25519"}}), true
 	case k.Type == "ml-dsa" && can("sign"):
 		return same(hsm.Use{Kind: hsm.UseSign, Params: hsm.Params{Mechanism: "ml-dsa-deterministic"}}), true
+	case k.Type == "ml-kem" && can("derive") && len(k.Shares) == 0: // only owners derive
+		return agreed(), true
 	case k.Type == "ec" && can("sign"):
 		return signed("ecdsa"), true
 	}
@@ -137,4 +142,57 @@ func signed(mechanism string) Test {
 			return nil
 		},
 	}
+}
+
+// agreed is for ml-kem keys: a secret is encapsulated here for the key, and the key of
+// each side must get it out again, as a MAC made with it shows.
+func agreed() Test {
+	return Test{
+		Ask: func(ctx context.Context, one *cluster.Cluster, k hsm.KeyInfo) ([]byte, error) {
+			spki, err := use(ctx, one, k.Ref, hsm.Use{Kind: hsm.UsePublic})
+			if err != nil {
+				return nil, err
+			}
+			public, err := mech.ParsePublic(spki)
+			if err != nil {
+				return nil, err
+			}
+			shared, ciphertext, err := public.Encapsulate()
+			if err != nil {
+				return nil, err
+			}
+			defer clear(shared)
+			want := hmac.New(sha256.New, shared)
+			want.Write(Question)
+			given := want.Sum(bytes.Clone(ciphertext))
+			return given, decapsulated(ctx, one, k, given)
+		},
+		Check: func(ctx context.Context, _, two *cluster.Cluster, k hsm.KeyInfo, given []byte) error {
+			return decapsulated(ctx, two, k, given)
+		},
+	}
+}
+
+// decapsulated has a session key derived from the ciphertext that given begins with, and
+// holds its MAC against the one that given ends with. The session key is destroyed; if
+// that fails it ends with the session.
+func decapsulated(ctx context.Context, c *cluster.Cluster, k hsm.KeyInfo, given []byte) error {
+	n := len(given) - sha256.Size
+	if n < 0 {
+		return ErrAnswer
+	}
+	made, err := c.Create(ctx, hsm.CreateRequest{
+		Method: hsm.MethodDerive, Type: "generic-secret", Size: mlkem.SharedKeySize, Key: k.Ref,
+		Params: hsm.Params{Mechanism: "ml-kem", Peer: given[:n]}, Attributes: map[string]string{"sign": "true"},
+	}, cluster.Policy{})
+	if err != nil {
+		return err
+	}
+	ref := made.Keys[0].Ref
+	mac, err := use(ctx, c, ref, hsm.Use{Kind: hsm.UseMAC, Params: hsm.Params{Mechanism: "hmac", Hash: "sha256"}})
+	if err == nil && !bytes.Equal(mac, given[n:]) {
+		err = ErrAnswer
+	}
+	_, gone := c.Change(ctx, hsm.Change{Kind: hsm.ChangeDestroy, Ref: ref})
+	return errors.Join(err, gone)
 }
