@@ -70,6 +70,7 @@ func NewServer(modules func(pki.Identity) hsm.Module, cfg *tls.Config, opts ...S
 	s.grpc = grpc.NewServer(
 		grpc.Creds(newServerCredentials(cfg, s.log, &s.conns)),
 		grpc.MaxRecvMsgSize(MaxMessage), grpc.MaxSendMsgSize(MaxMessage), grpc.MaxHeaderListSize(maxHeaderBytes),
+		grpc.StaticStreamWindowSize(streamWindow), grpc.StaticConnWindowSize(connWindow),
 		grpc.MaxConcurrentStreams(uint32(s.most+maxCallsPerConnection)),
 		grpc.NumStreamWorkers(streamWorkers), grpc.ConnectionTimeout(handshakeTimeout), grpc.WaitForHandlers(true),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: clientSilence, Timeout: clientTimeout}),
