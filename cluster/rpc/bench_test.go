@@ -43,6 +43,20 @@ func BenchmarkRoundTrip(b *testing.B) {
 	}
 }
 
+// BenchmarkCall is the cost of the wire alone, for what a session asks for all the
+// time.
+func BenchmarkCall(b *testing.B) {
+	_, remote := newProbe(b, &probeModule{})
+	for _, n := range []int{1, 4, 32} {
+		b.Run(fmt.Sprintf("callers=%d", n), func(b *testing.B) {
+			callers(b, n, func() error {
+				_, err := remote.Use(b.Context(), hsm.Use{Kind: hsm.UseSign, Key: 1, Params: hsm.Params{Mechanism: "hmac", Hash: "sha256"}})
+				return err
+			})
+		})
+	}
+}
+
 // BenchmarkSignP256 signs on the HSM itself and over the wire.
 func BenchmarkSignP256(b *testing.B) {
 	s := newSite(b)

@@ -9,6 +9,10 @@
 // ends, for whatever reason, its sessions are closed and their session keys are
 // gone. A token is of use on its own connection only, and is stored hashed.
 //
+// What a session asks for all the time, uses of keys and steps of creations, shares
+// one stream of the session (Calls); an older HSM, which does not know it, gets a
+// call for each. A call means the same either way.
+//
 // Nothing is retried that might have been done: a call that fails with
 // hsm.ErrUnavailable may or may not have taken effect. A dead peer is noticed
 // within about five seconds, whether it is gone, stopped or cut off.

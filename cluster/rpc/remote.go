@@ -33,6 +33,7 @@ type session struct {
 	stream    grpc.BidiStreamingClient[pb.AttachRequest, pb.AttachReply]
 	end       context.CancelFunc
 	steps     stepper
+	calls     caller
 	over      atomic.Bool
 	closing   sync.Once
 	closed    error
@@ -469,7 +470,11 @@ func (s *session) Change(ctx context.Context, c hsm.Change) (hsm.MaskedObject, e
 }
 
 func (s *session) Use(ctx context.Context, u hsm.Use) ([]byte, error) {
-	return ask(ctx, &s.replica, s.replica.api.Use, toUse(u), func(p *pb.UseReply) ([]byte, error) { return p.GetData(), nil })
+	req := toUse(u)
+	if data, ok, err := s.calls.use(ctx, req); ok {
+		return data, err
+	}
+	return ask(ctx, &s.replica, s.replica.api.Use, req, func(p *pb.UseReply) ([]byte, error) { return p.GetData(), nil })
 }
 
 func (s *session) Keys(ctx context.Context, f hsm.Filter) iter.Seq2[hsm.KeyInfo, error] {
@@ -527,6 +532,7 @@ func (s *session) Close() error {
 	s.closing.Do(func() {
 		s.over.Store(true)
 		defer s.end()
+		s.calls.close()
 		s.stream.CloseSend()
 		err := drain(s.stream.Recv, func(*pb.AttachReply) error { return nil })
 		if err = s.replica.fail(context.Background(), err); !errors.Is(err, hsm.ErrUnavailable) && !errors.Is(err, hsm.ErrSession) {

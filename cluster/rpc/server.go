@@ -71,7 +71,7 @@ func NewServer(modules func(pki.Identity) hsm.Module, cfg *tls.Config, opts ...S
 		grpc.Creds(newServerCredentials(cfg, s.log, &s.conns)),
 		grpc.MaxRecvMsgSize(MaxMessage), grpc.MaxSendMsgSize(MaxMessage), grpc.MaxHeaderListSize(maxHeaderBytes),
 		grpc.StaticStreamWindowSize(streamWindow), grpc.StaticConnWindowSize(connWindow),
-		grpc.MaxConcurrentStreams(uint32(s.most+maxCallsPerConnection)),
+		grpc.MaxConcurrentStreams(uint32(2*s.most+maxCallsPerConnection)),
 		grpc.NumStreamWorkers(streamWorkers), grpc.ConnectionTimeout(handshakeTimeout), grpc.WaitForHandlers(true),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: clientSilence, Timeout: clientTimeout}),
 		grpc.UnaryInterceptor(s.unary), grpc.StreamInterceptor(s.stream),
@@ -131,7 +131,7 @@ func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo,
 
 func (s *Server) stream(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
 	name := path.Base(info.FullMethod)
-	if name == "Attach" { // as long as the session; it observes its own beginning
+	if name == "Attach" || name == "Calls" { // as long as the session; they observe what happens in them
 		return s.status(name, s.guarded(name, func() error { return handler(srv, stream) }))
 	}
 	return s.call(name, func() error { return handler(srv, stream) })

@@ -34,6 +34,7 @@ const (
 // stepper sends the steps of one session. It is safe for concurrent use.
 type stepper struct {
 	replica *replicaClient
+	calls   *caller
 
 	older atomic.Bool // the HSM does not know several steps in one call
 
@@ -53,7 +54,10 @@ type step struct {
 
 func (s *stepper) prepare(ctx context.Context, req *pb.PrepareRequest) error {
 	_, err := s.do(ctx, &pb.Step{What: &pb.Step_Prepare{Prepare: req}}, func() (*pb.CreateReply, error) {
-		_, err := ask(ctx, s.replica, s.replica.api.Prepare, req, nothing)
+		ok, err := s.calls.prepare(ctx, req)
+		if !ok {
+			_, err = ask(ctx, s.replica, s.replica.api.Prepare, req, nothing)
+		}
 		return nil, err
 	})
 	return err
@@ -61,7 +65,10 @@ func (s *stepper) prepare(ctx context.Context, req *pb.PrepareRequest) error {
 
 func (s *stepper) commit(ctx context.Context, req *pb.OpRequest) error {
 	_, err := s.do(ctx, &pb.Step{What: &pb.Step_Commit{Commit: req}}, func() (*pb.CreateReply, error) {
-		_, err := ask(ctx, s.replica, s.replica.api.Commit, req, nothing)
+		ok, err := s.calls.commit(ctx, req)
+		if !ok {
+			_, err = ask(ctx, s.replica, s.replica.api.Commit, req, nothing)
+		}
 		return nil, err
 	})
 	return err
@@ -70,7 +77,7 @@ func (s *stepper) commit(ctx context.Context, req *pb.OpRequest) error {
 // create sends only what is made in no time together with others. (What carries
 // key material never waits in a queue either.)
 func (s *stepper) create(ctx context.Context, req *pb.CreateRequest) (hsm.Created, error) {
-	alone := func() (hsm.Created, error) { return ask(ctx, s.replica, s.replica.api.Create, req, fromCreated) }
+	alone := func() (hsm.Created, error) { return s.createAlone(ctx, req) }
 	quick := req.Token && req.Method == string(hsm.MethodGenerate) && (req.Type == "aes" || req.Type == "generic-secret")
 	if !quick {
 		return alone()
@@ -84,7 +91,24 @@ func (s *stepper) create(ctx context.Context, req *pb.CreateRequest) (hsm.Create
 	if err != nil || reply == nil {
 		return made, err
 	}
-	if made, err = fromCreated(reply); err != nil {
+	return s.made(reply)
+}
+
+// createAlone is a call for this creation only.
+func (s *stepper) createAlone(ctx context.Context, req *pb.CreateRequest) (hsm.Created, error) {
+	reply, ok, err := s.calls.create(ctx, req)
+	switch {
+	case !ok:
+		return ask(ctx, s.replica, s.replica.api.Create, req, fromCreated)
+	case err != nil:
+		return hsm.Created{}, err
+	}
+	return s.made(reply)
+}
+
+func (s *stepper) made(reply *pb.CreateReply) (hsm.Created, error) {
+	made, err := fromCreated(reply)
+	if err != nil {
 		return hsm.Created{}, fmt.Errorf("answer of the HSM at %s: %w", s.replica.address, err)
 	}
 	return made, nil

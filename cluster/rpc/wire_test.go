@@ -26,6 +26,7 @@ type probe struct {
 type probeModule struct {
 	hsm.Module
 	info    func(context.Context) (hsm.Info, error)
+	use     func(context.Context, hsm.Use) ([]byte, error)
 	users   []hsm.UserInfo
 	insert  func(iter.Seq2[hsm.MaskedObject, error]) (hsm.Inserted, error)
 	cells   atomic.Int64
@@ -40,6 +41,12 @@ func (p *probe) Lineage() hsm.Lineage                       { return hsm.Lineage
 func (p *probe) Info(ctx context.Context) (hsm.Info, error) { return p.module.info(ctx) }
 func (p *probe) Users(context.Context) ([]hsm.UserInfo, error) {
 	return p.module.users, nil
+}
+func (p *probe) Use(ctx context.Context, u hsm.Use) ([]byte, error) {
+	if p.module.use != nil {
+		return p.module.use(ctx, u)
+	}
+	return u.Data, nil
 }
 func (p *probe) Close() error { p.module.closed.Add(1); return nil }
 

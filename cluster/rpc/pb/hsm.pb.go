@@ -2659,6 +2659,316 @@ func (x *Outcome) GetCreate() *CreateReply {
 	return nil
 }
 
+type CallsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Calls         []*Call                `protobuf:"bytes,1,rep,name=calls,proto3" json:"calls,omitempty"`
+	Gone          []uint64               `protobuf:"varint,2,rep,packed,name=gone,proto3" json:"gone,omitempty"` // calls whose callers wait no more
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CallsRequest) Reset() {
+	*x = CallsRequest{}
+	mi := &file_hsm_proto_msgTypes[43]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CallsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CallsRequest) ProtoMessage() {}
+
+func (x *CallsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_hsm_proto_msgTypes[43]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CallsRequest.ProtoReflect.Descriptor instead.
+func (*CallsRequest) Descriptor() ([]byte, []int) {
+	return file_hsm_proto_rawDescGZIP(), []int{43}
+}
+
+func (x *CallsRequest) GetCalls() []*Call {
+	if x != nil {
+		return x.Calls
+	}
+	return nil
+}
+
+func (x *CallsRequest) GetGone() []uint64 {
+	if x != nil {
+		return x.Gone
+	}
+	return nil
+}
+
+type Call struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Id     uint64                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`         // the caller's choice; not that of a call under way
+	Within int64                  `protobuf:"varint,2,opt,name=within,proto3" json:"within,omitempty"` // nanoseconds the caller waits; 0: as long as it takes
+	Alone  bool                   `protobuf:"varint,3,opt,name=alone,proto3" json:"alone,omitempty"`   // no other call of the stream is under way
+	// Types that are valid to be assigned to What:
+	//
+	//	*Call_Use
+	//	*Call_Create
+	//	*Call_Prepare
+	//	*Call_Commit
+	What          isCall_What `protobuf_oneof:"what"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Call) Reset() {
+	*x = Call{}
+	mi := &file_hsm_proto_msgTypes[44]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Call) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Call) ProtoMessage() {}
+
+func (x *Call) ProtoReflect() protoreflect.Message {
+	mi := &file_hsm_proto_msgTypes[44]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Call.ProtoReflect.Descriptor instead.
+func (*Call) Descriptor() ([]byte, []int) {
+	return file_hsm_proto_rawDescGZIP(), []int{44}
+}
+
+func (x *Call) GetId() uint64 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *Call) GetWithin() int64 {
+	if x != nil {
+		return x.Within
+	}
+	return 0
+}
+
+func (x *Call) GetAlone() bool {
+	if x != nil {
+		return x.Alone
+	}
+	return false
+}
+
+func (x *Call) GetWhat() isCall_What {
+	if x != nil {
+		return x.What
+	}
+	return nil
+}
+
+func (x *Call) GetUse() *UseRequest {
+	if x != nil {
+		if x, ok := x.What.(*Call_Use); ok {
+			return x.Use
+		}
+	}
+	return nil
+}
+
+func (x *Call) GetCreate() *CreateRequest {
+	if x != nil {
+		if x, ok := x.What.(*Call_Create); ok {
+			return x.Create
+		}
+	}
+	return nil
+}
+
+func (x *Call) GetPrepare() *PrepareRequest {
+	if x != nil {
+		if x, ok := x.What.(*Call_Prepare); ok {
+			return x.Prepare
+		}
+	}
+	return nil
+}
+
+func (x *Call) GetCommit() *OpRequest {
+	if x != nil {
+		if x, ok := x.What.(*Call_Commit); ok {
+			return x.Commit
+		}
+	}
+	return nil
+}
+
+type isCall_What interface {
+	isCall_What()
+}
+
+type Call_Use struct {
+	Use *UseRequest `protobuf:"bytes,4,opt,name=use,proto3,oneof"`
+}
+
+type Call_Create struct {
+	Create *CreateRequest `protobuf:"bytes,5,opt,name=create,proto3,oneof"`
+}
+
+type Call_Prepare struct {
+	Prepare *PrepareRequest `protobuf:"bytes,6,opt,name=prepare,proto3,oneof"`
+}
+
+type Call_Commit struct {
+	Commit *OpRequest `protobuf:"bytes,7,opt,name=commit,proto3,oneof"`
+}
+
+func (*Call_Use) isCall_What() {}
+
+func (*Call_Create) isCall_What() {}
+
+func (*Call_Prepare) isCall_What() {}
+
+func (*Call_Commit) isCall_What() {}
+
+type CallsReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Answers       []*Answer              `protobuf:"bytes,1,rep,name=answers,proto3" json:"answers,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CallsReply) Reset() {
+	*x = CallsReply{}
+	mi := &file_hsm_proto_msgTypes[45]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CallsReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CallsReply) ProtoMessage() {}
+
+func (x *CallsReply) ProtoReflect() protoreflect.Message {
+	mi := &file_hsm_proto_msgTypes[45]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CallsReply.ProtoReflect.Descriptor instead.
+func (*CallsReply) Descriptor() ([]byte, []int) {
+	return file_hsm_proto_rawDescGZIP(), []int{45}
+}
+
+func (x *CallsReply) GetAnswers() []*Answer {
+	if x != nil {
+		return x.Answers
+	}
+	return nil
+}
+
+type Answer struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            uint64                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	Failure       *Failure               `protobuf:"bytes,2,opt,name=failure,proto3" json:"failure,omitempty"` // none: it was done
+	Late          bool                   `protobuf:"varint,3,opt,name=late,proto3" json:"late,omitempty"`      // the failure is that the time within was over
+	Use           *UseReply              `protobuf:"bytes,4,opt,name=use,proto3" json:"use,omitempty"`         // of a use that was done
+	Create        *CreateReply           `protobuf:"bytes,5,opt,name=create,proto3" json:"create,omitempty"`   // of a create that was done
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Answer) Reset() {
+	*x = Answer{}
+	mi := &file_hsm_proto_msgTypes[46]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Answer) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Answer) ProtoMessage() {}
+
+func (x *Answer) ProtoReflect() protoreflect.Message {
+	mi := &file_hsm_proto_msgTypes[46]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Answer.ProtoReflect.Descriptor instead.
+func (*Answer) Descriptor() ([]byte, []int) {
+	return file_hsm_proto_rawDescGZIP(), []int{46}
+}
+
+func (x *Answer) GetId() uint64 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *Answer) GetFailure() *Failure {
+	if x != nil {
+		return x.Failure
+	}
+	return nil
+}
+
+func (x *Answer) GetLate() bool {
+	if x != nil {
+		return x.Late
+	}
+	return false
+}
+
+func (x *Answer) GetUse() *UseReply {
+	if x != nil {
+		return x.Use
+	}
+	return nil
+}
+
+func (x *Answer) GetCreate() *CreateReply {
+	if x != nil {
+		return x.Create
+	}
+	return nil
+}
+
 type AbortReply struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -2667,7 +2977,7 @@ type AbortReply struct {
 
 func (x *AbortReply) Reset() {
 	*x = AbortReply{}
-	mi := &file_hsm_proto_msgTypes[43]
+	mi := &file_hsm_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2679,7 +2989,7 @@ func (x *AbortReply) String() string {
 func (*AbortReply) ProtoMessage() {}
 
 func (x *AbortReply) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[43]
+	mi := &file_hsm_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2692,7 +3002,7 @@ func (x *AbortReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AbortReply.ProtoReflect.Descriptor instead.
 func (*AbortReply) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{43}
+	return file_hsm_proto_rawDescGZIP(), []int{47}
 }
 
 type ResolveReply struct {
@@ -2704,7 +3014,7 @@ type ResolveReply struct {
 
 func (x *ResolveReply) Reset() {
 	*x = ResolveReply{}
-	mi := &file_hsm_proto_msgTypes[44]
+	mi := &file_hsm_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2716,7 +3026,7 @@ func (x *ResolveReply) String() string {
 func (*ResolveReply) ProtoMessage() {}
 
 func (x *ResolveReply) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[44]
+	mi := &file_hsm_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2729,7 +3039,7 @@ func (x *ResolveReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResolveReply.ProtoReflect.Descriptor instead.
 func (*ResolveReply) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{44}
+	return file_hsm_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *ResolveReply) GetState() uint32 {
@@ -2758,7 +3068,7 @@ type Params struct {
 
 func (x *Params) Reset() {
 	*x = Params{}
-	mi := &file_hsm_proto_msgTypes[45]
+	mi := &file_hsm_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2770,7 +3080,7 @@ func (x *Params) String() string {
 func (*Params) ProtoMessage() {}
 
 func (x *Params) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[45]
+	mi := &file_hsm_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2783,7 +3093,7 @@ func (x *Params) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Params.ProtoReflect.Descriptor instead.
 func (*Params) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{45}
+	return file_hsm_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *Params) GetMechanism() string {
@@ -2887,7 +3197,7 @@ type CreateRequest struct {
 
 func (x *CreateRequest) Reset() {
 	*x = CreateRequest{}
-	mi := &file_hsm_proto_msgTypes[46]
+	mi := &file_hsm_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2899,7 +3209,7 @@ func (x *CreateRequest) String() string {
 func (*CreateRequest) ProtoMessage() {}
 
 func (x *CreateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[46]
+	mi := &file_hsm_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2912,7 +3222,7 @@ func (x *CreateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateRequest.ProtoReflect.Descriptor instead.
 func (*CreateRequest) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{46}
+	return file_hsm_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *CreateRequest) GetOp() []byte {
@@ -3037,7 +3347,7 @@ type CreateReply struct {
 
 func (x *CreateReply) Reset() {
 	*x = CreateReply{}
-	mi := &file_hsm_proto_msgTypes[47]
+	mi := &file_hsm_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3049,7 +3359,7 @@ func (x *CreateReply) String() string {
 func (*CreateReply) ProtoMessage() {}
 
 func (x *CreateReply) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[47]
+	mi := &file_hsm_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3062,7 +3372,7 @@ func (x *CreateReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateReply.ProtoReflect.Descriptor instead.
 func (*CreateReply) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{47}
+	return file_hsm_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *CreateReply) GetKeys() []*KeyInfo {
@@ -3106,7 +3416,7 @@ type ChangeRequest struct {
 
 func (x *ChangeRequest) Reset() {
 	*x = ChangeRequest{}
-	mi := &file_hsm_proto_msgTypes[48]
+	mi := &file_hsm_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3118,7 +3428,7 @@ func (x *ChangeRequest) String() string {
 func (*ChangeRequest) ProtoMessage() {}
 
 func (x *ChangeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[48]
+	mi := &file_hsm_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3131,7 +3441,7 @@ func (x *ChangeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangeRequest.ProtoReflect.Descriptor instead.
 func (*ChangeRequest) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{48}
+	return file_hsm_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *ChangeRequest) GetKind() string {
@@ -3283,7 +3593,7 @@ type UseRequest struct {
 
 func (x *UseRequest) Reset() {
 	*x = UseRequest{}
-	mi := &file_hsm_proto_msgTypes[49]
+	mi := &file_hsm_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3295,7 +3605,7 @@ func (x *UseRequest) String() string {
 func (*UseRequest) ProtoMessage() {}
 
 func (x *UseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[49]
+	mi := &file_hsm_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3308,7 +3618,7 @@ func (x *UseRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UseRequest.ProtoReflect.Descriptor instead.
 func (*UseRequest) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{49}
+	return file_hsm_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *UseRequest) GetKind() string {
@@ -3376,7 +3686,7 @@ type UseReply struct {
 
 func (x *UseReply) Reset() {
 	*x = UseReply{}
-	mi := &file_hsm_proto_msgTypes[50]
+	mi := &file_hsm_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3388,7 +3698,7 @@ func (x *UseReply) String() string {
 func (*UseReply) ProtoMessage() {}
 
 func (x *UseReply) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[50]
+	mi := &file_hsm_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3401,7 +3711,7 @@ func (x *UseReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UseReply.ProtoReflect.Descriptor instead.
 func (*UseReply) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{50}
+	return file_hsm_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *UseReply) GetData() []byte {
@@ -3422,7 +3732,7 @@ type KeysRequest struct {
 
 func (x *KeysRequest) Reset() {
 	*x = KeysRequest{}
-	mi := &file_hsm_proto_msgTypes[51]
+	mi := &file_hsm_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3434,7 +3744,7 @@ func (x *KeysRequest) String() string {
 func (*KeysRequest) ProtoMessage() {}
 
 func (x *KeysRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[51]
+	mi := &file_hsm_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3447,7 +3757,7 @@ func (x *KeysRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeysRequest.ProtoReflect.Descriptor instead.
 func (*KeysRequest) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{51}
+	return file_hsm_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *KeysRequest) GetRefs() []uint64 {
@@ -3480,7 +3790,7 @@ type KeyBatch struct {
 
 func (x *KeyBatch) Reset() {
 	*x = KeyBatch{}
-	mi := &file_hsm_proto_msgTypes[52]
+	mi := &file_hsm_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3492,7 +3802,7 @@ func (x *KeyBatch) String() string {
 func (*KeyBatch) ProtoMessage() {}
 
 func (x *KeyBatch) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[52]
+	mi := &file_hsm_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3505,7 +3815,7 @@ func (x *KeyBatch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeyBatch.ProtoReflect.Descriptor instead.
 func (*KeyBatch) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{52}
+	return file_hsm_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *KeyBatch) GetKeys() []*KeyInfo {
@@ -3524,7 +3834,7 @@ type KeyRequest struct {
 
 func (x *KeyRequest) Reset() {
 	*x = KeyRequest{}
-	mi := &file_hsm_proto_msgTypes[53]
+	mi := &file_hsm_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3536,7 +3846,7 @@ func (x *KeyRequest) String() string {
 func (*KeyRequest) ProtoMessage() {}
 
 func (x *KeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[53]
+	mi := &file_hsm_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3549,7 +3859,7 @@ func (x *KeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeyRequest.ProtoReflect.Descriptor instead.
 func (*KeyRequest) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{53}
+	return file_hsm_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *KeyRequest) GetRef() uint64 {
@@ -3583,7 +3893,7 @@ type KeyInfo struct {
 
 func (x *KeyInfo) Reset() {
 	*x = KeyInfo{}
-	mi := &file_hsm_proto_msgTypes[54]
+	mi := &file_hsm_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3595,7 +3905,7 @@ func (x *KeyInfo) String() string {
 func (*KeyInfo) ProtoMessage() {}
 
 func (x *KeyInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[54]
+	mi := &file_hsm_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3608,7 +3918,7 @@ func (x *KeyInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeyInfo.ProtoReflect.Descriptor instead.
 func (*KeyInfo) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{54}
+	return file_hsm_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *KeyInfo) GetRef() uint64 {
@@ -3731,7 +4041,7 @@ type UsersRequest struct {
 
 func (x *UsersRequest) Reset() {
 	*x = UsersRequest{}
-	mi := &file_hsm_proto_msgTypes[55]
+	mi := &file_hsm_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3743,7 +4053,7 @@ func (x *UsersRequest) String() string {
 func (*UsersRequest) ProtoMessage() {}
 
 func (x *UsersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[55]
+	mi := &file_hsm_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3756,7 +4066,7 @@ func (x *UsersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UsersRequest.ProtoReflect.Descriptor instead.
 func (*UsersRequest) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{55}
+	return file_hsm_proto_rawDescGZIP(), []int{59}
 }
 
 type UserBatch struct {
@@ -3768,7 +4078,7 @@ type UserBatch struct {
 
 func (x *UserBatch) Reset() {
 	*x = UserBatch{}
-	mi := &file_hsm_proto_msgTypes[56]
+	mi := &file_hsm_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3780,7 +4090,7 @@ func (x *UserBatch) String() string {
 func (*UserBatch) ProtoMessage() {}
 
 func (x *UserBatch) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[56]
+	mi := &file_hsm_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3793,7 +4103,7 @@ func (x *UserBatch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UserBatch.ProtoReflect.Descriptor instead.
 func (*UserBatch) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{56}
+	return file_hsm_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *UserBatch) GetUsers() []*UserInfo {
@@ -3818,7 +4128,7 @@ type UserInfo struct {
 
 func (x *UserInfo) Reset() {
 	*x = UserInfo{}
-	mi := &file_hsm_proto_msgTypes[57]
+	mi := &file_hsm_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3830,7 +4140,7 @@ func (x *UserInfo) String() string {
 func (*UserInfo) ProtoMessage() {}
 
 func (x *UserInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[57]
+	mi := &file_hsm_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3843,7 +4153,7 @@ func (x *UserInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UserInfo.ProtoReflect.Descriptor instead.
 func (*UserInfo) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{57}
+	return file_hsm_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *UserInfo) GetName() string {
@@ -3905,7 +4215,7 @@ type EnvelopeRequest struct {
 
 func (x *EnvelopeRequest) Reset() {
 	*x = EnvelopeRequest{}
-	mi := &file_hsm_proto_msgTypes[58]
+	mi := &file_hsm_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3917,7 +4227,7 @@ func (x *EnvelopeRequest) String() string {
 func (*EnvelopeRequest) ProtoMessage() {}
 
 func (x *EnvelopeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[58]
+	mi := &file_hsm_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3930,7 +4240,7 @@ func (x *EnvelopeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EnvelopeRequest.ProtoReflect.Descriptor instead.
 func (*EnvelopeRequest) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{58}
+	return file_hsm_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *EnvelopeRequest) GetCustodians() []string {
@@ -3956,7 +4266,7 @@ type EnvelopeReply struct {
 
 func (x *EnvelopeReply) Reset() {
 	*x = EnvelopeReply{}
-	mi := &file_hsm_proto_msgTypes[59]
+	mi := &file_hsm_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3968,7 +4278,7 @@ func (x *EnvelopeReply) String() string {
 func (*EnvelopeReply) ProtoMessage() {}
 
 func (x *EnvelopeReply) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[59]
+	mi := &file_hsm_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3981,7 +4291,7 @@ func (x *EnvelopeReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EnvelopeReply.ProtoReflect.Descriptor instead.
 func (*EnvelopeReply) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{59}
+	return file_hsm_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *EnvelopeReply) GetEnvelope() []byte {
@@ -4001,7 +4311,7 @@ type SignRequest struct {
 
 func (x *SignRequest) Reset() {
 	*x = SignRequest{}
-	mi := &file_hsm_proto_msgTypes[60]
+	mi := &file_hsm_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4013,7 +4323,7 @@ func (x *SignRequest) String() string {
 func (*SignRequest) ProtoMessage() {}
 
 func (x *SignRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[60]
+	mi := &file_hsm_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4026,7 +4336,7 @@ func (x *SignRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignRequest.ProtoReflect.Descriptor instead.
 func (*SignRequest) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{60}
+	return file_hsm_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *SignRequest) GetPurpose() string {
@@ -4053,7 +4363,7 @@ type SignReply struct {
 
 func (x *SignReply) Reset() {
 	*x = SignReply{}
-	mi := &file_hsm_proto_msgTypes[61]
+	mi := &file_hsm_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4065,7 +4375,7 @@ func (x *SignReply) String() string {
 func (*SignReply) ProtoMessage() {}
 
 func (x *SignReply) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[61]
+	mi := &file_hsm_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4078,7 +4388,7 @@ func (x *SignReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignReply.ProtoReflect.Descriptor instead.
 func (*SignReply) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{61}
+	return file_hsm_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *SignReply) GetPublic() []byte {
@@ -4110,7 +4420,7 @@ type GreetRequest struct {
 
 func (x *GreetRequest) Reset() {
 	*x = GreetRequest{}
-	mi := &file_hsm_proto_msgTypes[62]
+	mi := &file_hsm_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4122,7 +4432,7 @@ func (x *GreetRequest) String() string {
 func (*GreetRequest) ProtoMessage() {}
 
 func (x *GreetRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[62]
+	mi := &file_hsm_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4135,7 +4445,7 @@ func (x *GreetRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GreetRequest.ProtoReflect.Descriptor instead.
 func (*GreetRequest) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{62}
+	return file_hsm_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *GreetRequest) GetBoot() []byte {
@@ -4183,7 +4493,7 @@ type Boot struct {
 
 func (x *Boot) Reset() {
 	*x = Boot{}
-	mi := &file_hsm_proto_msgTypes[63]
+	mi := &file_hsm_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4195,7 +4505,7 @@ func (x *Boot) String() string {
 func (*Boot) ProtoMessage() {}
 
 func (x *Boot) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[63]
+	mi := &file_hsm_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4208,7 +4518,7 @@ func (x *Boot) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Boot.ProtoReflect.Descriptor instead.
 func (*Boot) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{63}
+	return file_hsm_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *Boot) GetId() []byte {
@@ -4238,7 +4548,7 @@ type GreetReply struct {
 
 func (x *GreetReply) Reset() {
 	*x = GreetReply{}
-	mi := &file_hsm_proto_msgTypes[64]
+	mi := &file_hsm_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4250,7 +4560,7 @@ func (x *GreetReply) String() string {
 func (*GreetReply) ProtoMessage() {}
 
 func (x *GreetReply) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[64]
+	mi := &file_hsm_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4263,7 +4573,7 @@ func (x *GreetReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GreetReply.ProtoReflect.Descriptor instead.
 func (*GreetReply) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{64}
+	return file_hsm_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *GreetReply) GetInfo() *InfoReply {
@@ -4313,7 +4623,7 @@ type IssueRequest struct {
 
 func (x *IssueRequest) Reset() {
 	*x = IssueRequest{}
-	mi := &file_hsm_proto_msgTypes[65]
+	mi := &file_hsm_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4325,7 +4635,7 @@ func (x *IssueRequest) String() string {
 func (*IssueRequest) ProtoMessage() {}
 
 func (x *IssueRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[65]
+	mi := &file_hsm_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4338,7 +4648,7 @@ func (x *IssueRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueRequest.ProtoReflect.Descriptor instead.
 func (*IssueRequest) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{65}
+	return file_hsm_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *IssueRequest) GetKind() string {
@@ -4378,7 +4688,7 @@ type IssueReply struct {
 
 func (x *IssueReply) Reset() {
 	*x = IssueReply{}
-	mi := &file_hsm_proto_msgTypes[66]
+	mi := &file_hsm_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4390,7 +4700,7 @@ func (x *IssueReply) String() string {
 func (*IssueReply) ProtoMessage() {}
 
 func (x *IssueReply) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[66]
+	mi := &file_hsm_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4403,7 +4713,7 @@ func (x *IssueReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueReply.ProtoReflect.Descriptor instead.
 func (*IssueReply) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{66}
+	return file_hsm_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *IssueReply) GetCertificate() []byte {
@@ -4427,7 +4737,7 @@ type JoinRequest struct {
 
 func (x *JoinRequest) Reset() {
 	*x = JoinRequest{}
-	mi := &file_hsm_proto_msgTypes[67]
+	mi := &file_hsm_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4439,7 +4749,7 @@ func (x *JoinRequest) String() string {
 func (*JoinRequest) ProtoMessage() {}
 
 func (x *JoinRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[67]
+	mi := &file_hsm_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4452,7 +4762,7 @@ func (x *JoinRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinRequest.ProtoReflect.Descriptor instead.
 func (*JoinRequest) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{67}
+	return file_hsm_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *JoinRequest) GetJoiner() uint64 {
@@ -4513,7 +4823,7 @@ type JoinReply struct {
 
 func (x *JoinReply) Reset() {
 	*x = JoinReply{}
-	mi := &file_hsm_proto_msgTypes[68]
+	mi := &file_hsm_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4525,7 +4835,7 @@ func (x *JoinReply) String() string {
 func (*JoinReply) ProtoMessage() {}
 
 func (x *JoinReply) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[68]
+	mi := &file_hsm_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4538,7 +4848,7 @@ func (x *JoinReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinReply.ProtoReflect.Descriptor instead.
 func (*JoinReply) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{68}
+	return file_hsm_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *JoinReply) GetCertificate() []byte {
@@ -4780,7 +5090,28 @@ const file_hsm_proto_rawDesc = "" +
 	"\boutcomes\x18\x01 \x03(\v2\x15.hsmbackup.v1.OutcomeR\boutcomes\"m\n" +
 	"\aOutcome\x12/\n" +
 	"\afailure\x18\x01 \x01(\v2\x15.hsmbackup.v1.FailureR\afailure\x121\n" +
-	"\x06create\x18\x02 \x01(\v2\x19.hsmbackup.v1.CreateReplyR\x06create\"\f\n" +
+	"\x06create\x18\x02 \x01(\v2\x19.hsmbackup.v1.CreateReplyR\x06create\"L\n" +
+	"\fCallsRequest\x12(\n" +
+	"\x05calls\x18\x01 \x03(\v2\x12.hsmbackup.v1.CallR\x05calls\x12\x12\n" +
+	"\x04gone\x18\x02 \x03(\x04R\x04gone\"\x9e\x02\n" +
+	"\x04Call\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x16\n" +
+	"\x06within\x18\x02 \x01(\x03R\x06within\x12\x14\n" +
+	"\x05alone\x18\x03 \x01(\bR\x05alone\x12,\n" +
+	"\x03use\x18\x04 \x01(\v2\x18.hsmbackup.v1.UseRequestH\x00R\x03use\x125\n" +
+	"\x06create\x18\x05 \x01(\v2\x1b.hsmbackup.v1.CreateRequestH\x00R\x06create\x128\n" +
+	"\aprepare\x18\x06 \x01(\v2\x1c.hsmbackup.v1.PrepareRequestH\x00R\aprepare\x121\n" +
+	"\x06commit\x18\a \x01(\v2\x17.hsmbackup.v1.OpRequestH\x00R\x06commitB\x06\n" +
+	"\x04what\"<\n" +
+	"\n" +
+	"CallsReply\x12.\n" +
+	"\aanswers\x18\x01 \x03(\v2\x14.hsmbackup.v1.AnswerR\aanswers\"\xba\x01\n" +
+	"\x06Answer\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\x04R\x02id\x12/\n" +
+	"\afailure\x18\x02 \x01(\v2\x15.hsmbackup.v1.FailureR\afailure\x12\x12\n" +
+	"\x04late\x18\x03 \x01(\bR\x04late\x12(\n" +
+	"\x03use\x18\x04 \x01(\v2\x16.hsmbackup.v1.UseReplyR\x03use\x121\n" +
+	"\x06create\x18\x05 \x01(\v2\x19.hsmbackup.v1.CreateReplyR\x06create\"\f\n" +
 	"\n" +
 	"AbortReply\"$\n" +
 	"\fResolveReply\x12\x14\n" +
@@ -4963,7 +5294,7 @@ const file_hsm_proto_rawDesc = "" +
 	"\fcluster_name\x18\x05 \x01(\tR\vclusterName\x12\x16\n" +
 	"\x06region\x18\x06 \x01(\tR\x06region\x12\x18\n" +
 	"\alineage\x18\a \x01(\fR\alineage\x12.\n" +
-	"\amembers\x18\b \x03(\v2\x14.hsmbackup.v1.MemberR\amembers2\xe0\r\n" +
+	"\amembers\x18\b \x03(\v2\x14.hsmbackup.v1.MemberR\amembers2\xa3\x0e\n" +
 	"\x03HSM\x12:\n" +
 	"\x04Ping\x12\x19.hsmbackup.v1.PingRequest\x1a\x17.hsmbackup.v1.PingReply\x12D\n" +
 	"\x06Attach\x12\x1b.hsmbackup.v1.AttachRequest\x1a\x19.hsmbackup.v1.AttachReply(\x010\x01\x12:\n" +
@@ -4979,7 +5310,8 @@ const file_hsm_proto_rawDesc = "" +
 	"\x06Commit\x12\x17.hsmbackup.v1.OpRequest\x1a\x19.hsmbackup.v1.CommitReply\x12:\n" +
 	"\x05Abort\x12\x17.hsmbackup.v1.OpRequest\x1a\x18.hsmbackup.v1.AbortReply\x12>\n" +
 	"\aResolve\x12\x17.hsmbackup.v1.OpRequest\x1a\x1a.hsmbackup.v1.ResolveReply\x12=\n" +
-	"\x05Steps\x12\x1a.hsmbackup.v1.StepsRequest\x1a\x18.hsmbackup.v1.StepsReply\x12@\n" +
+	"\x05Steps\x12\x1a.hsmbackup.v1.StepsRequest\x1a\x18.hsmbackup.v1.StepsReply\x12A\n" +
+	"\x05Calls\x12\x1a.hsmbackup.v1.CallsRequest\x1a\x18.hsmbackup.v1.CallsReply(\x010\x01\x12@\n" +
 	"\x06Create\x12\x1b.hsmbackup.v1.CreateRequest\x1a\x19.hsmbackup.v1.CreateReply\x12;\n" +
 	"\x06Change\x12\x1b.hsmbackup.v1.ChangeRequest\x1a\x14.hsmbackup.v1.Masked\x127\n" +
 	"\x03Use\x12\x18.hsmbackup.v1.UseRequest\x1a\x16.hsmbackup.v1.UseReply\x12;\n" +
@@ -5005,7 +5337,7 @@ func file_hsm_proto_rawDescGZIP() []byte {
 	return file_hsm_proto_rawDescData
 }
 
-var file_hsm_proto_msgTypes = make([]protoimpl.MessageInfo, 73)
+var file_hsm_proto_msgTypes = make([]protoimpl.MessageInfo, 77)
 var file_hsm_proto_goTypes = []any{
 	(*Failure)(nil),                // 0: hsmbackup.v1.Failure
 	(*PingRequest)(nil),            // 1: hsmbackup.v1.PingRequest
@@ -5050,36 +5382,40 @@ var file_hsm_proto_goTypes = []any{
 	(*Step)(nil),                   // 40: hsmbackup.v1.Step
 	(*StepsReply)(nil),             // 41: hsmbackup.v1.StepsReply
 	(*Outcome)(nil),                // 42: hsmbackup.v1.Outcome
-	(*AbortReply)(nil),             // 43: hsmbackup.v1.AbortReply
-	(*ResolveReply)(nil),           // 44: hsmbackup.v1.ResolveReply
-	(*Params)(nil),                 // 45: hsmbackup.v1.Params
-	(*CreateRequest)(nil),          // 46: hsmbackup.v1.CreateRequest
-	(*CreateReply)(nil),            // 47: hsmbackup.v1.CreateReply
-	(*ChangeRequest)(nil),          // 48: hsmbackup.v1.ChangeRequest
-	(*UseRequest)(nil),             // 49: hsmbackup.v1.UseRequest
-	(*UseReply)(nil),               // 50: hsmbackup.v1.UseReply
-	(*KeysRequest)(nil),            // 51: hsmbackup.v1.KeysRequest
-	(*KeyBatch)(nil),               // 52: hsmbackup.v1.KeyBatch
-	(*KeyRequest)(nil),             // 53: hsmbackup.v1.KeyRequest
-	(*KeyInfo)(nil),                // 54: hsmbackup.v1.KeyInfo
-	(*UsersRequest)(nil),           // 55: hsmbackup.v1.UsersRequest
-	(*UserBatch)(nil),              // 56: hsmbackup.v1.UserBatch
-	(*UserInfo)(nil),               // 57: hsmbackup.v1.UserInfo
-	(*EnvelopeRequest)(nil),        // 58: hsmbackup.v1.EnvelopeRequest
-	(*EnvelopeReply)(nil),          // 59: hsmbackup.v1.EnvelopeReply
-	(*SignRequest)(nil),            // 60: hsmbackup.v1.SignRequest
-	(*SignReply)(nil),              // 61: hsmbackup.v1.SignReply
-	(*GreetRequest)(nil),           // 62: hsmbackup.v1.GreetRequest
-	(*Boot)(nil),                   // 63: hsmbackup.v1.Boot
-	(*GreetReply)(nil),             // 64: hsmbackup.v1.GreetReply
-	(*IssueRequest)(nil),           // 65: hsmbackup.v1.IssueRequest
-	(*IssueReply)(nil),             // 66: hsmbackup.v1.IssueReply
-	(*JoinRequest)(nil),            // 67: hsmbackup.v1.JoinRequest
-	(*JoinReply)(nil),              // 68: hsmbackup.v1.JoinReply
-	nil,                            // 69: hsmbackup.v1.CreateRequest.AttributesEntry
-	nil,                            // 70: hsmbackup.v1.CreateRequest.PublicEntry
-	nil,                            // 71: hsmbackup.v1.KeysRequest.AttrsEntry
-	nil,                            // 72: hsmbackup.v1.KeyInfo.AttributesEntry
+	(*CallsRequest)(nil),           // 43: hsmbackup.v1.CallsRequest
+	(*Call)(nil),                   // 44: hsmbackup.v1.Call
+	(*CallsReply)(nil),             // 45: hsmbackup.v1.CallsReply
+	(*Answer)(nil),                 // 46: hsmbackup.v1.Answer
+	(*AbortReply)(nil),             // 47: hsmbackup.v1.AbortReply
+	(*ResolveReply)(nil),           // 48: hsmbackup.v1.ResolveReply
+	(*Params)(nil),                 // 49: hsmbackup.v1.Params
+	(*CreateRequest)(nil),          // 50: hsmbackup.v1.CreateRequest
+	(*CreateReply)(nil),            // 51: hsmbackup.v1.CreateReply
+	(*ChangeRequest)(nil),          // 52: hsmbackup.v1.ChangeRequest
+	(*UseRequest)(nil),             // 53: hsmbackup.v1.UseRequest
+	(*UseReply)(nil),               // 54: hsmbackup.v1.UseReply
+	(*KeysRequest)(nil),            // 55: hsmbackup.v1.KeysRequest
+	(*KeyBatch)(nil),               // 56: hsmbackup.v1.KeyBatch
+	(*KeyRequest)(nil),             // 57: hsmbackup.v1.KeyRequest
+	(*KeyInfo)(nil),                // 58: hsmbackup.v1.KeyInfo
+	(*UsersRequest)(nil),           // 59: hsmbackup.v1.UsersRequest
+	(*UserBatch)(nil),              // 60: hsmbackup.v1.UserBatch
+	(*UserInfo)(nil),               // 61: hsmbackup.v1.UserInfo
+	(*EnvelopeRequest)(nil),        // 62: hsmbackup.v1.EnvelopeRequest
+	(*EnvelopeReply)(nil),          // 63: hsmbackup.v1.EnvelopeReply
+	(*SignRequest)(nil),            // 64: hsmbackup.v1.SignRequest
+	(*SignReply)(nil),              // 65: hsmbackup.v1.SignReply
+	(*GreetRequest)(nil),           // 66: hsmbackup.v1.GreetRequest
+	(*Boot)(nil),                   // 67: hsmbackup.v1.Boot
+	(*GreetReply)(nil),             // 68: hsmbackup.v1.GreetReply
+	(*IssueRequest)(nil),           // 69: hsmbackup.v1.IssueRequest
+	(*IssueReply)(nil),             // 70: hsmbackup.v1.IssueReply
+	(*JoinRequest)(nil),            // 71: hsmbackup.v1.JoinRequest
+	(*JoinReply)(nil),              // 72: hsmbackup.v1.JoinReply
+	nil,                            // 73: hsmbackup.v1.CreateRequest.AttributesEntry
+	nil,                            // 74: hsmbackup.v1.CreateRequest.PublicEntry
+	nil,                            // 75: hsmbackup.v1.KeysRequest.AttrsEntry
+	nil,                            // 76: hsmbackup.v1.KeyInfo.AttributesEntry
 }
 var file_hsm_proto_depIdxs = []int32{
 	4,  // 0: hsmbackup.v1.AttachRequest.login:type_name -> hsmbackup.v1.Login
@@ -5096,94 +5432,105 @@ var file_hsm_proto_depIdxs = []int32{
 	0,  // 11: hsmbackup.v1.InsertReply.failure:type_name -> hsmbackup.v1.Failure
 	26, // 12: hsmbackup.v1.PrepareRequest.objects:type_name -> hsmbackup.v1.Masked
 	40, // 13: hsmbackup.v1.StepsRequest.steps:type_name -> hsmbackup.v1.Step
-	46, // 14: hsmbackup.v1.Step.create:type_name -> hsmbackup.v1.CreateRequest
+	50, // 14: hsmbackup.v1.Step.create:type_name -> hsmbackup.v1.CreateRequest
 	35, // 15: hsmbackup.v1.Step.prepare:type_name -> hsmbackup.v1.PrepareRequest
 	37, // 16: hsmbackup.v1.Step.commit:type_name -> hsmbackup.v1.OpRequest
 	42, // 17: hsmbackup.v1.StepsReply.outcomes:type_name -> hsmbackup.v1.Outcome
 	0,  // 18: hsmbackup.v1.Outcome.failure:type_name -> hsmbackup.v1.Failure
-	47, // 19: hsmbackup.v1.Outcome.create:type_name -> hsmbackup.v1.CreateReply
-	69, // 20: hsmbackup.v1.CreateRequest.attributes:type_name -> hsmbackup.v1.CreateRequest.AttributesEntry
-	70, // 21: hsmbackup.v1.CreateRequest.public:type_name -> hsmbackup.v1.CreateRequest.PublicEntry
-	45, // 22: hsmbackup.v1.CreateRequest.params:type_name -> hsmbackup.v1.Params
-	26, // 23: hsmbackup.v1.CreateRequest.masked:type_name -> hsmbackup.v1.Masked
-	10, // 24: hsmbackup.v1.CreateRequest.approvals:type_name -> hsmbackup.v1.Approval
-	54, // 25: hsmbackup.v1.CreateReply.keys:type_name -> hsmbackup.v1.KeyInfo
-	26, // 26: hsmbackup.v1.CreateReply.objects:type_name -> hsmbackup.v1.Masked
-	15, // 27: hsmbackup.v1.ChangeRequest.settings:type_name -> hsmbackup.v1.Settings
-	18, // 28: hsmbackup.v1.ChangeRequest.member:type_name -> hsmbackup.v1.Member
-	26, // 29: hsmbackup.v1.ChangeRequest.masked:type_name -> hsmbackup.v1.Masked
-	19, // 30: hsmbackup.v1.ChangeRequest.invite:type_name -> hsmbackup.v1.Invite
-	20, // 31: hsmbackup.v1.ChangeRequest.claim:type_name -> hsmbackup.v1.Claim
-	21, // 32: hsmbackup.v1.ChangeRequest.revoked:type_name -> hsmbackup.v1.Revocation
-	10, // 33: hsmbackup.v1.ChangeRequest.approvals:type_name -> hsmbackup.v1.Approval
-	45, // 34: hsmbackup.v1.UseRequest.params:type_name -> hsmbackup.v1.Params
-	10, // 35: hsmbackup.v1.UseRequest.approvals:type_name -> hsmbackup.v1.Approval
-	71, // 36: hsmbackup.v1.KeysRequest.attrs:type_name -> hsmbackup.v1.KeysRequest.AttrsEntry
-	54, // 37: hsmbackup.v1.KeyBatch.keys:type_name -> hsmbackup.v1.KeyInfo
-	72, // 38: hsmbackup.v1.KeyInfo.attributes:type_name -> hsmbackup.v1.KeyInfo.AttributesEntry
-	57, // 39: hsmbackup.v1.UserBatch.users:type_name -> hsmbackup.v1.UserInfo
-	63, // 40: hsmbackup.v1.GreetRequest.before:type_name -> hsmbackup.v1.Boot
-	8,  // 41: hsmbackup.v1.GreetReply.info:type_name -> hsmbackup.v1.InfoReply
-	18, // 42: hsmbackup.v1.JoinReply.members:type_name -> hsmbackup.v1.Member
-	1,  // 43: hsmbackup.v1.HSM.Ping:input_type -> hsmbackup.v1.PingRequest
-	3,  // 44: hsmbackup.v1.HSM.Attach:input_type -> hsmbackup.v1.AttachRequest
-	7,  // 45: hsmbackup.v1.HSM.Info:input_type -> hsmbackup.v1.InfoRequest
-	16, // 46: hsmbackup.v1.HSM.Members:input_type -> hsmbackup.v1.MembersRequest
-	22, // 47: hsmbackup.v1.HSM.Objects:input_type -> hsmbackup.v1.ObjectsRequest
-	24, // 48: hsmbackup.v1.HSM.Extract:input_type -> hsmbackup.v1.ExtractRequest
-	27, // 49: hsmbackup.v1.HSM.Insert:input_type -> hsmbackup.v1.InsertRequest
-	29, // 50: hsmbackup.v1.HSM.Root:input_type -> hsmbackup.v1.RootRequest
-	31, // 51: hsmbackup.v1.HSM.FingerprintKeys:input_type -> hsmbackup.v1.FingerprintKeysRequest
-	33, // 52: hsmbackup.v1.HSM.Cells:input_type -> hsmbackup.v1.CellsRequest
-	35, // 53: hsmbackup.v1.HSM.Prepare:input_type -> hsmbackup.v1.PrepareRequest
-	37, // 54: hsmbackup.v1.HSM.Commit:input_type -> hsmbackup.v1.OpRequest
-	37, // 55: hsmbackup.v1.HSM.Abort:input_type -> hsmbackup.v1.OpRequest
-	37, // 56: hsmbackup.v1.HSM.Resolve:input_type -> hsmbackup.v1.OpRequest
-	39, // 57: hsmbackup.v1.HSM.Steps:input_type -> hsmbackup.v1.StepsRequest
-	46, // 58: hsmbackup.v1.HSM.Create:input_type -> hsmbackup.v1.CreateRequest
-	48, // 59: hsmbackup.v1.HSM.Change:input_type -> hsmbackup.v1.ChangeRequest
-	49, // 60: hsmbackup.v1.HSM.Use:input_type -> hsmbackup.v1.UseRequest
-	51, // 61: hsmbackup.v1.HSM.Keys:input_type -> hsmbackup.v1.KeysRequest
-	53, // 62: hsmbackup.v1.HSM.Key:input_type -> hsmbackup.v1.KeyRequest
-	55, // 63: hsmbackup.v1.HSM.Users:input_type -> hsmbackup.v1.UsersRequest
-	58, // 64: hsmbackup.v1.HSM.Envelope:input_type -> hsmbackup.v1.EnvelopeRequest
-	60, // 65: hsmbackup.v1.HSM.Sign:input_type -> hsmbackup.v1.SignRequest
-	12, // 66: hsmbackup.v1.HSM.Token:input_type -> hsmbackup.v1.TokenRequest
-	62, // 67: hsmbackup.v1.HSM.Greet:input_type -> hsmbackup.v1.GreetRequest
-	65, // 68: hsmbackup.v1.HSM.Issue:input_type -> hsmbackup.v1.IssueRequest
-	67, // 69: hsmbackup.v1.HSM.Join:input_type -> hsmbackup.v1.JoinRequest
-	2,  // 70: hsmbackup.v1.HSM.Ping:output_type -> hsmbackup.v1.PingReply
-	6,  // 71: hsmbackup.v1.HSM.Attach:output_type -> hsmbackup.v1.AttachReply
-	8,  // 72: hsmbackup.v1.HSM.Info:output_type -> hsmbackup.v1.InfoReply
-	17, // 73: hsmbackup.v1.HSM.Members:output_type -> hsmbackup.v1.MembersReply
-	23, // 74: hsmbackup.v1.HSM.Objects:output_type -> hsmbackup.v1.ObjectBatch
-	25, // 75: hsmbackup.v1.HSM.Extract:output_type -> hsmbackup.v1.ExtractReply
-	28, // 76: hsmbackup.v1.HSM.Insert:output_type -> hsmbackup.v1.InsertReply
-	30, // 77: hsmbackup.v1.HSM.Root:output_type -> hsmbackup.v1.RootReply
-	32, // 78: hsmbackup.v1.HSM.FingerprintKeys:output_type -> hsmbackup.v1.FingerprintKeysReply
-	34, // 79: hsmbackup.v1.HSM.Cells:output_type -> hsmbackup.v1.CellBatch
-	36, // 80: hsmbackup.v1.HSM.Prepare:output_type -> hsmbackup.v1.PrepareReply
-	38, // 81: hsmbackup.v1.HSM.Commit:output_type -> hsmbackup.v1.CommitReply
-	43, // 82: hsmbackup.v1.HSM.Abort:output_type -> hsmbackup.v1.AbortReply
-	44, // 83: hsmbackup.v1.HSM.Resolve:output_type -> hsmbackup.v1.ResolveReply
-	41, // 84: hsmbackup.v1.HSM.Steps:output_type -> hsmbackup.v1.StepsReply
-	47, // 85: hsmbackup.v1.HSM.Create:output_type -> hsmbackup.v1.CreateReply
-	26, // 86: hsmbackup.v1.HSM.Change:output_type -> hsmbackup.v1.Masked
-	50, // 87: hsmbackup.v1.HSM.Use:output_type -> hsmbackup.v1.UseReply
-	52, // 88: hsmbackup.v1.HSM.Keys:output_type -> hsmbackup.v1.KeyBatch
-	54, // 89: hsmbackup.v1.HSM.Key:output_type -> hsmbackup.v1.KeyInfo
-	56, // 90: hsmbackup.v1.HSM.Users:output_type -> hsmbackup.v1.UserBatch
-	59, // 91: hsmbackup.v1.HSM.Envelope:output_type -> hsmbackup.v1.EnvelopeReply
-	61, // 92: hsmbackup.v1.HSM.Sign:output_type -> hsmbackup.v1.SignReply
-	13, // 93: hsmbackup.v1.HSM.Token:output_type -> hsmbackup.v1.TokenReply
-	64, // 94: hsmbackup.v1.HSM.Greet:output_type -> hsmbackup.v1.GreetReply
-	66, // 95: hsmbackup.v1.HSM.Issue:output_type -> hsmbackup.v1.IssueReply
-	68, // 96: hsmbackup.v1.HSM.Join:output_type -> hsmbackup.v1.JoinReply
-	70, // [70:97] is the sub-list for method output_type
-	43, // [43:70] is the sub-list for method input_type
-	43, // [43:43] is the sub-list for extension type_name
-	43, // [43:43] is the sub-list for extension extendee
-	0,  // [0:43] is the sub-list for field type_name
+	51, // 19: hsmbackup.v1.Outcome.create:type_name -> hsmbackup.v1.CreateReply
+	44, // 20: hsmbackup.v1.CallsRequest.calls:type_name -> hsmbackup.v1.Call
+	53, // 21: hsmbackup.v1.Call.use:type_name -> hsmbackup.v1.UseRequest
+	50, // 22: hsmbackup.v1.Call.create:type_name -> hsmbackup.v1.CreateRequest
+	35, // 23: hsmbackup.v1.Call.prepare:type_name -> hsmbackup.v1.PrepareRequest
+	37, // 24: hsmbackup.v1.Call.commit:type_name -> hsmbackup.v1.OpRequest
+	46, // 25: hsmbackup.v1.CallsReply.answers:type_name -> hsmbackup.v1.Answer
+	0,  // 26: hsmbackup.v1.Answer.failure:type_name -> hsmbackup.v1.Failure
+	54, // 27: hsmbackup.v1.Answer.use:type_name -> hsmbackup.v1.UseReply
+	51, // 28: hsmbackup.v1.Answer.create:type_name -> hsmbackup.v1.CreateReply
+	73, // 29: hsmbackup.v1.CreateRequest.attributes:type_name -> hsmbackup.v1.CreateRequest.AttributesEntry
+	74, // 30: hsmbackup.v1.CreateRequest.public:type_name -> hsmbackup.v1.CreateRequest.PublicEntry
+	49, // 31: hsmbackup.v1.CreateRequest.params:type_name -> hsmbackup.v1.Params
+	26, // 32: hsmbackup.v1.CreateRequest.masked:type_name -> hsmbackup.v1.Masked
+	10, // 33: hsmbackup.v1.CreateRequest.approvals:type_name -> hsmbackup.v1.Approval
+	58, // 34: hsmbackup.v1.CreateReply.keys:type_name -> hsmbackup.v1.KeyInfo
+	26, // 35: hsmbackup.v1.CreateReply.objects:type_name -> hsmbackup.v1.Masked
+	15, // 36: hsmbackup.v1.ChangeRequest.settings:type_name -> hsmbackup.v1.Settings
+	18, // 37: hsmbackup.v1.ChangeRequest.member:type_name -> hsmbackup.v1.Member
+	26, // 38: hsmbackup.v1.ChangeRequest.masked:type_name -> hsmbackup.v1.Masked
+	19, // 39: hsmbackup.v1.ChangeRequest.invite:type_name -> hsmbackup.v1.Invite
+	20, // 40: hsmbackup.v1.ChangeRequest.claim:type_name -> hsmbackup.v1.Claim
+	21, // 41: hsmbackup.v1.ChangeRequest.revoked:type_name -> hsmbackup.v1.Revocation
+	10, // 42: hsmbackup.v1.ChangeRequest.approvals:type_name -> hsmbackup.v1.Approval
+	49, // 43: hsmbackup.v1.UseRequest.params:type_name -> hsmbackup.v1.Params
+	10, // 44: hsmbackup.v1.UseRequest.approvals:type_name -> hsmbackup.v1.Approval
+	75, // 45: hsmbackup.v1.KeysRequest.attrs:type_name -> hsmbackup.v1.KeysRequest.AttrsEntry
+	58, // 46: hsmbackup.v1.KeyBatch.keys:type_name -> hsmbackup.v1.KeyInfo
+	76, // 47: hsmbackup.v1.KeyInfo.attributes:type_name -> hsmbackup.v1.KeyInfo.AttributesEntry
+	61, // 48: hsmbackup.v1.UserBatch.users:type_name -> hsmbackup.v1.UserInfo
+	67, // 49: hsmbackup.v1.GreetRequest.before:type_name -> hsmbackup.v1.Boot
+	8,  // 50: hsmbackup.v1.GreetReply.info:type_name -> hsmbackup.v1.InfoReply
+	18, // 51: hsmbackup.v1.JoinReply.members:type_name -> hsmbackup.v1.Member
+	1,  // 52: hsmbackup.v1.HSM.Ping:input_type -> hsmbackup.v1.PingRequest
+	3,  // 53: hsmbackup.v1.HSM.Attach:input_type -> hsmbackup.v1.AttachRequest
+	7,  // 54: hsmbackup.v1.HSM.Info:input_type -> hsmbackup.v1.InfoRequest
+	16, // 55: hsmbackup.v1.HSM.Members:input_type -> hsmbackup.v1.MembersRequest
+	22, // 56: hsmbackup.v1.HSM.Objects:input_type -> hsmbackup.v1.ObjectsRequest
+	24, // 57: hsmbackup.v1.HSM.Extract:input_type -> hsmbackup.v1.ExtractRequest
+	27, // 58: hsmbackup.v1.HSM.Insert:input_type -> hsmbackup.v1.InsertRequest
+	29, // 59: hsmbackup.v1.HSM.Root:input_type -> hsmbackup.v1.RootRequest
+	31, // 60: hsmbackup.v1.HSM.FingerprintKeys:input_type -> hsmbackup.v1.FingerprintKeysRequest
+	33, // 61: hsmbackup.v1.HSM.Cells:input_type -> hsmbackup.v1.CellsRequest
+	35, // 62: hsmbackup.v1.HSM.Prepare:input_type -> hsmbackup.v1.PrepareRequest
+	37, // 63: hsmbackup.v1.HSM.Commit:input_type -> hsmbackup.v1.OpRequest
+	37, // 64: hsmbackup.v1.HSM.Abort:input_type -> hsmbackup.v1.OpRequest
+	37, // 65: hsmbackup.v1.HSM.Resolve:input_type -> hsmbackup.v1.OpRequest
+	39, // 66: hsmbackup.v1.HSM.Steps:input_type -> hsmbackup.v1.StepsRequest
+	43, // 67: hsmbackup.v1.HSM.Calls:input_type -> hsmbackup.v1.CallsRequest
+	50, // 68: hsmbackup.v1.HSM.Create:input_type -> hsmbackup.v1.CreateRequest
+	52, // 69: hsmbackup.v1.HSM.Change:input_type -> hsmbackup.v1.ChangeRequest
+	53, // 70: hsmbackup.v1.HSM.Use:input_type -> hsmbackup.v1.UseRequest
+	55, // 71: hsmbackup.v1.HSM.Keys:input_type -> hsmbackup.v1.KeysRequest
+	57, // 72: hsmbackup.v1.HSM.Key:input_type -> hsmbackup.v1.KeyRequest
+	59, // 73: hsmbackup.v1.HSM.Users:input_type -> hsmbackup.v1.UsersRequest
+	62, // 74: hsmbackup.v1.HSM.Envelope:input_type -> hsmbackup.v1.EnvelopeRequest
+	64, // 75: hsmbackup.v1.HSM.Sign:input_type -> hsmbackup.v1.SignRequest
+	12, // 76: hsmbackup.v1.HSM.Token:input_type -> hsmbackup.v1.TokenRequest
+	66, // 77: hsmbackup.v1.HSM.Greet:input_type -> hsmbackup.v1.GreetRequest
+	69, // 78: hsmbackup.v1.HSM.Issue:input_type -> hsmbackup.v1.IssueRequest
+	71, // 79: hsmbackup.v1.HSM.Join:input_type -> hsmbackup.v1.JoinRequest
+	2,  // 80: hsmbackup.v1.HSM.Ping:output_type -> hsmbackup.v1.PingReply
+	6,  // 81: hsmbackup.v1.HSM.Attach:output_type -> hsmbackup.v1.AttachReply
+	8,  // 82: hsmbackup.v1.HSM.Info:output_type -> hsmbackup.v1.InfoReply
+	17, // 83: hsmbackup.v1.HSM.Members:output_type -> hsmbackup.v1.MembersReply
+	23, // 84: hsmbackup.v1.HSM.Objects:output_type -> hsmbackup.v1.ObjectBatch
+	25, // 85: hsmbackup.v1.HSM.Extract:output_type -> hsmbackup.v1.ExtractReply
+	28, // 86: hsmbackup.v1.HSM.Insert:output_type -> hsmbackup.v1.InsertReply
+	30, // 87: hsmbackup.v1.HSM.Root:output_type -> hsmbackup.v1.RootReply
+	32, // 88: hsmbackup.v1.HSM.FingerprintKeys:output_type -> hsmbackup.v1.FingerprintKeysReply
+	34, // 89: hsmbackup.v1.HSM.Cells:output_type -> hsmbackup.v1.CellBatch
+	36, // 90: hsmbackup.v1.HSM.Prepare:output_type -> hsmbackup.v1.PrepareReply
+	38, // 91: hsmbackup.v1.HSM.Commit:output_type -> hsmbackup.v1.CommitReply
+	47, // 92: hsmbackup.v1.HSM.Abort:output_type -> hsmbackup.v1.AbortReply
+	48, // 93: hsmbackup.v1.HSM.Resolve:output_type -> hsmbackup.v1.ResolveReply
+	41, // 94: hsmbackup.v1.HSM.Steps:output_type -> hsmbackup.v1.StepsReply
+	45, // 95: hsmbackup.v1.HSM.Calls:output_type -> hsmbackup.v1.CallsReply
+	51, // 96: hsmbackup.v1.HSM.Create:output_type -> hsmbackup.v1.CreateReply
+	26, // 97: hsmbackup.v1.HSM.Change:output_type -> hsmbackup.v1.Masked
+	54, // 98: hsmbackup.v1.HSM.Use:output_type -> hsmbackup.v1.UseReply
+	56, // 99: hsmbackup.v1.HSM.Keys:output_type -> hsmbackup.v1.KeyBatch
+	58, // 100: hsmbackup.v1.HSM.Key:output_type -> hsmbackup.v1.KeyInfo
+	60, // 101: hsmbackup.v1.HSM.Users:output_type -> hsmbackup.v1.UserBatch
+	63, // 102: hsmbackup.v1.HSM.Envelope:output_type -> hsmbackup.v1.EnvelopeReply
+	65, // 103: hsmbackup.v1.HSM.Sign:output_type -> hsmbackup.v1.SignReply
+	13, // 104: hsmbackup.v1.HSM.Token:output_type -> hsmbackup.v1.TokenReply
+	68, // 105: hsmbackup.v1.HSM.Greet:output_type -> hsmbackup.v1.GreetReply
+	70, // 106: hsmbackup.v1.HSM.Issue:output_type -> hsmbackup.v1.IssueReply
+	72, // 107: hsmbackup.v1.HSM.Join:output_type -> hsmbackup.v1.JoinReply
+	80, // [80:108] is the sub-list for method output_type
+	52, // [52:80] is the sub-list for method input_type
+	52, // [52:52] is the sub-list for extension type_name
+	52, // [52:52] is the sub-list for extension extendee
+	0,  // [0:52] is the sub-list for field type_name
 }
 
 func init() { file_hsm_proto_init() }
@@ -5202,13 +5549,19 @@ func file_hsm_proto_init() {
 		(*Step_Prepare)(nil),
 		(*Step_Commit)(nil),
 	}
+	file_hsm_proto_msgTypes[44].OneofWrappers = []any{
+		(*Call_Use)(nil),
+		(*Call_Create)(nil),
+		(*Call_Prepare)(nil),
+		(*Call_Commit)(nil),
+	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_hsm_proto_rawDesc), len(file_hsm_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   73,
+			NumMessages:   77,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
