@@ -22,9 +22,13 @@ type person struct {
 	round     int      // of the last change
 }
 
-// manage is what an admin does: it creates, changes and deletes users.
+// manage is what an admin does: it creates, changes and deletes users, and changes
+// settings.
 func (c *caller) manage(ctx context.Context, d *dice) {
 	p := c.r.pickPerson(d)
+	if d.n(4) == 0 {
+		c.appoint(ctx)
+	}
 	switch what := d.n(10); {
 	case p == nil || what < 3:
 		c.hire(ctx)
@@ -105,6 +109,7 @@ func (c *checker) people(r *region) {
 			c.w.violate("%s: users: %v", b.name, err)
 		}
 		there := map[string]bool{}
+		c.settings(r, b, eye)
 		for _, u := range list {
 			there[u.Name] = true
 		}

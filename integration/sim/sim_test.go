@@ -103,7 +103,7 @@ func TestSimulationFindsPlanted(t *testing.T) {
 		{revive, 10, "is back"},
 		{keepSession, 10, "lists session key"},
 		{skipSetting, 10, "after it was acknowledged not to be"},
-		{forgetAfter, 20, "cannot log in with the password"},
+		{forgetAfter, 20, "acknowledged last"},
 		{leakMaterial, 10, "to its disk"},
 	} {
 		t.Run(string(p.plant), func(t *testing.T) { findPlanted(t, p.plant, p.seeds, p.says) })

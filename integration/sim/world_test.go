@@ -53,9 +53,11 @@ type region struct {
 	name    string
 	id      hsm.ClusterID
 	policy  cluster.Policy
-	people  []*person // only the region's admin and the checker, in turns
 	repairs int
 	round   int
+
+	people    []*person // only the region's admin and the checker, in turns
+	custodian appointed // as people
 
 	mu    sync.Mutex
 	boxes []*box // lost ones too
