@@ -46,14 +46,15 @@ type unit struct {
 	Version string   `json:"version"` // of the software, which may index objects otherwise
 	Parts   []int    `json:"parts"`
 	Tables  []string `json:"tables"`
+	Latest  uint64   `json:"latest"` // time of the latest stamp in them, which the clock has to know
 }
 
 // keepUnit makes the note. If we die before the rename, the parts are read again.
-func (l *load) keepUnit(parts []int, tables []*table) error {
+func (l *load) keepUnit(parts []int, tables []*table, latest uint64) error {
 	if !l.keep || len(parts) == 0 {
 		return nil
 	}
-	u := unit{Job: l.job, Version: l.h.opts.Version, Parts: parts}
+	u := unit{Job: l.job, Version: l.h.opts.Version, Parts: parts, Latest: latest}
 	for _, t := range tables {
 		u.Tables = append(u.Tables, l.h.opts.FS.PathBase(t.path))
 	}
@@ -184,6 +185,9 @@ func (l *load) takeUnit(u unit) error {
 	}
 	if r.objects != len(r.refs) || len(r.arrivals) != len(r.special) {
 		return fmt.Errorf("%w: %d objects and %d digests", hsm.ErrCorrupt, r.objects, len(r.refs))
+	}
+	if err := l.h.clock.Observe(hsm.Stamp{Time: u.Latest}); err != nil {
+		return err
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()

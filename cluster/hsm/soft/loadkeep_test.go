@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 
@@ -17,12 +18,13 @@ import (
 
 // kept is a load that is begun on one store and gone on with on another.
 type kept struct {
-	t     *testing.T
-	o     Options
-	want  hsm.Root
-	keys  uint64
-	seen  int // by alice
-	parts [][]hsm.MaskedObject
+	t      *testing.T
+	o      Options
+	want   hsm.Root
+	keys   uint64
+	seen   int    // by alice
+	latest uint64 // time of a stamp
+	parts  [][]hsm.MaskedObject
 
 	mu   sync.Mutex
 	read map[int]int // how often each part was read to its end
@@ -37,6 +39,12 @@ func newKept(t *testing.T, fs vfs.FS, parts int) *kept {
 		k.parts[i%parts] = append(k.parts[i%parts], m)
 	}
 	k.o.FS, k.o.LoadDir, k.o.loadUnit = fs, "kept", 1
+	for _, m := range all {
+		r, err := o.Keyring.Unmask(m)
+		must0(t, err)
+		k.latest = max(k.latest, r.Latest().Time)
+	}
+	k.o.Now = func() time.Time { return time.Now().Add(-hsm.MaxAhead / 2) } // what is loaded is from ahead of this clock
 	return k
 }
 
@@ -96,6 +104,9 @@ func (k *kept) mustHold(h *HSM) {
 	k.t.Helper()
 	if got := h.info(); got.Root != k.want || got.Keys != k.keys {
 		k.t.Fatalf("it holds %d objects and %d keys, want %d and %d", got.Root.Count, got.Keys, k.want.Count, k.keys)
+	}
+	if got := h.clock.Latest(); got < k.latest {
+		k.t.Fatalf("its clock is at %d, a stamp at %d", got, k.latest)
 	}
 	alice := login(k.t, h, "alice") // users are known, too
 	if n := len(keysOf(k.t, alice, hsm.Filter{})); n != k.seen {

@@ -80,9 +80,10 @@ type loadWorker struct {
 	special          []arrival
 
 	// of the unit
-	parts []int
-	done  []*table
-	bytes int
+	parts  []int
+	latest uint64 // time of a stamp
+	done   []*table
+	bytes  int
 
 	before int // bytes of the units before
 }
@@ -141,7 +142,7 @@ func (w *loadWorker) endUnit() error {
 	if err := w.endEntries(); err != nil {
 		return err
 	}
-	if err := w.keepUnit(w.parts, w.done); err != nil {
+	if err := w.keepUnit(w.parts, w.done, w.latest); err != nil {
 		return err
 	}
 	w.load.mu.Lock()
@@ -152,7 +153,7 @@ func (w *loadWorker) endUnit() error {
 	w.load.special = append(w.load.special, w.special...)
 	w.load.tables = append(w.load.tables, w.done...)
 	w.tally, w.live, w.refs, w.special = newTally(w.h.keys().FingerprintKeys()), 0, w.refs[:0], nil
-	w.parts, w.done, w.bytes, w.before = nil, nil, 0, w.before+w.bytes
+	w.parts, w.latest, w.done, w.bytes, w.before = nil, 0, nil, 0, w.before+w.bytes
 	return nil
 }
 
@@ -186,6 +187,7 @@ func (w *loadWorker) take(m hsm.MaskedObject) error {
 	}
 	w.last, w.refs, w.bytes = m.Ref, append(w.refs, m.Ref), w.bytes+len(m.Bytes)
 	w.tally.add(m.Object)
+	w.latest = max(w.latest, g.Latest.Time)
 	return w.note(m, g)
 }
 
