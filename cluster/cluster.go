@@ -49,7 +49,8 @@ type Cluster struct {
 
 	mu      sync.Mutex
 	closed  bool
-	changed chan struct{} // closed and replaced when an HSM comes, goes or fails an attempt
+	changed chan struct{}                   // closed and replaced when an HSM comes, goes or fails an attempt
+	opener  atomic.Pointer[context.Context] // of Open, while it runs
 }
 
 // Dialer reaches one HSM. It need not connect yet; an HSM that cannot be reached
@@ -129,7 +130,9 @@ func Open(ctx context.Context, p *profile.Profile, cred Credential, opts ...Opti
 		}
 		c.dial = dial
 	}
-	c.base, c.cancel = context.WithCancel(context.WithoutCancel(ctx))
+	c.base, c.cancel = context.WithCancel(hsm.SameApplication(context.WithoutCancel(ctx), context.Background()))
+	c.opener.Store(&ctx) // later logins are nobody's in particular: a Cluster may serve many
+	defer c.opener.Store(nil)
 	c.learn(profileMembers(p))
 	if err := c.awaitOpen(ctx); err != nil {
 		c.Close()

@@ -106,7 +106,7 @@ func (c *Cluster) createTokenKey(ctx context.Context, r hsm.CreateRequest, p Pol
 		if err != nil {
 			return nil, cmp.Or(refused, err)
 		}
-		o := c.newOperation(op, made.Objects, r.Lease, p)
+		o := c.newOperation(ctx, op, made.Objects, r.Lease, p)
 		o.copies = r.Method == hsm.MethodInsert
 		err = o.run(ctx, creator)
 		switch {
@@ -171,7 +171,7 @@ func (c *Cluster) createFirst(ctx context.Context, r hsm.CreateRequest, p Policy
 			return made, creator, op, nil
 		}
 		if away(err) || ctx.Err() != nil {
-			c.abortLater(creator, op, r.Lease)
+			c.abortLater(ctx, creator, op, r.Lease)
 		}
 		lacks := r.Key != 0 && errors.Is(err, hsm.ErrNotFound)
 		if ctx.Err() != nil || !away(err) && !errors.Is(err, hsm.ErrFull) && !errors.Is(err, hsm.ErrFuture) && !lacks {
@@ -193,9 +193,9 @@ func newOp() hsm.OpID {
 
 // abortLater tells an HSM, when it is back, that an operation is off. It gives
 // up at the end of the lease: the HSM then settles the operation by itself.
-func (c *Cluster) abortLater(r *remote, op hsm.OpID, lease time.Duration) {
+func (c *Cluster) abortLater(as context.Context, r *remote, op hsm.OpID, lease time.Duration) {
 	c.background(func(ctx context.Context) {
-		ctx, cancel := context.WithTimeout(ctx, lease)
+		ctx, cancel := context.WithTimeout(hsm.SameApplication(ctx, as), lease)
 		defer cancel()
 		for ctx.Err() == nil && !c.isClosed() {
 			if abortOn(ctx, r, op) == nil {

@@ -46,7 +46,7 @@ func gatherFor[T any](ctx context.Context, c *Cluster, limit time.Duration, rs [
 	g := &gathering[T]{came: make(chan struct{}, 1), late: late}
 	for _, r := range rs {
 		run := func(base context.Context) {
-			v, err := call(base, r, limit, ask)
+			v, err := call(hsm.SameApplication(base, ctx), r, limit, ask)
 			g.add(answer[T]{from: r, value: v, err: err})
 		}
 		if !c.background(run) {

@@ -58,12 +58,12 @@ type part struct {
 	err      error
 }
 
-func (c *Cluster) newOperation(id hsm.OpID, objects []hsm.MaskedObject, lease time.Duration, p Policy) *operation {
+func (c *Cluster) newOperation(ctx context.Context, id hsm.OpID, objects []hsm.MaskedObject, lease time.Duration, p Policy) *operation {
 	o := &operation{
 		c: c, id: id, objects: objects, lease: lease, policy: p,
 		verdict: make(chan struct{}), first: make(chan struct{}), news: make(chan struct{}, 1),
 	}
-	o.ctx, o.cancel = context.WithTimeout(c.base, lease)
+	o.ctx, o.cancel = context.WithTimeout(hsm.SameApplication(c.base, ctx), lease)
 	return o
 }
 

@@ -219,6 +219,9 @@ func (r *remote) dial(ctx context.Context) (*link, error) {
 	if err != nil {
 		return nil, err
 	}
+	if opener := r.c.opener.Load(); opener != nil {
+		ctx = hsm.SameApplication(ctx, *opener)
+	}
 	session, err := r.c.auth.open(ctx, module)
 	if err != nil {
 		return nil, errors.Join(err, module.Close())

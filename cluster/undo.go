@@ -33,7 +33,7 @@ func (o *operation) undo() (undelivered []hsm.HSMID, certain bool) {
 				mu.Lock()
 				defer mu.Unlock()
 				undelivered = append(undelivered, p.r.id())
-				o.c.abortLater(p.r, o.id, o.lease)
+				o.c.abortLater(o.ctx, p.r, o.id, o.lease)
 			}
 		})
 	}
@@ -63,7 +63,7 @@ func (o *operation) withdraw() (left []hsm.HSMID) {
 		}
 		wg.Go(func() {
 			if err := o.abort(ctx, p); err != nil && !errors.Is(err, hsm.ErrDenied) {
-				o.c.abortLater(p.r, o.id, o.lease)
+				o.c.abortLater(o.ctx, p.r, o.id, o.lease)
 			}
 		})
 	}

@@ -10,6 +10,7 @@ import (
 	"sync"
 
 	"github.com/hsmbackup/hsmbackup/cluster"
+	"github.com/hsmbackup/hsmbackup/cluster/hsm"
 	"github.com/hsmbackup/hsmbackup/cluster/pkcs11/ck"
 	"github.com/hsmbackup/hsmbackup/cluster/pkcs11/rpc"
 )
@@ -31,6 +32,11 @@ type App struct {
 
 func newApp(d *Daemon, peer Peer, form rpc.Form) *App {
 	return &App{d: d, peer: peer, form: form, log: d.log.With("application", peer), sessions: map[uint64]*session{}, logins: map[*slot]*login{}}
+}
+
+// ending is the context of what an application's end takes: its own may be over.
+func (a *App) ending() (context.Context, context.CancelFunc) {
+	return context.WithTimeout(hsm.WithApplication(context.Background(), a.peer.application()), endTime)
 }
 
 // renumber begins with handles that no other process has given this application: those
@@ -72,6 +78,7 @@ type sessionHandler func(s *session, ctx context.Context, args rpc.Args) ([]any,
 // Call implements rpc.App.
 func (a *App) Call(ctx context.Context, call rpc.Call, args rpc.Args) (out []any, err error) {
 	a.d.stats.Calls.Add(1)
+	ctx = hsm.WithApplication(ctx, a.peer.application())
 	defer func() {
 		if p := recover(); p != nil {
 			a.log.Error("a call panicked", "call", call.String(), "panic", fmt.Sprintf("%T", p))

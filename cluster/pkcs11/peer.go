@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+
+	"github.com/hsmbackup/hsmbackup/cluster/hsm"
 )
 
 // Peer is the process behind an application.
@@ -15,6 +17,11 @@ type Peer struct {
 // LogValue makes a group of it.
 func (p Peer) LogValue() slog.Value {
 	return slog.GroupValue(slog.Int("pid", p.PID), slog.Int("uid", p.UID), slog.String("program", p.Program))
+}
+
+// application is what HSMs are told of the peer, for their audit logs.
+func (p Peer) application() hsm.Application {
+	return hsm.Application{PID: int64(p.PID), UID: int64(p.UID), Program: p.Program}
 }
 
 // OnlyUsers admits peers of these users, and root.

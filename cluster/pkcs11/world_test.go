@@ -51,6 +51,14 @@ func (l *logBuffer) String() string {
 
 func newWorld(t testing.TB, hsms int, policy cluster.Policy) *world {
 	t.Helper()
+	return newWorldWith(t, hsms, policy, nil)
+}
+
+// auditFunc is what HSMs tell their audit log.
+type auditFunc = func(context.Context, string, hsm.Principal, hsm.KeyRef, string, error)
+
+func newWorldWith(t testing.TB, hsms int, policy cluster.Policy, audit auditFunc) *world {
+	t.Helper()
 	w := &world{t: t, log: &logBuffer{}, away: map[string]bool{}}
 	id, keyring := hsm.NewClusterID(), hsm.NewKeyring()
 	p := &profile.Profile{Name: "east", ID: id, Region: "here", Lineage: keyring.Lineage()}
@@ -58,7 +66,7 @@ func newWorld(t testing.TB, hsms int, policy cluster.Policy) *world {
 	var members []hsm.Member
 	for i := range hsms {
 		m := hsm.Member{ID: hsm.NewHSMID(), Name: fmt.Sprintf("hsm-%d", i+1), Address: fmt.Sprintf("hsm-%d:2223", i+1), Zone: fmt.Sprintf("zone-%d", i+1)}
-		h, err := soft.Open(soft.Options{Dir: t.TempDir(), ID: m.ID, Cluster: id, ClusterName: "east", Region: "here", Zone: m.Zone, Keyring: keyring, Iterations: 1})
+		h, err := soft.Open(soft.Options{Dir: t.TempDir(), ID: m.ID, Cluster: id, ClusterName: "east", Region: "here", Zone: m.Zone, Keyring: keyring, Iterations: 1, Audit: audit})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -158,6 +158,7 @@ func (c *caller) do(ctx context.Context, what *pb.Call) (out *pb.Answer, ok bool
 	if at, limited := ctx.Deadline(); limited {
 		what.Within = int64(max(time.Until(at), 1))
 	}
+	what.Application = toApplication(ctx)
 	l, w, err := c.begin(what)
 	if err != nil {
 		return nil, true, err
@@ -550,6 +551,7 @@ func (a *answering) noteIdle() {
 // answer does one call as the call of its own that it stands for.
 func (v *service) answer(ctx context.Context, p *pb.Call) *pb.Answer {
 	out := &pb.Answer{Id: p.GetId()}
+	ctx = withApplication(ctx, p.GetApplication())
 	name := "Calls"
 	do := func() error { return invalid("a call that is none of use, create, prepare and commit") }
 	switch what := p.GetWhat().(type) {

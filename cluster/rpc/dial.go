@@ -149,7 +149,7 @@ func (m *module) attach(ctx context.Context, req *pb.AttachRequest) (hsm.Session
 func (m *module) attachWith(ctx context.Context, req *pb.AttachRequest, factor hsm.SecondFactor) (hsm.Session, hsm.Secret, error) {
 	life, end := context.WithCancel(context.WithoutCancel(ctx))
 	stop := context.AfterFunc(ctx, end)
-	stream, err := m.api.Attach(life)
+	stream, err := m.api.Attach(claiming(life))
 	if err != nil {
 		end()
 		return nil, hsm.Secret{}, m.fail(ctx, err)

@@ -50,7 +50,7 @@ func (r *replicaClient) outgoing(ctx context.Context) (context.Context, error) {
 	if r.over.Load() {
 		return nil, fmt.Errorf("%w: it was closed", hsm.ErrSession)
 	}
-	return metadata.AppendToOutgoingContext(ctx, tokenHeader, r.token), nil
+	return metadata.AppendToOutgoingContext(claiming(ctx), tokenHeader, r.token), nil
 }
 
 // ask is one unary call: request out, reply in, checked.

@@ -123,7 +123,7 @@ func (s *Server) End(match func(id pki.Identity, issued time.Time) bool) int {
 
 func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (reply any, err error) {
 	err = s.call(path.Base(info.FullMethod), func() (err error) {
-		reply, err = handler(ctx, req)
+		reply, err = handler(claimed(ctx), req)
 		return err
 	})
 	return reply, err
@@ -131,6 +131,9 @@ func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo,
 
 func (s *Server) stream(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
 	name := path.Base(info.FullMethod)
+	if ctx := stream.Context(); claimed(ctx) != ctx {
+		stream = &claimedStream{stream, claimed(ctx)}
+	}
 	if name == "Attach" || name == "Calls" { // as long as the session; they observe what happens in them
 		return s.status(name, s.guarded(name, func() error { return handler(srv, stream) }))
 	}

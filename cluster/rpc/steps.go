@@ -124,6 +124,7 @@ func (s *stepper) do(ctx context.Context, what *pb.Step, alone func() (*pb.Creat
 		defer s.next()
 		return alone()
 	}
+	what.Application = toApplication(ctx)
 	t := &step{ctx: ctx, what: what, done: make(chan struct{})}
 	s.join(t)
 	select {
@@ -274,6 +275,7 @@ func (s *Server) worker() {
 // step does one step as the call of its own that it stands for.
 func (v *service) step(ctx context.Context, p *pb.Step) *pb.Outcome {
 	out := &pb.Outcome{}
+	ctx = withApplication(ctx, p.GetApplication())
 	var name string
 	var do func() error
 	switch what := p.GetWhat().(type) {

@@ -49,7 +49,7 @@ func openDevice(ctx context.Context, folder string, c *Config, keys *secrets, o 
 	}
 	if d.soft, err = soft.Open(soft.Options{
 		Existing: !o.create, Dir: filepath.Join(folder, storeDir), ID: c.ID, Cluster: c.Cluster, ClusterName: c.ClusterName, Region: c.Region, Zone: c.Zone,
-		Version: o.version, Keyring: keys.keyring, CA: keys.ca, Seal: o.sealEnvelope, Now: o.now, Audit: d.record, Iterations: o.iterations, ClusterChanged: o.changed, LoadDir: o.loaded, Untidied: o.untidied,
+		Version: o.version, Keyring: keys.keyring, CA: keys.ca, Seal: o.sealEnvelope, Now: o.now, Audit: d.recordCall, Iterations: o.iterations, ClusterChanged: o.changed, LoadDir: o.loaded, Untidied: o.untidied,
 	}); err != nil {
 		return nil, err
 	}
@@ -62,9 +62,18 @@ func (d *device) principal() hsm.Principal {
 	return hsm.Principal{Role: hsm.RoleHSM, Name: d.id.String()}
 }
 
-// record writes one event to the audit log.
+// record writes one event of the HSM's own to the audit log.
 func (d *device) record(event string, who hsm.Principal, ref hsm.KeyRef, detail string, outcome error) {
+	d.recordCall(context.Background(), event, who, ref, detail, outcome)
+}
+
+// recordCall writes one event to the audit log, and for which application its
+// caller says it was.
+func (d *device) recordCall(ctx context.Context, event string, who hsm.Principal, ref hsm.KeyRef, detail string, outcome error) {
 	e := audit.Entry{Event: event, Role: string(who.Role), Name: who.Name, Detail: detail}
+	if a, ok := hsm.ApplicationOf(ctx); ok {
+		e.Application = a.String()
+	}
 	if ref != 0 {
 		e.Key = ref.String()
 	}

@@ -48,9 +48,9 @@ func (p *program) auditShow(cc *cli.Context) error {
 	return p.result(entries, func(w io.Writer) {
 		rows := make([][]string, len(entries))
 		for i, e := range entries {
-			rows[i] = []string{fmt.Sprint(e.Sequence), e.Time.Format("2006-01-02 15:04:05"), e.Event, e.Role, e.Name, e.Key, e.Detail, e.Result}
+			rows[i] = []string{fmt.Sprint(e.Sequence), e.Time.Format("2006-01-02 15:04:05"), e.Event, e.Role, e.Name, e.Key, e.Detail, e.Result, e.Application}
 		}
-		table(w, []string{"SEQUENCE", "TIME", "EVENT", "ROLE", "NAME", "KEY", "DETAIL", "RESULT"}, rows)
+		table(w, []string{"SEQUENCE", "TIME", "EVENT", "ROLE", "NAME", "KEY", "DETAIL", "RESULT", "APPLICATION (CLAIMED BY THE CLIENT)"}, rows)
 	})
 }
 

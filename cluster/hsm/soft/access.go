@@ -1,6 +1,7 @@
 package soft
 
 import (
+	"context"
 	"errors"
 	"fmt"
 
@@ -88,6 +89,6 @@ func (s *session) usable(ref hsm.KeyRef, need access, attribute string) (*entry,
 }
 
 // audit reports a management command.
-func (s *session) audit(event string, ref hsm.KeyRef, detail string, err error) {
-	s.h.opts.Audit(event, s.who, ref, detail, err)
+func (s *session) audit(ctx context.Context, event string, ref hsm.KeyRef, detail string, err error) {
+	s.h.opts.Audit(ctx, event, s.who, ref, detail, err)
 }

@@ -1,6 +1,7 @@
 package soft
 
 import (
+	"context"
 	"errors"
 	"slices"
 	"strings"
@@ -147,7 +148,7 @@ func TestAbortIsAudited(t *testing.T) {
 	var mu sync.Mutex
 	var destroyed []hsm.KeyRef
 	o := testOptions(vfs.NewMem())
-	o.Audit = func(event string, _ hsm.Principal, ref hsm.KeyRef, _ string, err error) {
+	o.Audit = func(_ context.Context, event string, _ hsm.Principal, ref hsm.KeyRef, _ string, err error) {
 		mu.Lock()
 		defer mu.Unlock()
 		if event == "destroy" && err == nil {
@@ -337,7 +338,7 @@ func TestAuditIsNotForged(t *testing.T) {
 	var mu sync.Mutex
 	var log []string
 	o := testOptions(vfs.NewMem())
-	o.Audit = func(event string, who hsm.Principal, _ hsm.KeyRef, detail string, _ error) {
+	o.Audit = func(_ context.Context, event string, who hsm.Principal, _ hsm.KeyRef, detail string, _ error) {
 		mu.Lock()
 		defer mu.Unlock()
 		log = append(log, event+"|"+string(who.Role)+"|"+who.Name+"|"+detail)

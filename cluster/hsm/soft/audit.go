@@ -1,6 +1,7 @@
 package soft
 
 import (
+	"context"
 	"slices"
 	"strings"
 	"unicode"
@@ -19,15 +20,15 @@ const (
 // unknown is what the audit log is told in place of what cannot be true.
 const unknown = "?"
 
-type auditFunc = func(event string, who hsm.Principal, ref hsm.KeyRef, detail string, err error)
+type auditFunc = func(ctx context.Context, event string, who hsm.Principal, ref hsm.KeyRef, detail string, err error)
 
 // cleanAudit returns audit with its texts bounded and printable.
 func cleanAudit(audit auditFunc) auditFunc {
-	return func(event string, who hsm.Principal, ref hsm.KeyRef, detail string, err error) {
+	return func(ctx context.Context, event string, who hsm.Principal, ref hsm.KeyRef, detail string, err error) {
 		if len(event) > maxAuditEvent || !printable(event) {
 			event = unknown
 		}
-		audit(event, cleanPrincipal(who), ref, cleanDetail(detail), err)
+		audit(ctx, event, cleanPrincipal(who), ref, cleanDetail(detail), err)
 	}
 }
 

@@ -16,7 +16,7 @@ func (s *session) Change(ctx context.Context, c hsm.Change) (m hsm.MaskedObject,
 		return hsm.MaskedObject{}, err
 	}
 	defer done()
-	defer func() { s.audit(string(c.Kind), c.Ref, detail(c), err) }()
+	defer func() { s.audit(ctx, string(c.Kind), c.Ref, detail(c), err) }()
 	if err := ctx.Err(); err != nil {
 		return hsm.MaskedObject{}, err
 	}
@@ -27,15 +27,15 @@ func (s *session) Change(ctx context.Context, c hsm.Change) (m hsm.MaskedObject,
 	}
 	switch c.Kind {
 	case hsm.ChangeDestroy, hsm.ChangeAttribute, hsm.ChangeShare, hsm.ChangeUnshare:
-		return s.changeKey(c)
+		return s.changeKey(ctx, c)
 	case hsm.ChangeUserCreate, hsm.ChangeUserDelete, hsm.ChangeUserPassword, hsm.ChangeUserUnlock, hsm.ChangeUserQuorum, hsm.ChangeUserMFA:
-		return s.changeUser(c)
+		return s.changeUser(ctx, c)
 	case hsm.ChangeQuorumValue:
-		return s.changeQuorum(c)
+		return s.changeQuorum(ctx, c)
 	case hsm.ChangeRevive:
 		return s.revive(c)
 	case hsm.ChangeSupersede:
-		return s.supersede(c)
+		return s.supersede(ctx, c)
 	case hsm.ChangeKeepCopy:
 		return s.keepCopy(c)
 	case hsm.ChangeSettings:
@@ -115,7 +115,7 @@ func memberDetail(m *hsm.Member) string {
 }
 
 // changeUser checks the rights and changes a user.
-func (s *session) changeUser(c hsm.Change) (hsm.MaskedObject, error) {
+func (s *session) changeUser(ctx context.Context, c hsm.Change) (hsm.MaskedObject, error) {
 	if err := s.mayChangeUser(c); err != nil {
 		return hsm.MaskedObject{}, err
 	}
@@ -124,7 +124,7 @@ func (s *session) changeUser(c hsm.Change) (hsm.MaskedObject, error) {
 		hsm.ChangeUserUnlock: s.h.unlockUser, hsm.ChangeUserQuorum: s.h.changeSigner, hsm.ChangeUserMFA: s.h.changeSigner,
 	}[c.Kind]
 	var m hsm.MaskedObject
-	err := s.withApproval(c.Approvals, s.userQuorum(c), func() (err error) {
+	err := s.withApproval(ctx, c.Approvals, s.userQuorum(c), func() (err error) {
 		m, err = do(c)
 		return err
 	})

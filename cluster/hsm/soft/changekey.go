@@ -1,6 +1,7 @@
 package soft
 
 import (
+	"context"
 	"fmt"
 
 	"github.com/hsmbackup/hsmbackup/cluster/hsm"
@@ -8,7 +9,7 @@ import (
 
 // changeKey changes a session key of this session, or a token key under its
 // lock.
-func (s *session) changeKey(c hsm.Change) (hsm.MaskedObject, error) {
+func (s *session) changeKey(ctx context.Context, c hsm.Change) (hsm.MaskedObject, error) {
 	if !s.isUser() && (s.who.Role != hsm.RoleAdmin || c.Kind != hsm.ChangeAttribute) {
 		return hsm.MaskedObject{}, s.denied(hsm.RoleCryptoUser)
 	}
@@ -20,7 +21,7 @@ func (s *session) changeKey(c hsm.Change) (hsm.MaskedObject, error) {
 	if err != nil {
 		return m, err
 	}
-	err = s.withApproval(c.Approvals, need, func() (err error) {
+	err = s.withApproval(ctx, c.Approvals, need, func() (err error) {
 		m, err = s.h.update(hsm.ScopeLineage, c.Ref, func(cur *held) (*hsm.Record, error) {
 			if err := s.mayChange(cur, c); err != nil {
 				return nil, err

@@ -224,7 +224,7 @@ func TestAudit(t *testing.T) {
 	var mu sync.Mutex
 	var log []string
 	o := testOptions(vfs.NewMem())
-	o.Audit = func(event string, who hsm.Principal, ref hsm.KeyRef, detail string, err error) {
+	o.Audit = func(_ context.Context, event string, who hsm.Principal, ref hsm.KeyRef, detail string, err error) {
 		mu.Lock()
 		defer mu.Unlock()
 		log = append(log, fmt.Sprintf("%s by %s %s ref %t ok %t: %s", event, who.Role, who.Name, ref != 0, err == nil, detail))

@@ -20,7 +20,7 @@ func (s *session) Create(ctx context.Context, op hsm.OpID, r hsm.CreateRequest) 
 		if len(made.Keys) > 0 {
 			ref = made.Keys[0].Ref
 		}
-		s.audit("create", ref, fmt.Sprintf("%s token %t op %x", r.Method, r.Token, op), err)
+		s.audit(ctx, "create", ref, fmt.Sprintf("%s token %t op %x", r.Method, r.Token, op), err)
 	}()
 	s.uses.RLock()
 	defer s.uses.RUnlock()
@@ -34,7 +34,7 @@ func (s *session) Create(ctx context.Context, op hsm.OpID, r hsm.CreateRequest) 
 	if err != nil {
 		return hsm.Created{}, err
 	}
-	err = s.withApproval(r.Approvals, need, func() error {
+	err = s.withApproval(ctx, r.Approvals, need, func() error {
 		recs, err := s.bear(r)
 		if err != nil {
 			return err

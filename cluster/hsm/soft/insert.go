@@ -33,7 +33,7 @@ func (r replica) Insert(ctx context.Context, objects iter.Seq2[hsm.MaskedObject,
 	defer done()
 	defer func() {
 		if err != nil || total.Added+total.Changed > 0 {
-			r.s.audit("insert", 0, fmt.Sprintf("added %d, changed %d, conflicts %d", total.Added, total.Changed, len(total.Conflicts)), err)
+			r.s.audit(ctx, "insert", 0, fmt.Sprintf("added %d, changed %d, conflicts %d", total.Added, total.Changed, len(total.Conflicts)), err)
 		}
 	}()
 	w := &inserter{r: r, slots: make(chan struct{}, runtime.GOMAXPROCS(0))}
@@ -63,25 +63,25 @@ func (w *inserter) read(ctx context.Context, objects iter.Seq2[hsm.MaskedObject,
 			err = ctx.Err()
 		}
 		if err != nil {
-			w.start(chunk) // what came before the error is good
+			w.start(ctx, chunk) // what came before the error is good
 			return err
 		}
 		chunk, size = append(chunk, m), size+len(m.Bytes)
 		if len(chunk) < chunkObjects && size < chunkBytes {
 			continue
 		}
-		if !w.start(chunk) {
+		if !w.start(ctx, chunk) {
 			return nil
 		}
 		chunk, size = nil, 0
 	}
-	w.start(chunk)
+	w.start(ctx, chunk)
 	return nil
 }
 
 // start inserts a chunk in the background, once there is a slot. It returns
 // false if an earlier chunk failed.
-func (w *inserter) start(chunk []hsm.MaskedObject) bool {
+func (w *inserter) start(ctx context.Context, chunk []hsm.MaskedObject) bool {
 	w.slots <- struct{}{}
 	w.mu.Lock()
 	failed := w.err != nil
@@ -92,7 +92,7 @@ func (w *inserter) start(chunk []hsm.MaskedObject) bool {
 	}
 	w.running.Go(func() {
 		defer func() { <-w.slots }()
-		counted, err := w.r.insertChunk(chunk)
+		counted, err := w.r.insertChunk(ctx, chunk)
 		w.mu.Lock()
 		defer w.mu.Unlock()
 		w.total.Add(counted)
@@ -113,7 +113,7 @@ type arrival struct {
 
 // insertChunk inserts some objects in one durable step. If one of them is not
 // acceptable, those before it are inserted and the error is returned.
-func (r replica) insertChunk(chunk []hsm.MaskedObject) (hsm.Inserted, error) {
+func (r replica) insertChunk(ctx context.Context, chunk []hsm.MaskedObject) (hsm.Inserted, error) {
 	var counted hsm.Inserted
 	arrivals, err := r.compare(chunk)
 	if err != nil {
@@ -131,7 +131,7 @@ func (r replica) insertChunk(chunk []hsm.MaskedObject) (hsm.Inserted, error) {
 		}
 		opened = append(opened, a)
 	}
-	written, err := r.write(opened)
+	written, err := r.write(ctx, opened)
 	counted.Add(written)
 	return counted, errors.Join(refused, err)
 }
@@ -212,7 +212,7 @@ func (h *HSM) acceptable(o hsm.Object, cluster hsm.ClusterID, latest hsm.Stamp, 
 }
 
 // write merges the arrivals into the store in one durable step.
-func (r replica) write(arrivals []arrival) (hsm.Inserted, error) {
+func (r replica) write(ctx context.Context, arrivals []arrival) (hsm.Inserted, error) {
 	if len(arrivals) == 0 {
 		return hsm.Inserted{}, nil
 	}
@@ -235,7 +235,7 @@ func (r replica) write(arrivals []arrival) (hsm.Inserted, error) {
 		return hsm.Inserted{}, err
 	}
 	for _, ended := range m.ended {
-		r.s.auditEnded(ended)
+		r.s.auditEnded(ctx, ended)
 	}
 	return m.counted, nil
 }

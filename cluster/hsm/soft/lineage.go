@@ -18,7 +18,7 @@ func (s *session) Envelope(ctx context.Context, custodians []string, threshold i
 	}
 	defer done()
 	defer func() {
-		s.audit("envelope", 0, fmt.Sprintf("custodians %d threshold %d", len(custodians), threshold), err)
+		s.audit(ctx, "envelope", 0, fmt.Sprintf("custodians %d threshold %d", len(custodians), threshold), err)
 	}()
 	policy := s.h.settings.Load()
 	if len(custodians) == 0 {
@@ -61,7 +61,7 @@ func (s *session) Sign(ctx context.Context, purpose hsm.Purpose, message []byte)
 		return sig, err
 	}
 	defer done()
-	defer func() { s.audit("sign", 0, string(purpose), err) }()
+	defer func() { s.audit(ctx, "sign", 0, string(purpose), err) }()
 	switch purpose {
 	case hsm.PurposeManifest, hsm.PurposeChallenge, hsm.PurposeReport:
 		return s.h.keys().Sign(purpose, message), nil

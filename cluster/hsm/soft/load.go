@@ -35,7 +35,7 @@ func (s *session) Load(ctx context.Context, job string, parts []iter.Seq2[hsm.Ma
 	}
 	defer func() {
 		err = errors.Join(err, l.clean())
-		s.audit("insert", 0, fmt.Sprintf("loaded %d", n.Added+n.Unchanged), err)
+		s.audit(ctx, "insert", 0, fmt.Sprintf("loaded %d", n.Added+n.Unchanged), err)
 	}()
 	if err := l.read(ctx, parts); err != nil {
 		return n, err

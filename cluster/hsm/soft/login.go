@@ -41,7 +41,7 @@ func (m *module) LoginMFA(ctx context.Context, role hsm.Role, name string, passw
 	}
 	defer done()
 	defer func() {
-		m.h.opts.Audit("login", hsm.Principal{Role: role, Name: name}, 0, "", err)
+		m.h.opts.Audit(ctx, "login", hsm.Principal{Role: role, Name: name}, 0, "", err)
 	}()
 	u, err := m.h.login(ctx, role, name, password)
 	if err == nil && len(u.mfaKey) > 0 {
@@ -188,7 +188,7 @@ func (m *module) Redeem(ctx context.Context, ticket hsm.Secret) (s hsm.Session, 
 	}
 	defer done()
 	var who hsm.Principal
-	defer func() { m.h.opts.Audit("redeem", who, 0, "", err) }()
+	defer func() { m.h.opts.Audit(ctx, "redeem", who, 0, "", err) }()
 	u, err := m.h.redeem(ticket)
 	if err != nil {
 		return nil, err

@@ -43,7 +43,7 @@ type Options struct {
 	// Audit is told of every login and management command, done or refused. Uses
 	// of keys are not reported. It is called from many goroutines and must not
 	// call the HSM. Nil: nobody is told.
-	Audit func(event string, who hsm.Principal, ref hsm.KeyRef, detail string, err error)
+	Audit func(ctx context.Context, event string, who hsm.Principal, ref hsm.KeyRef, detail string, err error)
 	// ClusterChanged is called after a member, an invitation or a revocation has
 	// changed. It must be quick and must not call the HSM. Nil: nobody is told.
 	ClusterChanged func()
@@ -78,7 +78,7 @@ func (o *Options) complete() error {
 		o.Iterations = DefaultIterations
 	}
 	if o.Audit == nil {
-		o.Audit = func(string, hsm.Principal, hsm.KeyRef, string, error) {}
+		o.Audit = func(context.Context, string, hsm.Principal, hsm.KeyRef, string, error) {}
 	}
 	if o.ClusterChanged == nil {
 		o.ClusterChanged = func() {}

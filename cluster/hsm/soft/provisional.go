@@ -68,7 +68,7 @@ func (h *HSM) ResolveAs(ctx context.Context, op hsm.OpID, committed bool) error 
 	} else {
 		err = h.drop(op)
 	}
-	h.opts.Audit("resolve", hsm.Principal{Role: hsm.RoleHSM, Name: h.opts.ID.String()}, 0, fmt.Sprintf("op %x committed %t", op, committed), err)
+	h.opts.Audit(ctx, "resolve", hsm.Principal{Role: hsm.RoleHSM, Name: h.opts.ID.String()}, 0, fmt.Sprintf("op %x committed %t", op, committed), err)
 	return err
 }
 
@@ -195,7 +195,7 @@ func (s *session) Commit(ctx context.Context, op hsm.OpID) (err error) {
 		return err
 	}
 	defer done()
-	defer func() { s.audit("commit", 0, fmt.Sprintf("op %x", op), err) }()
+	defer func() { s.audit(ctx, "commit", 0, fmt.Sprintf("op %x", op), err) }()
 	h := s.h
 	defer h.ops.lock(op)()
 	p, m, err := s.own(op)
@@ -304,7 +304,7 @@ func (s *session) Abort(ctx context.Context, op hsm.OpID) (err error) {
 		return err
 	}
 	defer done()
-	defer func() { s.audit("abort", 0, fmt.Sprintf("op %x", op), err) }()
+	defer func() { s.audit(ctx, "abort", 0, fmt.Sprintf("op %x", op), err) }()
 	h := s.h
 	defer h.ops.lock(op)()
 	p, m, err := s.own(op)
@@ -314,7 +314,7 @@ func (s *session) Abort(ctx context.Context, op hsm.OpID) (err error) {
 	case p == nil && m != nil && m.state() == hsm.OpAborted:
 		return nil
 	case p == nil && m != nil:
-		err = s.undo(op, m)
+		err = s.undo(ctx, op, m)
 	default:
 		err = h.finish(h.begin(), p, op, hsm.OpAborted)
 	}
@@ -329,7 +329,7 @@ func (s *session) Abort(ctx context.Context, op hsm.OpID) (err error) {
 // them. Since tombstones spread and win everywhere, that is for the owner only,
 // for keys born in this operation, and for as long as a creation may last.
 // Otherwise it is ErrDenied, and the operation stays committed.
-func (s *session) undo(op hsm.OpID, m *mark) error {
+func (s *session) undo(ctx context.Context, op hsm.OpID, m *mark) error {
 	h := s.h
 	if !s.isUser() {
 		return fmt.Errorf("%w: operation %x is committed, and its keys stay", s.denied(hsm.RoleCryptoUser), op)
@@ -351,7 +351,7 @@ func (s *session) undo(op hsm.OpID, m *mark) error {
 	t.mark(&pending{by: hsm.Principal{Role: m.Role, Name: m.Name}}, op, hsm.OpAborted)
 	err = t.commit()
 	for _, cur := range live {
-		s.audit("destroy", cur.rec.Ref, fmt.Sprintf("op %x aborted", op), err)
+		s.audit(ctx, "destroy", cur.rec.Ref, fmt.Sprintf("op %x aborted", op), err)
 	}
 	return err
 }

@@ -2,6 +2,7 @@ package soft
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"slices"
@@ -108,7 +109,7 @@ func notLower(a hsm.Attribute, was, is string) error {
 // out of the table before op begins. If we die in op, the token died with this
 // process, whether op was done or not. A token comes back only after errors that say
 // that nothing was done.
-func (s *session) withApproval(as []hsm.Approval, d demand, op func() error) error {
+func (s *session) withApproval(ctx context.Context, as []hsm.Approval, d demand, op func() error) error {
 	if d.need == 0 {
 		return op()
 	}
@@ -116,7 +117,7 @@ func (s *session) withApproval(as []hsm.Approval, d demand, op func() error) err
 	if err == nil {
 		err = s.h.tokens.take(t)
 	}
-	s.audit("quorum", d.key, fmt.Sprintf("%s needs %d, approved by %q", d.service, d.need, signers), err)
+	s.audit(ctx, "quorum", d.key, fmt.Sprintf("%s needs %d, approved by %q", d.service, d.need, signers), err)
 	if err != nil {
 		return err
 	}
@@ -235,7 +236,7 @@ func (h *HSM) signers(a hsm.Approval, d demand) ([]string, error) {
 }
 
 // changeQuorum sets a quorum value of the cluster.
-func (s *session) changeQuorum(c hsm.Change) (hsm.MaskedObject, error) {
+func (s *session) changeQuorum(ctx context.Context, c hsm.Change) (hsm.MaskedObject, error) {
 	if s.who.Role != hsm.RoleAdmin {
 		return hsm.MaskedObject{}, s.denied(hsm.RoleAdmin)
 	}
@@ -254,7 +255,7 @@ func (s *session) changeQuorum(c hsm.Change) (hsm.MaskedObject, error) {
 	}
 	now := s.h.quorum.Load()
 	var m hsm.MaskedObject
-	err = s.withApproval(c.Approvals, adminDemand(hsm.ServiceQuorum, max(now.Quorum, now.User)), func() (err error) {
+	err = s.withApproval(ctx, c.Approvals, adminDemand(hsm.ServiceQuorum, max(now.Quorum, now.User)), func() (err error) {
 		m, err = s.h.update(hsm.ScopeLineage, quorumRef, func(cur *held) (*hsm.Record, error) {
 			return s.h.withRegisters(cur, hsm.KindPolicy, quorumRef, quorumName, map[string][]byte{string(service): []byte(strconv.Itoa(value))}, s.h.stampOf(c))
 		})

@@ -1,6 +1,7 @@
 package soft
 
 import (
+	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -129,7 +130,7 @@ func TestApprovalsAreAudited(t *testing.T) {
 	var mu sync.Mutex
 	var lines []string
 	o := testOptions(vfs.NewMem())
-	o.Audit = func(event string, who hsm.Principal, _ hsm.KeyRef, detail string, err error) {
+	o.Audit = func(_ context.Context, event string, who hsm.Principal, _ hsm.KeyRef, detail string, err error) {
 		mu.Lock()
 		defer mu.Unlock()
 		lines = append(lines, fmt.Sprint(event, " ", who.Name, " ", detail, " ", err == nil))

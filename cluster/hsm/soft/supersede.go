@@ -1,6 +1,7 @@
 package soft
 
 import (
+	"context"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -69,7 +70,7 @@ func (h *HSM) ownsAll(user string, r *hsm.Record) bool {
 // supersede sets one birth of a reference above another: of the two that the HSM
 // holds and is shown, Value stands from now on, here and wherever the result gets.
 // Who says it twice, or on two HSMs, makes the same record.
-func (s *session) supersede(c hsm.Change) (hsm.MaskedObject, error) {
+func (s *session) supersede(ctx context.Context, c hsm.Change) (hsm.MaskedObject, error) {
 	d, err := s.decide(c)
 	if err != nil {
 		return hsm.MaskedObject{}, err
@@ -100,7 +101,7 @@ func (s *session) supersede(c hsm.Change) (hsm.MaskedObject, error) {
 		return s.unlessSame(cur, r)
 	})
 	if err == nil && ended.Birth != d.birth {
-		s.auditEnded(ended)
+		s.auditEnded(ctx, ended)
 	}
 	return m, err
 }
@@ -202,12 +203,12 @@ func (h *HSM) ownerThere(r *hsm.Record) error {
 }
 
 // auditEnded records which key has given way to another birth of its reference.
-func (s *session) auditEnded(r *hsm.Record) {
+func (s *session) auditEnded(ctx context.Context, r *hsm.Record) {
 	state := "live"
 	if r.Destroyed {
 		state = "destroyed"
 	}
-	s.audit("superseded", r.Ref, fmt.Sprintf("birth %x, %s, of %q, label %q, check value %x, gave way to another birth", r.Birth, state, r.Core.Owner, r.Text("label"), r.Core.Check), nil)
+	s.audit(ctx, "superseded", r.Ref, fmt.Sprintf("birth %x, %s, of %q, label %q, check value %x, gave way to another birth", r.Birth, state, r.Core.Owner, r.Text("label"), r.Core.Check), nil)
 }
 
 // errTakesOver: a crypto user brings a key that would end another user's, or a

@@ -1,6 +1,7 @@
 package soft
 
 import (
+	"context"
 	"encoding/hex"
 	"slices"
 	"strings"
@@ -18,7 +19,7 @@ func TestWhatGivesWayIsAudited(t *testing.T) {
 	var mu sync.Mutex
 	var log []string
 	o := testOptions(vfs.NewMem())
-	o.Audit = func(event string, who hsm.Principal, ref hsm.KeyRef, detail string, _ error) {
+	o.Audit = func(_ context.Context, event string, who hsm.Principal, ref hsm.KeyRef, detail string, _ error) {
 		mu.Lock()
 		defer mu.Unlock()
 		log = append(log, strings.Join([]string{event, string(who.Role), ref.String(), detail}, "|"))

@@ -35,7 +35,7 @@ func (s *session) Token(ctx context.Context, service hsm.Service, key hsm.KeyRef
 		return nil, err
 	}
 	defer done()
-	defer func() { s.audit("quorum-token", key, string(service), err) }()
+	defer func() { s.audit(ctx, "quorum-token", key, string(service), err) }()
 	if err := s.mayAsk(service, key); err != nil {
 		return nil, err
 	}

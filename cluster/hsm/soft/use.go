@@ -30,9 +30,9 @@ func (s *session) Use(ctx context.Context, u hsm.Use) ([]byte, error) {
 	case hsm.UsePublic:
 		return s.public(u.Key)
 	case hsm.UseWrap:
-		return s.wrap(u)
+		return s.wrap(ctx, u)
 	case hsm.UseValue:
-		return s.value(u)
+		return s.value(ctx, u)
 	}
 	op, ok := operations[u.Kind]
 	if !ok {
@@ -47,7 +47,7 @@ func (s *session) Use(ctx context.Context, u hsm.Use) ([]byte, error) {
 		return nil, err
 	}
 	var out []byte
-	err = s.withApproval(u.Approvals, s.keyQuorum(e.rec, hsm.ServiceKeyUsage), func() (err error) {
+	err = s.withApproval(ctx, u.Approvals, s.keyQuorum(e.rec, hsm.ServiceKeyUsage), func() (err error) {
 		if out, err = op.run(m, u); err != nil {
 			err = fmt.Errorf("%s with key %s: %w", u.Kind, u.Key, mechanism(err))
 		}
@@ -151,7 +151,7 @@ func (s *session) public(ref hsm.KeyRef) ([]byte, error) {
 
 // value returns what a data object or certificate holds, or a key in clear: to its
 // owner, and only if it may leave the HSM unwrapped (PKCS #11 v2.40 §4.9).
-func (s *session) value(u hsm.Use) (out []byte, err error) {
+func (s *session) value(ctx context.Context, u hsm.Use) (out []byte, err error) {
 	ref := u.Key
 	e, a, err := s.lookup(ref)
 	if err != nil {
@@ -167,14 +167,14 @@ func (s *session) value(u hsm.Use) (out []byte, err error) {
 	case r.Core.Class == hsm.ClassPublic:
 		return s.public(ref)
 	}
-	defer func() { s.audit("value", ref, "", err) }()
+	defer func() { s.audit(ctx, "value", ref, "", err) }()
 	switch {
 	case a != accessOwner:
 		return nil, fmt.Errorf("%w: key %s belongs to %q; only its owner reads it", hsm.ErrDenied, ref, r.Core.Owner)
 	case r.Flag("sensitive") || !r.Flag("extractable") || r.Flag("wrap-with-trusted"):
 		return nil, fmt.Errorf("%w: key %s does not leave the HSM in clear", hsm.ErrAttribute, ref)
 	}
-	err = s.withApproval(u.Approvals, s.keyQuorum(r, hsm.ServiceKeyManagement), func() error {
+	err = s.withApproval(ctx, u.Approvals, s.keyQuorum(r, hsm.ServiceKeyManagement), func() error {
 		out = bytes.Clone(r.Material.Reveal())
 		return nil
 	})
@@ -183,7 +183,7 @@ func (s *session) value(u hsm.Use) (out []byte, err error) {
 
 // wrap wraps a key that the user owns and that may leave the HSM. Of the
 // wrapping key it takes the owner too, unless it is public.
-func (s *session) wrap(u hsm.Use) ([]byte, error) {
+func (s *session) wrap(ctx context.Context, u hsm.Use) ([]byte, error) {
 	payload, a, err := s.lookup(u.Payload)
 	if err != nil {
 		return nil, err
@@ -212,8 +212,8 @@ func (s *session) wrap(u hsm.Use) ([]byte, error) {
 		}
 		return err
 	}
-	err = s.withApproval(u.Approvals, s.keyQuorum(payload.rec, hsm.ServiceKeyManagement), func() error {
-		return s.withApproval(u.Approvals, s.keyQuorum(key.rec, hsm.ServiceKeyManagement), run)
+	err = s.withApproval(ctx, u.Approvals, s.keyQuorum(payload.rec, hsm.ServiceKeyManagement), func() error {
+		return s.withApproval(ctx, u.Approvals, s.keyQuorum(key.rec, hsm.ServiceKeyManagement), run)
 	})
 	if err != nil {
 		return nil, err

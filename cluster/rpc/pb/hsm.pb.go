@@ -2471,7 +2471,8 @@ type Step struct {
 	//	*Step_Create
 	//	*Step_Prepare
 	//	*Step_Commit
-	What          isStep_What `protobuf_oneof:"what"`
+	What          isStep_What  `protobuf_oneof:"what"`
+	Application   *Application `protobuf:"bytes,4,opt,name=application,proto3" json:"application,omitempty"` // none: the client named none
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2540,6 +2541,13 @@ func (x *Step) GetCommit() *OpRequest {
 	return nil
 }
 
+func (x *Step) GetApplication() *Application {
+	if x != nil {
+		return x.Application
+	}
+	return nil
+}
+
 type isStep_What interface {
 	isStep_What()
 }
@@ -2562,6 +2570,69 @@ func (*Step_Prepare) isStep_What() {}
 
 func (*Step_Commit) isStep_What() {}
 
+// Application is the process that a call is made for, as the client says, for
+// the audit log. Calls carry it in the metadata "hsmbackup-application-bin",
+// steps and the calls of a stream beside what they do. No right comes from it.
+type Application struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Pid           int64                  `protobuf:"varint,1,opt,name=pid,proto3" json:"pid,omitempty"`
+	Uid           int64                  `protobuf:"varint,2,opt,name=uid,proto3" json:"uid,omitempty"`
+	Program       string                 `protobuf:"bytes,3,opt,name=program,proto3" json:"program,omitempty"` // at most 64 bytes are kept
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Application) Reset() {
+	*x = Application{}
+	mi := &file_hsm_proto_msgTypes[41]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Application) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Application) ProtoMessage() {}
+
+func (x *Application) ProtoReflect() protoreflect.Message {
+	mi := &file_hsm_proto_msgTypes[41]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Application.ProtoReflect.Descriptor instead.
+func (*Application) Descriptor() ([]byte, []int) {
+	return file_hsm_proto_rawDescGZIP(), []int{41}
+}
+
+func (x *Application) GetPid() int64 {
+	if x != nil {
+		return x.Pid
+	}
+	return 0
+}
+
+func (x *Application) GetUid() int64 {
+	if x != nil {
+		return x.Uid
+	}
+	return 0
+}
+
+func (x *Application) GetProgram() string {
+	if x != nil {
+		return x.Program
+	}
+	return ""
+}
+
 // StepsReply has an outcome for every step, in their order.
 type StepsReply struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -2572,7 +2643,7 @@ type StepsReply struct {
 
 func (x *StepsReply) Reset() {
 	*x = StepsReply{}
-	mi := &file_hsm_proto_msgTypes[41]
+	mi := &file_hsm_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2584,7 +2655,7 @@ func (x *StepsReply) String() string {
 func (*StepsReply) ProtoMessage() {}
 
 func (x *StepsReply) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[41]
+	mi := &file_hsm_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2597,7 +2668,7 @@ func (x *StepsReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StepsReply.ProtoReflect.Descriptor instead.
 func (*StepsReply) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{41}
+	return file_hsm_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *StepsReply) GetOutcomes() []*Outcome {
@@ -2617,7 +2688,7 @@ type Outcome struct {
 
 func (x *Outcome) Reset() {
 	*x = Outcome{}
-	mi := &file_hsm_proto_msgTypes[42]
+	mi := &file_hsm_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2629,7 +2700,7 @@ func (x *Outcome) String() string {
 func (*Outcome) ProtoMessage() {}
 
 func (x *Outcome) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[42]
+	mi := &file_hsm_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2642,7 +2713,7 @@ func (x *Outcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Outcome.ProtoReflect.Descriptor instead.
 func (*Outcome) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{42}
+	return file_hsm_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *Outcome) GetFailure() *Failure {
@@ -2669,7 +2740,7 @@ type CallsRequest struct {
 
 func (x *CallsRequest) Reset() {
 	*x = CallsRequest{}
-	mi := &file_hsm_proto_msgTypes[43]
+	mi := &file_hsm_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2681,7 +2752,7 @@ func (x *CallsRequest) String() string {
 func (*CallsRequest) ProtoMessage() {}
 
 func (x *CallsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[43]
+	mi := &file_hsm_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2694,7 +2765,7 @@ func (x *CallsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CallsRequest.ProtoReflect.Descriptor instead.
 func (*CallsRequest) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{43}
+	return file_hsm_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *CallsRequest) GetCalls() []*Call {
@@ -2722,14 +2793,15 @@ type Call struct {
 	//	*Call_Create
 	//	*Call_Prepare
 	//	*Call_Commit
-	What          isCall_What `protobuf_oneof:"what"`
+	What          isCall_What  `protobuf_oneof:"what"`
+	Application   *Application `protobuf:"bytes,8,opt,name=application,proto3" json:"application,omitempty"` // none: the client named none
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Call) Reset() {
 	*x = Call{}
-	mi := &file_hsm_proto_msgTypes[44]
+	mi := &file_hsm_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2741,7 +2813,7 @@ func (x *Call) String() string {
 func (*Call) ProtoMessage() {}
 
 func (x *Call) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[44]
+	mi := &file_hsm_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2754,7 +2826,7 @@ func (x *Call) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Call.ProtoReflect.Descriptor instead.
 func (*Call) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{44}
+	return file_hsm_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *Call) GetId() uint64 {
@@ -2821,6 +2893,13 @@ func (x *Call) GetCommit() *OpRequest {
 	return nil
 }
 
+func (x *Call) GetApplication() *Application {
+	if x != nil {
+		return x.Application
+	}
+	return nil
+}
+
 type isCall_What interface {
 	isCall_What()
 }
@@ -2858,7 +2937,7 @@ type CallsReply struct {
 
 func (x *CallsReply) Reset() {
 	*x = CallsReply{}
-	mi := &file_hsm_proto_msgTypes[45]
+	mi := &file_hsm_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2870,7 +2949,7 @@ func (x *CallsReply) String() string {
 func (*CallsReply) ProtoMessage() {}
 
 func (x *CallsReply) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[45]
+	mi := &file_hsm_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2883,7 +2962,7 @@ func (x *CallsReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CallsReply.ProtoReflect.Descriptor instead.
 func (*CallsReply) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{45}
+	return file_hsm_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *CallsReply) GetAnswers() []*Answer {
@@ -2906,7 +2985,7 @@ type Answer struct {
 
 func (x *Answer) Reset() {
 	*x = Answer{}
-	mi := &file_hsm_proto_msgTypes[46]
+	mi := &file_hsm_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2918,7 +2997,7 @@ func (x *Answer) String() string {
 func (*Answer) ProtoMessage() {}
 
 func (x *Answer) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[46]
+	mi := &file_hsm_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2931,7 +3010,7 @@ func (x *Answer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Answer.ProtoReflect.Descriptor instead.
 func (*Answer) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{46}
+	return file_hsm_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *Answer) GetId() uint64 {
@@ -2977,7 +3056,7 @@ type AbortReply struct {
 
 func (x *AbortReply) Reset() {
 	*x = AbortReply{}
-	mi := &file_hsm_proto_msgTypes[47]
+	mi := &file_hsm_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2989,7 +3068,7 @@ func (x *AbortReply) String() string {
 func (*AbortReply) ProtoMessage() {}
 
 func (x *AbortReply) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[47]
+	mi := &file_hsm_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3002,7 +3081,7 @@ func (x *AbortReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AbortReply.ProtoReflect.Descriptor instead.
 func (*AbortReply) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{47}
+	return file_hsm_proto_rawDescGZIP(), []int{48}
 }
 
 type ResolveReply struct {
@@ -3014,7 +3093,7 @@ type ResolveReply struct {
 
 func (x *ResolveReply) Reset() {
 	*x = ResolveReply{}
-	mi := &file_hsm_proto_msgTypes[48]
+	mi := &file_hsm_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3026,7 +3105,7 @@ func (x *ResolveReply) String() string {
 func (*ResolveReply) ProtoMessage() {}
 
 func (x *ResolveReply) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[48]
+	mi := &file_hsm_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3039,7 +3118,7 @@ func (x *ResolveReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResolveReply.ProtoReflect.Descriptor instead.
 func (*ResolveReply) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{48}
+	return file_hsm_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *ResolveReply) GetState() uint32 {
@@ -3068,7 +3147,7 @@ type Params struct {
 
 func (x *Params) Reset() {
 	*x = Params{}
-	mi := &file_hsm_proto_msgTypes[49]
+	mi := &file_hsm_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3080,7 +3159,7 @@ func (x *Params) String() string {
 func (*Params) ProtoMessage() {}
 
 func (x *Params) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[49]
+	mi := &file_hsm_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3093,7 +3172,7 @@ func (x *Params) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Params.ProtoReflect.Descriptor instead.
 func (*Params) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{49}
+	return file_hsm_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *Params) GetMechanism() string {
@@ -3197,7 +3276,7 @@ type CreateRequest struct {
 
 func (x *CreateRequest) Reset() {
 	*x = CreateRequest{}
-	mi := &file_hsm_proto_msgTypes[50]
+	mi := &file_hsm_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3209,7 +3288,7 @@ func (x *CreateRequest) String() string {
 func (*CreateRequest) ProtoMessage() {}
 
 func (x *CreateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[50]
+	mi := &file_hsm_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3222,7 +3301,7 @@ func (x *CreateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateRequest.ProtoReflect.Descriptor instead.
 func (*CreateRequest) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{50}
+	return file_hsm_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *CreateRequest) GetOp() []byte {
@@ -3347,7 +3426,7 @@ type CreateReply struct {
 
 func (x *CreateReply) Reset() {
 	*x = CreateReply{}
-	mi := &file_hsm_proto_msgTypes[51]
+	mi := &file_hsm_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3359,7 +3438,7 @@ func (x *CreateReply) String() string {
 func (*CreateReply) ProtoMessage() {}
 
 func (x *CreateReply) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[51]
+	mi := &file_hsm_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3372,7 +3451,7 @@ func (x *CreateReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateReply.ProtoReflect.Descriptor instead.
 func (*CreateReply) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{51}
+	return file_hsm_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *CreateReply) GetKeys() []*KeyInfo {
@@ -3416,7 +3495,7 @@ type ChangeRequest struct {
 
 func (x *ChangeRequest) Reset() {
 	*x = ChangeRequest{}
-	mi := &file_hsm_proto_msgTypes[52]
+	mi := &file_hsm_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3428,7 +3507,7 @@ func (x *ChangeRequest) String() string {
 func (*ChangeRequest) ProtoMessage() {}
 
 func (x *ChangeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[52]
+	mi := &file_hsm_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3441,7 +3520,7 @@ func (x *ChangeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangeRequest.ProtoReflect.Descriptor instead.
 func (*ChangeRequest) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{52}
+	return file_hsm_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *ChangeRequest) GetKind() string {
@@ -3593,7 +3672,7 @@ type UseRequest struct {
 
 func (x *UseRequest) Reset() {
 	*x = UseRequest{}
-	mi := &file_hsm_proto_msgTypes[53]
+	mi := &file_hsm_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3605,7 +3684,7 @@ func (x *UseRequest) String() string {
 func (*UseRequest) ProtoMessage() {}
 
 func (x *UseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[53]
+	mi := &file_hsm_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3618,7 +3697,7 @@ func (x *UseRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UseRequest.ProtoReflect.Descriptor instead.
 func (*UseRequest) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{53}
+	return file_hsm_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *UseRequest) GetKind() string {
@@ -3686,7 +3765,7 @@ type UseReply struct {
 
 func (x *UseReply) Reset() {
 	*x = UseReply{}
-	mi := &file_hsm_proto_msgTypes[54]
+	mi := &file_hsm_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3698,7 +3777,7 @@ func (x *UseReply) String() string {
 func (*UseReply) ProtoMessage() {}
 
 func (x *UseReply) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[54]
+	mi := &file_hsm_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3711,7 +3790,7 @@ func (x *UseReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UseReply.ProtoReflect.Descriptor instead.
 func (*UseReply) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{54}
+	return file_hsm_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *UseReply) GetData() []byte {
@@ -3732,7 +3811,7 @@ type KeysRequest struct {
 
 func (x *KeysRequest) Reset() {
 	*x = KeysRequest{}
-	mi := &file_hsm_proto_msgTypes[55]
+	mi := &file_hsm_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3744,7 +3823,7 @@ func (x *KeysRequest) String() string {
 func (*KeysRequest) ProtoMessage() {}
 
 func (x *KeysRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[55]
+	mi := &file_hsm_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3757,7 +3836,7 @@ func (x *KeysRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeysRequest.ProtoReflect.Descriptor instead.
 func (*KeysRequest) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{55}
+	return file_hsm_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *KeysRequest) GetRefs() []uint64 {
@@ -3790,7 +3869,7 @@ type KeyBatch struct {
 
 func (x *KeyBatch) Reset() {
 	*x = KeyBatch{}
-	mi := &file_hsm_proto_msgTypes[56]
+	mi := &file_hsm_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3802,7 +3881,7 @@ func (x *KeyBatch) String() string {
 func (*KeyBatch) ProtoMessage() {}
 
 func (x *KeyBatch) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[56]
+	mi := &file_hsm_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3815,7 +3894,7 @@ func (x *KeyBatch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeyBatch.ProtoReflect.Descriptor instead.
 func (*KeyBatch) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{56}
+	return file_hsm_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *KeyBatch) GetKeys() []*KeyInfo {
@@ -3834,7 +3913,7 @@ type KeyRequest struct {
 
 func (x *KeyRequest) Reset() {
 	*x = KeyRequest{}
-	mi := &file_hsm_proto_msgTypes[57]
+	mi := &file_hsm_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3846,7 +3925,7 @@ func (x *KeyRequest) String() string {
 func (*KeyRequest) ProtoMessage() {}
 
 func (x *KeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[57]
+	mi := &file_hsm_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3859,7 +3938,7 @@ func (x *KeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeyRequest.ProtoReflect.Descriptor instead.
 func (*KeyRequest) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{57}
+	return file_hsm_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *KeyRequest) GetRef() uint64 {
@@ -3893,7 +3972,7 @@ type KeyInfo struct {
 
 func (x *KeyInfo) Reset() {
 	*x = KeyInfo{}
-	mi := &file_hsm_proto_msgTypes[58]
+	mi := &file_hsm_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3905,7 +3984,7 @@ func (x *KeyInfo) String() string {
 func (*KeyInfo) ProtoMessage() {}
 
 func (x *KeyInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[58]
+	mi := &file_hsm_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3918,7 +3997,7 @@ func (x *KeyInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeyInfo.ProtoReflect.Descriptor instead.
 func (*KeyInfo) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{58}
+	return file_hsm_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *KeyInfo) GetRef() uint64 {
@@ -4041,7 +4120,7 @@ type UsersRequest struct {
 
 func (x *UsersRequest) Reset() {
 	*x = UsersRequest{}
-	mi := &file_hsm_proto_msgTypes[59]
+	mi := &file_hsm_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4053,7 +4132,7 @@ func (x *UsersRequest) String() string {
 func (*UsersRequest) ProtoMessage() {}
 
 func (x *UsersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[59]
+	mi := &file_hsm_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4066,7 +4145,7 @@ func (x *UsersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UsersRequest.ProtoReflect.Descriptor instead.
 func (*UsersRequest) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{59}
+	return file_hsm_proto_rawDescGZIP(), []int{60}
 }
 
 type UserBatch struct {
@@ -4078,7 +4157,7 @@ type UserBatch struct {
 
 func (x *UserBatch) Reset() {
 	*x = UserBatch{}
-	mi := &file_hsm_proto_msgTypes[60]
+	mi := &file_hsm_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4090,7 +4169,7 @@ func (x *UserBatch) String() string {
 func (*UserBatch) ProtoMessage() {}
 
 func (x *UserBatch) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[60]
+	mi := &file_hsm_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4103,7 +4182,7 @@ func (x *UserBatch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UserBatch.ProtoReflect.Descriptor instead.
 func (*UserBatch) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{60}
+	return file_hsm_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *UserBatch) GetUsers() []*UserInfo {
@@ -4128,7 +4207,7 @@ type UserInfo struct {
 
 func (x *UserInfo) Reset() {
 	*x = UserInfo{}
-	mi := &file_hsm_proto_msgTypes[61]
+	mi := &file_hsm_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4140,7 +4219,7 @@ func (x *UserInfo) String() string {
 func (*UserInfo) ProtoMessage() {}
 
 func (x *UserInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[61]
+	mi := &file_hsm_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4153,7 +4232,7 @@ func (x *UserInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UserInfo.ProtoReflect.Descriptor instead.
 func (*UserInfo) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{61}
+	return file_hsm_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *UserInfo) GetName() string {
@@ -4215,7 +4294,7 @@ type EnvelopeRequest struct {
 
 func (x *EnvelopeRequest) Reset() {
 	*x = EnvelopeRequest{}
-	mi := &file_hsm_proto_msgTypes[62]
+	mi := &file_hsm_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4227,7 +4306,7 @@ func (x *EnvelopeRequest) String() string {
 func (*EnvelopeRequest) ProtoMessage() {}
 
 func (x *EnvelopeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[62]
+	mi := &file_hsm_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4240,7 +4319,7 @@ func (x *EnvelopeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EnvelopeRequest.ProtoReflect.Descriptor instead.
 func (*EnvelopeRequest) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{62}
+	return file_hsm_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *EnvelopeRequest) GetCustodians() []string {
@@ -4266,7 +4345,7 @@ type EnvelopeReply struct {
 
 func (x *EnvelopeReply) Reset() {
 	*x = EnvelopeReply{}
-	mi := &file_hsm_proto_msgTypes[63]
+	mi := &file_hsm_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4278,7 +4357,7 @@ func (x *EnvelopeReply) String() string {
 func (*EnvelopeReply) ProtoMessage() {}
 
 func (x *EnvelopeReply) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[63]
+	mi := &file_hsm_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4291,7 +4370,7 @@ func (x *EnvelopeReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EnvelopeReply.ProtoReflect.Descriptor instead.
 func (*EnvelopeReply) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{63}
+	return file_hsm_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *EnvelopeReply) GetEnvelope() []byte {
@@ -4311,7 +4390,7 @@ type SignRequest struct {
 
 func (x *SignRequest) Reset() {
 	*x = SignRequest{}
-	mi := &file_hsm_proto_msgTypes[64]
+	mi := &file_hsm_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4323,7 +4402,7 @@ func (x *SignRequest) String() string {
 func (*SignRequest) ProtoMessage() {}
 
 func (x *SignRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[64]
+	mi := &file_hsm_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4336,7 +4415,7 @@ func (x *SignRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignRequest.ProtoReflect.Descriptor instead.
 func (*SignRequest) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{64}
+	return file_hsm_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *SignRequest) GetPurpose() string {
@@ -4363,7 +4442,7 @@ type SignReply struct {
 
 func (x *SignReply) Reset() {
 	*x = SignReply{}
-	mi := &file_hsm_proto_msgTypes[65]
+	mi := &file_hsm_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4375,7 +4454,7 @@ func (x *SignReply) String() string {
 func (*SignReply) ProtoMessage() {}
 
 func (x *SignReply) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[65]
+	mi := &file_hsm_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4388,7 +4467,7 @@ func (x *SignReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignReply.ProtoReflect.Descriptor instead.
 func (*SignReply) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{65}
+	return file_hsm_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *SignReply) GetPublic() []byte {
@@ -4420,7 +4499,7 @@ type GreetRequest struct {
 
 func (x *GreetRequest) Reset() {
 	*x = GreetRequest{}
-	mi := &file_hsm_proto_msgTypes[66]
+	mi := &file_hsm_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4432,7 +4511,7 @@ func (x *GreetRequest) String() string {
 func (*GreetRequest) ProtoMessage() {}
 
 func (x *GreetRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[66]
+	mi := &file_hsm_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4445,7 +4524,7 @@ func (x *GreetRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GreetRequest.ProtoReflect.Descriptor instead.
 func (*GreetRequest) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{66}
+	return file_hsm_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *GreetRequest) GetBoot() []byte {
@@ -4493,7 +4572,7 @@ type Boot struct {
 
 func (x *Boot) Reset() {
 	*x = Boot{}
-	mi := &file_hsm_proto_msgTypes[67]
+	mi := &file_hsm_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4505,7 +4584,7 @@ func (x *Boot) String() string {
 func (*Boot) ProtoMessage() {}
 
 func (x *Boot) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[67]
+	mi := &file_hsm_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4518,7 +4597,7 @@ func (x *Boot) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Boot.ProtoReflect.Descriptor instead.
 func (*Boot) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{67}
+	return file_hsm_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *Boot) GetId() []byte {
@@ -4548,7 +4627,7 @@ type GreetReply struct {
 
 func (x *GreetReply) Reset() {
 	*x = GreetReply{}
-	mi := &file_hsm_proto_msgTypes[68]
+	mi := &file_hsm_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4560,7 +4639,7 @@ func (x *GreetReply) String() string {
 func (*GreetReply) ProtoMessage() {}
 
 func (x *GreetReply) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[68]
+	mi := &file_hsm_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4573,7 +4652,7 @@ func (x *GreetReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GreetReply.ProtoReflect.Descriptor instead.
 func (*GreetReply) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{68}
+	return file_hsm_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *GreetReply) GetInfo() *InfoReply {
@@ -4623,7 +4702,7 @@ type IssueRequest struct {
 
 func (x *IssueRequest) Reset() {
 	*x = IssueRequest{}
-	mi := &file_hsm_proto_msgTypes[69]
+	mi := &file_hsm_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4635,7 +4714,7 @@ func (x *IssueRequest) String() string {
 func (*IssueRequest) ProtoMessage() {}
 
 func (x *IssueRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[69]
+	mi := &file_hsm_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4648,7 +4727,7 @@ func (x *IssueRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueRequest.ProtoReflect.Descriptor instead.
 func (*IssueRequest) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{69}
+	return file_hsm_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *IssueRequest) GetKind() string {
@@ -4688,7 +4767,7 @@ type IssueReply struct {
 
 func (x *IssueReply) Reset() {
 	*x = IssueReply{}
-	mi := &file_hsm_proto_msgTypes[70]
+	mi := &file_hsm_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4700,7 +4779,7 @@ func (x *IssueReply) String() string {
 func (*IssueReply) ProtoMessage() {}
 
 func (x *IssueReply) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[70]
+	mi := &file_hsm_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4713,7 +4792,7 @@ func (x *IssueReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueReply.ProtoReflect.Descriptor instead.
 func (*IssueReply) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{70}
+	return file_hsm_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *IssueReply) GetCertificate() []byte {
@@ -4737,7 +4816,7 @@ type JoinRequest struct {
 
 func (x *JoinRequest) Reset() {
 	*x = JoinRequest{}
-	mi := &file_hsm_proto_msgTypes[71]
+	mi := &file_hsm_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4749,7 +4828,7 @@ func (x *JoinRequest) String() string {
 func (*JoinRequest) ProtoMessage() {}
 
 func (x *JoinRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[71]
+	mi := &file_hsm_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4762,7 +4841,7 @@ func (x *JoinRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinRequest.ProtoReflect.Descriptor instead.
 func (*JoinRequest) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{71}
+	return file_hsm_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *JoinRequest) GetJoiner() uint64 {
@@ -4823,7 +4902,7 @@ type JoinReply struct {
 
 func (x *JoinReply) Reset() {
 	*x = JoinReply{}
-	mi := &file_hsm_proto_msgTypes[72]
+	mi := &file_hsm_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4835,7 +4914,7 @@ func (x *JoinReply) String() string {
 func (*JoinReply) ProtoMessage() {}
 
 func (x *JoinReply) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[72]
+	mi := &file_hsm_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4848,7 +4927,7 @@ func (x *JoinReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinReply.ProtoReflect.Descriptor instead.
 func (*JoinReply) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{72}
+	return file_hsm_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *JoinReply) GetCertificate() []byte {
@@ -5079,12 +5158,17 @@ const file_hsm_proto_rawDesc = "" +
 	"\x02op\x18\x01 \x01(\fR\x02op\"\r\n" +
 	"\vCommitReply\"8\n" +
 	"\fStepsRequest\x12(\n" +
-	"\x05steps\x18\x01 \x03(\v2\x12.hsmbackup.v1.StepR\x05steps\"\xb2\x01\n" +
+	"\x05steps\x18\x01 \x03(\v2\x12.hsmbackup.v1.StepR\x05steps\"\xef\x01\n" +
 	"\x04Step\x125\n" +
 	"\x06create\x18\x01 \x01(\v2\x1b.hsmbackup.v1.CreateRequestH\x00R\x06create\x128\n" +
 	"\aprepare\x18\x02 \x01(\v2\x1c.hsmbackup.v1.PrepareRequestH\x00R\aprepare\x121\n" +
-	"\x06commit\x18\x03 \x01(\v2\x17.hsmbackup.v1.OpRequestH\x00R\x06commitB\x06\n" +
-	"\x04what\"?\n" +
+	"\x06commit\x18\x03 \x01(\v2\x17.hsmbackup.v1.OpRequestH\x00R\x06commit\x12;\n" +
+	"\vapplication\x18\x04 \x01(\v2\x19.hsmbackup.v1.ApplicationR\vapplicationB\x06\n" +
+	"\x04what\"K\n" +
+	"\vApplication\x12\x10\n" +
+	"\x03pid\x18\x01 \x01(\x03R\x03pid\x12\x10\n" +
+	"\x03uid\x18\x02 \x01(\x03R\x03uid\x12\x18\n" +
+	"\aprogram\x18\x03 \x01(\tR\aprogram\"?\n" +
 	"\n" +
 	"StepsReply\x121\n" +
 	"\boutcomes\x18\x01 \x03(\v2\x15.hsmbackup.v1.OutcomeR\boutcomes\"m\n" +
@@ -5093,7 +5177,7 @@ const file_hsm_proto_rawDesc = "" +
 	"\x06create\x18\x02 \x01(\v2\x19.hsmbackup.v1.CreateReplyR\x06create\"L\n" +
 	"\fCallsRequest\x12(\n" +
 	"\x05calls\x18\x01 \x03(\v2\x12.hsmbackup.v1.CallR\x05calls\x12\x12\n" +
-	"\x04gone\x18\x02 \x03(\x04R\x04gone\"\x9e\x02\n" +
+	"\x04gone\x18\x02 \x03(\x04R\x04gone\"\xdb\x02\n" +
 	"\x04Call\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x16\n" +
 	"\x06within\x18\x02 \x01(\x03R\x06within\x12\x14\n" +
@@ -5101,7 +5185,8 @@ const file_hsm_proto_rawDesc = "" +
 	"\x03use\x18\x04 \x01(\v2\x18.hsmbackup.v1.UseRequestH\x00R\x03use\x125\n" +
 	"\x06create\x18\x05 \x01(\v2\x1b.hsmbackup.v1.CreateRequestH\x00R\x06create\x128\n" +
 	"\aprepare\x18\x06 \x01(\v2\x1c.hsmbackup.v1.PrepareRequestH\x00R\aprepare\x121\n" +
-	"\x06commit\x18\a \x01(\v2\x17.hsmbackup.v1.OpRequestH\x00R\x06commitB\x06\n" +
+	"\x06commit\x18\a \x01(\v2\x17.hsmbackup.v1.OpRequestH\x00R\x06commit\x12;\n" +
+	"\vapplication\x18\b \x01(\v2\x19.hsmbackup.v1.ApplicationR\vapplicationB\x06\n" +
 	"\x04what\"<\n" +
 	"\n" +
 	"CallsReply\x12.\n" +
@@ -5337,7 +5422,7 @@ func file_hsm_proto_rawDescGZIP() []byte {
 	return file_hsm_proto_rawDescData
 }
 
-var file_hsm_proto_msgTypes = make([]protoimpl.MessageInfo, 77)
+var file_hsm_proto_msgTypes = make([]protoimpl.MessageInfo, 78)
 var file_hsm_proto_goTypes = []any{
 	(*Failure)(nil),                // 0: hsmbackup.v1.Failure
 	(*PingRequest)(nil),            // 1: hsmbackup.v1.PingRequest
@@ -5380,42 +5465,43 @@ var file_hsm_proto_goTypes = []any{
 	(*CommitReply)(nil),            // 38: hsmbackup.v1.CommitReply
 	(*StepsRequest)(nil),           // 39: hsmbackup.v1.StepsRequest
 	(*Step)(nil),                   // 40: hsmbackup.v1.Step
-	(*StepsReply)(nil),             // 41: hsmbackup.v1.StepsReply
-	(*Outcome)(nil),                // 42: hsmbackup.v1.Outcome
-	(*CallsRequest)(nil),           // 43: hsmbackup.v1.CallsRequest
-	(*Call)(nil),                   // 44: hsmbackup.v1.Call
-	(*CallsReply)(nil),             // 45: hsmbackup.v1.CallsReply
-	(*Answer)(nil),                 // 46: hsmbackup.v1.Answer
-	(*AbortReply)(nil),             // 47: hsmbackup.v1.AbortReply
-	(*ResolveReply)(nil),           // 48: hsmbackup.v1.ResolveReply
-	(*Params)(nil),                 // 49: hsmbackup.v1.Params
-	(*CreateRequest)(nil),          // 50: hsmbackup.v1.CreateRequest
-	(*CreateReply)(nil),            // 51: hsmbackup.v1.CreateReply
-	(*ChangeRequest)(nil),          // 52: hsmbackup.v1.ChangeRequest
-	(*UseRequest)(nil),             // 53: hsmbackup.v1.UseRequest
-	(*UseReply)(nil),               // 54: hsmbackup.v1.UseReply
-	(*KeysRequest)(nil),            // 55: hsmbackup.v1.KeysRequest
-	(*KeyBatch)(nil),               // 56: hsmbackup.v1.KeyBatch
-	(*KeyRequest)(nil),             // 57: hsmbackup.v1.KeyRequest
-	(*KeyInfo)(nil),                // 58: hsmbackup.v1.KeyInfo
-	(*UsersRequest)(nil),           // 59: hsmbackup.v1.UsersRequest
-	(*UserBatch)(nil),              // 60: hsmbackup.v1.UserBatch
-	(*UserInfo)(nil),               // 61: hsmbackup.v1.UserInfo
-	(*EnvelopeRequest)(nil),        // 62: hsmbackup.v1.EnvelopeRequest
-	(*EnvelopeReply)(nil),          // 63: hsmbackup.v1.EnvelopeReply
-	(*SignRequest)(nil),            // 64: hsmbackup.v1.SignRequest
-	(*SignReply)(nil),              // 65: hsmbackup.v1.SignReply
-	(*GreetRequest)(nil),           // 66: hsmbackup.v1.GreetRequest
-	(*Boot)(nil),                   // 67: hsmbackup.v1.Boot
-	(*GreetReply)(nil),             // 68: hsmbackup.v1.GreetReply
-	(*IssueRequest)(nil),           // 69: hsmbackup.v1.IssueRequest
-	(*IssueReply)(nil),             // 70: hsmbackup.v1.IssueReply
-	(*JoinRequest)(nil),            // 71: hsmbackup.v1.JoinRequest
-	(*JoinReply)(nil),              // 72: hsmbackup.v1.JoinReply
-	nil,                            // 73: hsmbackup.v1.CreateRequest.AttributesEntry
-	nil,                            // 74: hsmbackup.v1.CreateRequest.PublicEntry
-	nil,                            // 75: hsmbackup.v1.KeysRequest.AttrsEntry
-	nil,                            // 76: hsmbackup.v1.KeyInfo.AttributesEntry
+	(*Application)(nil),            // 41: hsmbackup.v1.Application
+	(*StepsReply)(nil),             // 42: hsmbackup.v1.StepsReply
+	(*Outcome)(nil),                // 43: hsmbackup.v1.Outcome
+	(*CallsRequest)(nil),           // 44: hsmbackup.v1.CallsRequest
+	(*Call)(nil),                   // 45: hsmbackup.v1.Call
+	(*CallsReply)(nil),             // 46: hsmbackup.v1.CallsReply
+	(*Answer)(nil),                 // 47: hsmbackup.v1.Answer
+	(*AbortReply)(nil),             // 48: hsmbackup.v1.AbortReply
+	(*ResolveReply)(nil),           // 49: hsmbackup.v1.ResolveReply
+	(*Params)(nil),                 // 50: hsmbackup.v1.Params
+	(*CreateRequest)(nil),          // 51: hsmbackup.v1.CreateRequest
+	(*CreateReply)(nil),            // 52: hsmbackup.v1.CreateReply
+	(*ChangeRequest)(nil),          // 53: hsmbackup.v1.ChangeRequest
+	(*UseRequest)(nil),             // 54: hsmbackup.v1.UseRequest
+	(*UseReply)(nil),               // 55: hsmbackup.v1.UseReply
+	(*KeysRequest)(nil),            // 56: hsmbackup.v1.KeysRequest
+	(*KeyBatch)(nil),               // 57: hsmbackup.v1.KeyBatch
+	(*KeyRequest)(nil),             // 58: hsmbackup.v1.KeyRequest
+	(*KeyInfo)(nil),                // 59: hsmbackup.v1.KeyInfo
+	(*UsersRequest)(nil),           // 60: hsmbackup.v1.UsersRequest
+	(*UserBatch)(nil),              // 61: hsmbackup.v1.UserBatch
+	(*UserInfo)(nil),               // 62: hsmbackup.v1.UserInfo
+	(*EnvelopeRequest)(nil),        // 63: hsmbackup.v1.EnvelopeRequest
+	(*EnvelopeReply)(nil),          // 64: hsmbackup.v1.EnvelopeReply
+	(*SignRequest)(nil),            // 65: hsmbackup.v1.SignRequest
+	(*SignReply)(nil),              // 66: hsmbackup.v1.SignReply
+	(*GreetRequest)(nil),           // 67: hsmbackup.v1.GreetRequest
+	(*Boot)(nil),                   // 68: hsmbackup.v1.Boot
+	(*GreetReply)(nil),             // 69: hsmbackup.v1.GreetReply
+	(*IssueRequest)(nil),           // 70: hsmbackup.v1.IssueRequest
+	(*IssueReply)(nil),             // 71: hsmbackup.v1.IssueReply
+	(*JoinRequest)(nil),            // 72: hsmbackup.v1.JoinRequest
+	(*JoinReply)(nil),              // 73: hsmbackup.v1.JoinReply
+	nil,                            // 74: hsmbackup.v1.CreateRequest.AttributesEntry
+	nil,                            // 75: hsmbackup.v1.CreateRequest.PublicEntry
+	nil,                            // 76: hsmbackup.v1.KeysRequest.AttrsEntry
+	nil,                            // 77: hsmbackup.v1.KeyInfo.AttributesEntry
 }
 var file_hsm_proto_depIdxs = []int32{
 	4,  // 0: hsmbackup.v1.AttachRequest.login:type_name -> hsmbackup.v1.Login
@@ -5432,105 +5518,107 @@ var file_hsm_proto_depIdxs = []int32{
 	0,  // 11: hsmbackup.v1.InsertReply.failure:type_name -> hsmbackup.v1.Failure
 	26, // 12: hsmbackup.v1.PrepareRequest.objects:type_name -> hsmbackup.v1.Masked
 	40, // 13: hsmbackup.v1.StepsRequest.steps:type_name -> hsmbackup.v1.Step
-	50, // 14: hsmbackup.v1.Step.create:type_name -> hsmbackup.v1.CreateRequest
+	51, // 14: hsmbackup.v1.Step.create:type_name -> hsmbackup.v1.CreateRequest
 	35, // 15: hsmbackup.v1.Step.prepare:type_name -> hsmbackup.v1.PrepareRequest
 	37, // 16: hsmbackup.v1.Step.commit:type_name -> hsmbackup.v1.OpRequest
-	42, // 17: hsmbackup.v1.StepsReply.outcomes:type_name -> hsmbackup.v1.Outcome
-	0,  // 18: hsmbackup.v1.Outcome.failure:type_name -> hsmbackup.v1.Failure
-	51, // 19: hsmbackup.v1.Outcome.create:type_name -> hsmbackup.v1.CreateReply
-	44, // 20: hsmbackup.v1.CallsRequest.calls:type_name -> hsmbackup.v1.Call
-	53, // 21: hsmbackup.v1.Call.use:type_name -> hsmbackup.v1.UseRequest
-	50, // 22: hsmbackup.v1.Call.create:type_name -> hsmbackup.v1.CreateRequest
-	35, // 23: hsmbackup.v1.Call.prepare:type_name -> hsmbackup.v1.PrepareRequest
-	37, // 24: hsmbackup.v1.Call.commit:type_name -> hsmbackup.v1.OpRequest
-	46, // 25: hsmbackup.v1.CallsReply.answers:type_name -> hsmbackup.v1.Answer
-	0,  // 26: hsmbackup.v1.Answer.failure:type_name -> hsmbackup.v1.Failure
-	54, // 27: hsmbackup.v1.Answer.use:type_name -> hsmbackup.v1.UseReply
-	51, // 28: hsmbackup.v1.Answer.create:type_name -> hsmbackup.v1.CreateReply
-	73, // 29: hsmbackup.v1.CreateRequest.attributes:type_name -> hsmbackup.v1.CreateRequest.AttributesEntry
-	74, // 30: hsmbackup.v1.CreateRequest.public:type_name -> hsmbackup.v1.CreateRequest.PublicEntry
-	49, // 31: hsmbackup.v1.CreateRequest.params:type_name -> hsmbackup.v1.Params
-	26, // 32: hsmbackup.v1.CreateRequest.masked:type_name -> hsmbackup.v1.Masked
-	10, // 33: hsmbackup.v1.CreateRequest.approvals:type_name -> hsmbackup.v1.Approval
-	58, // 34: hsmbackup.v1.CreateReply.keys:type_name -> hsmbackup.v1.KeyInfo
-	26, // 35: hsmbackup.v1.CreateReply.objects:type_name -> hsmbackup.v1.Masked
-	15, // 36: hsmbackup.v1.ChangeRequest.settings:type_name -> hsmbackup.v1.Settings
-	18, // 37: hsmbackup.v1.ChangeRequest.member:type_name -> hsmbackup.v1.Member
-	26, // 38: hsmbackup.v1.ChangeRequest.masked:type_name -> hsmbackup.v1.Masked
-	19, // 39: hsmbackup.v1.ChangeRequest.invite:type_name -> hsmbackup.v1.Invite
-	20, // 40: hsmbackup.v1.ChangeRequest.claim:type_name -> hsmbackup.v1.Claim
-	21, // 41: hsmbackup.v1.ChangeRequest.revoked:type_name -> hsmbackup.v1.Revocation
-	10, // 42: hsmbackup.v1.ChangeRequest.approvals:type_name -> hsmbackup.v1.Approval
-	49, // 43: hsmbackup.v1.UseRequest.params:type_name -> hsmbackup.v1.Params
-	10, // 44: hsmbackup.v1.UseRequest.approvals:type_name -> hsmbackup.v1.Approval
-	75, // 45: hsmbackup.v1.KeysRequest.attrs:type_name -> hsmbackup.v1.KeysRequest.AttrsEntry
-	58, // 46: hsmbackup.v1.KeyBatch.keys:type_name -> hsmbackup.v1.KeyInfo
-	76, // 47: hsmbackup.v1.KeyInfo.attributes:type_name -> hsmbackup.v1.KeyInfo.AttributesEntry
-	61, // 48: hsmbackup.v1.UserBatch.users:type_name -> hsmbackup.v1.UserInfo
-	67, // 49: hsmbackup.v1.GreetRequest.before:type_name -> hsmbackup.v1.Boot
-	8,  // 50: hsmbackup.v1.GreetReply.info:type_name -> hsmbackup.v1.InfoReply
-	18, // 51: hsmbackup.v1.JoinReply.members:type_name -> hsmbackup.v1.Member
-	1,  // 52: hsmbackup.v1.HSM.Ping:input_type -> hsmbackup.v1.PingRequest
-	3,  // 53: hsmbackup.v1.HSM.Attach:input_type -> hsmbackup.v1.AttachRequest
-	7,  // 54: hsmbackup.v1.HSM.Info:input_type -> hsmbackup.v1.InfoRequest
-	16, // 55: hsmbackup.v1.HSM.Members:input_type -> hsmbackup.v1.MembersRequest
-	22, // 56: hsmbackup.v1.HSM.Objects:input_type -> hsmbackup.v1.ObjectsRequest
-	24, // 57: hsmbackup.v1.HSM.Extract:input_type -> hsmbackup.v1.ExtractRequest
-	27, // 58: hsmbackup.v1.HSM.Insert:input_type -> hsmbackup.v1.InsertRequest
-	29, // 59: hsmbackup.v1.HSM.Root:input_type -> hsmbackup.v1.RootRequest
-	31, // 60: hsmbackup.v1.HSM.FingerprintKeys:input_type -> hsmbackup.v1.FingerprintKeysRequest
-	33, // 61: hsmbackup.v1.HSM.Cells:input_type -> hsmbackup.v1.CellsRequest
-	35, // 62: hsmbackup.v1.HSM.Prepare:input_type -> hsmbackup.v1.PrepareRequest
-	37, // 63: hsmbackup.v1.HSM.Commit:input_type -> hsmbackup.v1.OpRequest
-	37, // 64: hsmbackup.v1.HSM.Abort:input_type -> hsmbackup.v1.OpRequest
-	37, // 65: hsmbackup.v1.HSM.Resolve:input_type -> hsmbackup.v1.OpRequest
-	39, // 66: hsmbackup.v1.HSM.Steps:input_type -> hsmbackup.v1.StepsRequest
-	43, // 67: hsmbackup.v1.HSM.Calls:input_type -> hsmbackup.v1.CallsRequest
-	50, // 68: hsmbackup.v1.HSM.Create:input_type -> hsmbackup.v1.CreateRequest
-	52, // 69: hsmbackup.v1.HSM.Change:input_type -> hsmbackup.v1.ChangeRequest
-	53, // 70: hsmbackup.v1.HSM.Use:input_type -> hsmbackup.v1.UseRequest
-	55, // 71: hsmbackup.v1.HSM.Keys:input_type -> hsmbackup.v1.KeysRequest
-	57, // 72: hsmbackup.v1.HSM.Key:input_type -> hsmbackup.v1.KeyRequest
-	59, // 73: hsmbackup.v1.HSM.Users:input_type -> hsmbackup.v1.UsersRequest
-	62, // 74: hsmbackup.v1.HSM.Envelope:input_type -> hsmbackup.v1.EnvelopeRequest
-	64, // 75: hsmbackup.v1.HSM.Sign:input_type -> hsmbackup.v1.SignRequest
-	12, // 76: hsmbackup.v1.HSM.Token:input_type -> hsmbackup.v1.TokenRequest
-	66, // 77: hsmbackup.v1.HSM.Greet:input_type -> hsmbackup.v1.GreetRequest
-	69, // 78: hsmbackup.v1.HSM.Issue:input_type -> hsmbackup.v1.IssueRequest
-	71, // 79: hsmbackup.v1.HSM.Join:input_type -> hsmbackup.v1.JoinRequest
-	2,  // 80: hsmbackup.v1.HSM.Ping:output_type -> hsmbackup.v1.PingReply
-	6,  // 81: hsmbackup.v1.HSM.Attach:output_type -> hsmbackup.v1.AttachReply
-	8,  // 82: hsmbackup.v1.HSM.Info:output_type -> hsmbackup.v1.InfoReply
-	17, // 83: hsmbackup.v1.HSM.Members:output_type -> hsmbackup.v1.MembersReply
-	23, // 84: hsmbackup.v1.HSM.Objects:output_type -> hsmbackup.v1.ObjectBatch
-	25, // 85: hsmbackup.v1.HSM.Extract:output_type -> hsmbackup.v1.ExtractReply
-	28, // 86: hsmbackup.v1.HSM.Insert:output_type -> hsmbackup.v1.InsertReply
-	30, // 87: hsmbackup.v1.HSM.Root:output_type -> hsmbackup.v1.RootReply
-	32, // 88: hsmbackup.v1.HSM.FingerprintKeys:output_type -> hsmbackup.v1.FingerprintKeysReply
-	34, // 89: hsmbackup.v1.HSM.Cells:output_type -> hsmbackup.v1.CellBatch
-	36, // 90: hsmbackup.v1.HSM.Prepare:output_type -> hsmbackup.v1.PrepareReply
-	38, // 91: hsmbackup.v1.HSM.Commit:output_type -> hsmbackup.v1.CommitReply
-	47, // 92: hsmbackup.v1.HSM.Abort:output_type -> hsmbackup.v1.AbortReply
-	48, // 93: hsmbackup.v1.HSM.Resolve:output_type -> hsmbackup.v1.ResolveReply
-	41, // 94: hsmbackup.v1.HSM.Steps:output_type -> hsmbackup.v1.StepsReply
-	45, // 95: hsmbackup.v1.HSM.Calls:output_type -> hsmbackup.v1.CallsReply
-	51, // 96: hsmbackup.v1.HSM.Create:output_type -> hsmbackup.v1.CreateReply
-	26, // 97: hsmbackup.v1.HSM.Change:output_type -> hsmbackup.v1.Masked
-	54, // 98: hsmbackup.v1.HSM.Use:output_type -> hsmbackup.v1.UseReply
-	56, // 99: hsmbackup.v1.HSM.Keys:output_type -> hsmbackup.v1.KeyBatch
-	58, // 100: hsmbackup.v1.HSM.Key:output_type -> hsmbackup.v1.KeyInfo
-	60, // 101: hsmbackup.v1.HSM.Users:output_type -> hsmbackup.v1.UserBatch
-	63, // 102: hsmbackup.v1.HSM.Envelope:output_type -> hsmbackup.v1.EnvelopeReply
-	65, // 103: hsmbackup.v1.HSM.Sign:output_type -> hsmbackup.v1.SignReply
-	13, // 104: hsmbackup.v1.HSM.Token:output_type -> hsmbackup.v1.TokenReply
-	68, // 105: hsmbackup.v1.HSM.Greet:output_type -> hsmbackup.v1.GreetReply
-	70, // 106: hsmbackup.v1.HSM.Issue:output_type -> hsmbackup.v1.IssueReply
-	72, // 107: hsmbackup.v1.HSM.Join:output_type -> hsmbackup.v1.JoinReply
-	80, // [80:108] is the sub-list for method output_type
-	52, // [52:80] is the sub-list for method input_type
-	52, // [52:52] is the sub-list for extension type_name
-	52, // [52:52] is the sub-list for extension extendee
-	0,  // [0:52] is the sub-list for field type_name
+	41, // 17: hsmbackup.v1.Step.application:type_name -> hsmbackup.v1.Application
+	43, // 18: hsmbackup.v1.StepsReply.outcomes:type_name -> hsmbackup.v1.Outcome
+	0,  // 19: hsmbackup.v1.Outcome.failure:type_name -> hsmbackup.v1.Failure
+	52, // 20: hsmbackup.v1.Outcome.create:type_name -> hsmbackup.v1.CreateReply
+	45, // 21: hsmbackup.v1.CallsRequest.calls:type_name -> hsmbackup.v1.Call
+	54, // 22: hsmbackup.v1.Call.use:type_name -> hsmbackup.v1.UseRequest
+	51, // 23: hsmbackup.v1.Call.create:type_name -> hsmbackup.v1.CreateRequest
+	35, // 24: hsmbackup.v1.Call.prepare:type_name -> hsmbackup.v1.PrepareRequest
+	37, // 25: hsmbackup.v1.Call.commit:type_name -> hsmbackup.v1.OpRequest
+	41, // 26: hsmbackup.v1.Call.application:type_name -> hsmbackup.v1.Application
+	47, // 27: hsmbackup.v1.CallsReply.answers:type_name -> hsmbackup.v1.Answer
+	0,  // 28: hsmbackup.v1.Answer.failure:type_name -> hsmbackup.v1.Failure
+	55, // 29: hsmbackup.v1.Answer.use:type_name -> hsmbackup.v1.UseReply
+	52, // 30: hsmbackup.v1.Answer.create:type_name -> hsmbackup.v1.CreateReply
+	74, // 31: hsmbackup.v1.CreateRequest.attributes:type_name -> hsmbackup.v1.CreateRequest.AttributesEntry
+	75, // 32: hsmbackup.v1.CreateRequest.public:type_name -> hsmbackup.v1.CreateRequest.PublicEntry
+	50, // 33: hsmbackup.v1.CreateRequest.params:type_name -> hsmbackup.v1.Params
+	26, // 34: hsmbackup.v1.CreateRequest.masked:type_name -> hsmbackup.v1.Masked
+	10, // 35: hsmbackup.v1.CreateRequest.approvals:type_name -> hsmbackup.v1.Approval
+	59, // 36: hsmbackup.v1.CreateReply.keys:type_name -> hsmbackup.v1.KeyInfo
+	26, // 37: hsmbackup.v1.CreateReply.objects:type_name -> hsmbackup.v1.Masked
+	15, // 38: hsmbackup.v1.ChangeRequest.settings:type_name -> hsmbackup.v1.Settings
+	18, // 39: hsmbackup.v1.ChangeRequest.member:type_name -> hsmbackup.v1.Member
+	26, // 40: hsmbackup.v1.ChangeRequest.masked:type_name -> hsmbackup.v1.Masked
+	19, // 41: hsmbackup.v1.ChangeRequest.invite:type_name -> hsmbackup.v1.Invite
+	20, // 42: hsmbackup.v1.ChangeRequest.claim:type_name -> hsmbackup.v1.Claim
+	21, // 43: hsmbackup.v1.ChangeRequest.revoked:type_name -> hsmbackup.v1.Revocation
+	10, // 44: hsmbackup.v1.ChangeRequest.approvals:type_name -> hsmbackup.v1.Approval
+	50, // 45: hsmbackup.v1.UseRequest.params:type_name -> hsmbackup.v1.Params
+	10, // 46: hsmbackup.v1.UseRequest.approvals:type_name -> hsmbackup.v1.Approval
+	76, // 47: hsmbackup.v1.KeysRequest.attrs:type_name -> hsmbackup.v1.KeysRequest.AttrsEntry
+	59, // 48: hsmbackup.v1.KeyBatch.keys:type_name -> hsmbackup.v1.KeyInfo
+	77, // 49: hsmbackup.v1.KeyInfo.attributes:type_name -> hsmbackup.v1.KeyInfo.AttributesEntry
+	62, // 50: hsmbackup.v1.UserBatch.users:type_name -> hsmbackup.v1.UserInfo
+	68, // 51: hsmbackup.v1.GreetRequest.before:type_name -> hsmbackup.v1.Boot
+	8,  // 52: hsmbackup.v1.GreetReply.info:type_name -> hsmbackup.v1.InfoReply
+	18, // 53: hsmbackup.v1.JoinReply.members:type_name -> hsmbackup.v1.Member
+	1,  // 54: hsmbackup.v1.HSM.Ping:input_type -> hsmbackup.v1.PingRequest
+	3,  // 55: hsmbackup.v1.HSM.Attach:input_type -> hsmbackup.v1.AttachRequest
+	7,  // 56: hsmbackup.v1.HSM.Info:input_type -> hsmbackup.v1.InfoRequest
+	16, // 57: hsmbackup.v1.HSM.Members:input_type -> hsmbackup.v1.MembersRequest
+	22, // 58: hsmbackup.v1.HSM.Objects:input_type -> hsmbackup.v1.ObjectsRequest
+	24, // 59: hsmbackup.v1.HSM.Extract:input_type -> hsmbackup.v1.ExtractRequest
+	27, // 60: hsmbackup.v1.HSM.Insert:input_type -> hsmbackup.v1.InsertRequest
+	29, // 61: hsmbackup.v1.HSM.Root:input_type -> hsmbackup.v1.RootRequest
+	31, // 62: hsmbackup.v1.HSM.FingerprintKeys:input_type -> hsmbackup.v1.FingerprintKeysRequest
+	33, // 63: hsmbackup.v1.HSM.Cells:input_type -> hsmbackup.v1.CellsRequest
+	35, // 64: hsmbackup.v1.HSM.Prepare:input_type -> hsmbackup.v1.PrepareRequest
+	37, // 65: hsmbackup.v1.HSM.Commit:input_type -> hsmbackup.v1.OpRequest
+	37, // 66: hsmbackup.v1.HSM.Abort:input_type -> hsmbackup.v1.OpRequest
+	37, // 67: hsmbackup.v1.HSM.Resolve:input_type -> hsmbackup.v1.OpRequest
+	39, // 68: hsmbackup.v1.HSM.Steps:input_type -> hsmbackup.v1.StepsRequest
+	44, // 69: hsmbackup.v1.HSM.Calls:input_type -> hsmbackup.v1.CallsRequest
+	51, // 70: hsmbackup.v1.HSM.Create:input_type -> hsmbackup.v1.CreateRequest
+	53, // 71: hsmbackup.v1.HSM.Change:input_type -> hsmbackup.v1.ChangeRequest
+	54, // 72: hsmbackup.v1.HSM.Use:input_type -> hsmbackup.v1.UseRequest
+	56, // 73: hsmbackup.v1.HSM.Keys:input_type -> hsmbackup.v1.KeysRequest
+	58, // 74: hsmbackup.v1.HSM.Key:input_type -> hsmbackup.v1.KeyRequest
+	60, // 75: hsmbackup.v1.HSM.Users:input_type -> hsmbackup.v1.UsersRequest
+	63, // 76: hsmbackup.v1.HSM.Envelope:input_type -> hsmbackup.v1.EnvelopeRequest
+	65, // 77: hsmbackup.v1.HSM.Sign:input_type -> hsmbackup.v1.SignRequest
+	12, // 78: hsmbackup.v1.HSM.Token:input_type -> hsmbackup.v1.TokenRequest
+	67, // 79: hsmbackup.v1.HSM.Greet:input_type -> hsmbackup.v1.GreetRequest
+	70, // 80: hsmbackup.v1.HSM.Issue:input_type -> hsmbackup.v1.IssueRequest
+	72, // 81: hsmbackup.v1.HSM.Join:input_type -> hsmbackup.v1.JoinRequest
+	2,  // 82: hsmbackup.v1.HSM.Ping:output_type -> hsmbackup.v1.PingReply
+	6,  // 83: hsmbackup.v1.HSM.Attach:output_type -> hsmbackup.v1.AttachReply
+	8,  // 84: hsmbackup.v1.HSM.Info:output_type -> hsmbackup.v1.InfoReply
+	17, // 85: hsmbackup.v1.HSM.Members:output_type -> hsmbackup.v1.MembersReply
+	23, // 86: hsmbackup.v1.HSM.Objects:output_type -> hsmbackup.v1.ObjectBatch
+	25, // 87: hsmbackup.v1.HSM.Extract:output_type -> hsmbackup.v1.ExtractReply
+	28, // 88: hsmbackup.v1.HSM.Insert:output_type -> hsmbackup.v1.InsertReply
+	30, // 89: hsmbackup.v1.HSM.Root:output_type -> hsmbackup.v1.RootReply
+	32, // 90: hsmbackup.v1.HSM.FingerprintKeys:output_type -> hsmbackup.v1.FingerprintKeysReply
+	34, // 91: hsmbackup.v1.HSM.Cells:output_type -> hsmbackup.v1.CellBatch
+	36, // 92: hsmbackup.v1.HSM.Prepare:output_type -> hsmbackup.v1.PrepareReply
+	38, // 93: hsmbackup.v1.HSM.Commit:output_type -> hsmbackup.v1.CommitReply
+	48, // 94: hsmbackup.v1.HSM.Abort:output_type -> hsmbackup.v1.AbortReply
+	49, // 95: hsmbackup.v1.HSM.Resolve:output_type -> hsmbackup.v1.ResolveReply
+	42, // 96: hsmbackup.v1.HSM.Steps:output_type -> hsmbackup.v1.StepsReply
+	46, // 97: hsmbackup.v1.HSM.Calls:output_type -> hsmbackup.v1.CallsReply
+	52, // 98: hsmbackup.v1.HSM.Create:output_type -> hsmbackup.v1.CreateReply
+	26, // 99: hsmbackup.v1.HSM.Change:output_type -> hsmbackup.v1.Masked
+	55, // 100: hsmbackup.v1.HSM.Use:output_type -> hsmbackup.v1.UseReply
+	57, // 101: hsmbackup.v1.HSM.Keys:output_type -> hsmbackup.v1.KeyBatch
+	59, // 102: hsmbackup.v1.HSM.Key:output_type -> hsmbackup.v1.KeyInfo
+	61, // 103: hsmbackup.v1.HSM.Users:output_type -> hsmbackup.v1.UserBatch
+	64, // 104: hsmbackup.v1.HSM.Envelope:output_type -> hsmbackup.v1.EnvelopeReply
+	66, // 105: hsmbackup.v1.HSM.Sign:output_type -> hsmbackup.v1.SignReply
+	13, // 106: hsmbackup.v1.HSM.Token:output_type -> hsmbackup.v1.TokenReply
+	69, // 107: hsmbackup.v1.HSM.Greet:output_type -> hsmbackup.v1.GreetReply
+	71, // 108: hsmbackup.v1.HSM.Issue:output_type -> hsmbackup.v1.IssueReply
+	73, // 109: hsmbackup.v1.HSM.Join:output_type -> hsmbackup.v1.JoinReply
+	82, // [82:110] is the sub-list for method output_type
+	54, // [54:82] is the sub-list for method input_type
+	54, // [54:54] is the sub-list for extension type_name
+	54, // [54:54] is the sub-list for extension extendee
+	0,  // [0:54] is the sub-list for field type_name
 }
 
 func init() { file_hsm_proto_init() }
@@ -5549,7 +5637,7 @@ func file_hsm_proto_init() {
 		(*Step_Prepare)(nil),
 		(*Step_Commit)(nil),
 	}
-	file_hsm_proto_msgTypes[44].OneofWrappers = []any{
+	file_hsm_proto_msgTypes[45].OneofWrappers = []any{
 		(*Call_Use)(nil),
 		(*Call_Create)(nil),
 		(*Call_Prepare)(nil),
@@ -5561,7 +5649,7 @@ func file_hsm_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_hsm_proto_rawDesc), len(file_hsm_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   77,
+			NumMessages:   78,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -36,14 +36,17 @@ type Entry struct {
 	Name     string    `json:"name,omitempty"`
 	Key      string    `json:"key_reference,omitempty"`
 	Detail   string    `json:"detail,omitempty"`
-	Result   string    `json:"result"`   // "ok", or the error's text
-	Previous string    `json:"previous"` // SHA-256 of the line before, 64 hexadecimal digits
+	// Application is the process the call was made for, as the client says. Nothing
+	// proves it.
+	Application string `json:"claimed_application,omitempty"`
+	Result      string `json:"result"`   // "ok", or the error's text
+	Previous    string `json:"previous"` // SHA-256 of the line before, 64 hexadecimal digits
 }
 
 // syncEvery bounds how long an entry may be in memory only.
 const syncEvery = 100 * time.Millisecond
 
-// maxLine bounds a line read back, maxText each text in an entry: three of them
+// maxLine bounds a line read back, maxText each text in an entry: four of them
 // in JSON, where a byte may take six, fit into a line.
 const (
 	maxLine = 64 << 10
@@ -181,7 +184,7 @@ func (l *Log) heal() error {
 
 func (l *Log) write(e Entry) error {
 	e.Sequence, e.Time, e.Reboot, e.Previous = l.seq+1, l.now().UTC(), l.reboot, l.last
-	e.Name, e.Detail, e.Result = cut(e.Name), cut(e.Detail), cut(e.Result)
+	e.Name, e.Detail, e.Application, e.Result = cut(e.Name), cut(e.Detail), cut(e.Application), cut(e.Result)
 	if e.Result == "" {
 		e.Result = "ok"
 	}
