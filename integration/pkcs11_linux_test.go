@@ -19,12 +19,12 @@ const stockModule = "/usr/lib/x86_64-linux-gnu/pkcs11/p11-kit-client.so"
 // needPackages fails if a program of Debian's is missing that judges the front door.
 func needPackages(t *testing.T) {
 	t.Helper()
-	for _, program := range []string{"pkcs11-tool", "p11tool", "openssl", "nginx", "curl", "keytool", "jarsigner", "jar", "ssh-keygen", "ssh-agent"} {
+	for _, program := range []string{"pkcs11-tool", "p11tool", "openssl", "nginx", "curl", "keytool", "jarsigner", "jar", "ssh", "ssh-keygen", "ssh-agent"} {
 		if _, err := exec.LookPath(program); err != nil {
 			t.Errorf("%v; run make packages", err)
 		}
 	}
-	for _, file := range []string{stockModule, "/usr/lib/x86_64-linux-gnu/engines-3/pkcs11.so"} {
+	for _, file := range []string{stockModule, "/usr/lib/x86_64-linux-gnu/engines-3/pkcs11.so", "/usr/sbin/sshd"} {
 		if _, err := os.Stat(file); err != nil {
 			t.Errorf("%v; run make packages", err)
 		}
