@@ -39,7 +39,8 @@ const maxCallBytes = 32 << 10
 type caller struct {
 	replica *replicaClient
 
-	older atomic.Bool // the HSM does not know such a stream
+	older   atomic.Bool   // the HSM does not know such a stream
+	opening chan struct{} // holds one token while somebody opens a stream
 
 	mu     sync.Mutex
 	line   *line // nil: none yet
@@ -159,7 +160,7 @@ func (c *caller) do(ctx context.Context, what *pb.Call) (out *pb.Answer, ok bool
 		what.Within = int64(max(time.Until(at), 1))
 	}
 	what.Application = toApplication(ctx)
-	l, w, err := c.begin(what)
+	l, w, err := c.begin(ctx, what)
 	if err != nil {
 		return nil, true, err
 	}
@@ -197,33 +198,71 @@ func (c *caller) failure(p *pb.Answer) error {
 	}
 }
 
-// begin sends a call on the stream there is, or on a new one.
-func (c *caller) begin(what *pb.Call) (*line, *call, error) {
+// begin sends a call on the stream there is, or on a new one. It waits no longer than
+// ctx: an HSM that is away may not answer before a connection to it is given up.
+func (c *caller) begin(ctx context.Context, what *pb.Call) (*line, *call, error) {
+	if l, w, err := c.ask(what); w != nil || err != nil {
+		return l, w, err
+	}
+	select {
+	case c.opening <- struct{}{}:
+		defer func() { <-c.opening }()
+	case <-ctx.Done():
+		return nil, nil, c.replica.fail(ctx, ctx.Err())
+	}
+	if l, w, err := c.ask(what); w != nil || err != nil { // somebody else has opened it
+		return l, w, err
+	}
+	l, err := c.open(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	if !c.adopt(l) {
+		l.end()
+		return nil, nil, errClosed
+	}
+	if w := l.ask(what); w != nil {
+		return l, w, nil
+	}
+	return l, l.failed(), nil
+}
+
+// ask sends a call on the stream there is; w is nil if there is none.
+func (c *caller) ask(what *pb.Call) (l *line, w *call, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.closed {
 		return nil, nil, errClosed
 	}
-	if c.line != nil {
-		if w := c.line.ask(what); w != nil {
-			return c.line, w, nil
-		}
+	if c.line == nil {
+		return nil, nil, nil
 	}
-	l, err := c.open()
-	if err != nil {
-		return nil, nil, err
-	}
-	c.line = l
-	return l, l.ask(what), nil
+	return c.line, c.line.ask(what), nil
 }
 
-func (c *caller) open() (*line, error) {
-	ctx, err := c.replica.outgoing(context.Background())
+// adopt takes a stream as the one there is, unless the session is over.
+func (c *caller) adopt(l *line) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed {
+		return false
+	}
+	c.line = l
+	return true
+}
+
+// open opens a stream, which outlives ctx; until it is there, ctx bounds it.
+func (c *caller) open(ctx context.Context) (*line, error) {
+	life, err := c.replica.outgoing(context.Background())
 	if err != nil {
 		return nil, err
 	}
-	ctx, end := context.WithCancel(ctx)
-	stream, err := c.replica.api.Calls(ctx)
+	life, end := context.WithCancel(life)
+	stop := context.AfterFunc(ctx, end)
+	stream, err := c.replica.api.Calls(life)
+	if !stop() && err == nil {
+		err = ctx.Err()
+	}
 	if err != nil {
 		end()
 		return nil, c.replica.fail(ctx, err)
@@ -262,6 +301,15 @@ func (l *line) ask(what *pb.Call) *call {
 	l.waiting[what.Id] = w
 	l.queue = append(l.queue, what)
 	l.wake()
+	return w
+}
+
+// failed is a call on a stream that is over.
+func (l *line) failed() *call {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	w := &call{done: make(chan struct{}), err: l.over}
+	close(w.done)
 	return w
 }
 

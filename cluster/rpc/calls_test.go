@@ -283,6 +283,59 @@ func TestCallsToAnOlderHSM(t *testing.T) {
 	}
 }
 
+// awayCalls is an HSM to which no stream can be opened; with stuck, not before the
+// caller gives up.
+type awayCalls struct {
+	pb.HSMClient
+	stuck bool
+}
+
+func (a *awayCalls) Calls(ctx context.Context, _ ...grpc.CallOption) (grpc.BidiStreamingClient[pb.CallsRequest, pb.CallsReply], error) {
+	if a.stuck {
+		<-ctx.Done()
+		return nil, status.FromContextError(ctx.Err()).Err()
+	}
+	return nil, status.Error(codes.Unavailable, "connection refused")
+}
+
+// TestACallThatFindsNoConnection is one of an HSM that is away, so that another is
+// asked: not one that its caller has broken off.
+func TestACallThatFindsNoConnection(t *testing.T) {
+	_, s, _ := newCallSite(t)
+	s.replica.module.api = &awayCalls{HSMClient: s.replica.api}
+	if _, err := s.Use(t.Context(), use([]byte("x"))); !errors.Is(err, hsm.ErrUnavailable) || errors.Is(err, context.Canceled) {
+		t.Errorf("%v, want ErrUnavailable", err)
+	}
+}
+
+// TestCallsDoNotWaitForAStream: while one cannot be opened, each caller has its own
+// deadline, and closing the session ends nothing that is not there.
+func TestCallsDoNotWaitForAStream(t *testing.T) {
+	_, s, _ := newCallSite(t)
+	api := s.replica.api
+	s.replica.module.api = &awayCalls{HSMClient: api, stuck: true}
+	long, cancel := context.WithCancel(t.Context())
+	first := make(chan error, 1)
+	go func() {
+		_, err := s.Use(long, use([]byte("x")))
+		first <- err
+	}()
+	eventually(t.Context(), t, "a stream is being opened", func() bool { return len(s.calls.opening) == 1 })
+	short, end := context.WithTimeout(t.Context(), time.Millisecond)
+	defer end()
+	if _, err := s.Use(short, use([]byte("y"))); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("the second caller: %v, want its own deadline", err)
+	}
+	cancel()
+	if err := <-first; !errors.Is(err, context.Canceled) {
+		t.Errorf("the first caller: %v, want that it was canceled", err)
+	}
+	s.replica.module.api = api
+	if got, err := s.Use(t.Context(), use([]byte("z"))); err != nil || string(got) != "z" {
+		t.Errorf("then: %q, %v", got, err)
+	}
+}
+
 // TestCallsOfAHostileCaller: refused, each by itself or the stream, and the HSM
 // goes on.
 func TestCallsOfAHostileCaller(t *testing.T) {

@@ -184,7 +184,7 @@ func (m *module) attachWith(ctx context.Context, req *pb.AttachRequest, factor h
 	}
 	s := &session{principal: principal, stream: stream, end: end}
 	s.replica = replicaClient{module: m, token: string(reply.GetToken()), lineage: lineage, scope: hsm.ScopeLineage, over: &s.over}
-	s.calls.replica = &s.replica
+	s.calls.replica, s.calls.opening = &s.replica, make(chan struct{}, 1)
 	s.steps.replica, s.steps.calls = &s.replica, &s.calls
 	return s, hsm.NewSecret(reply.GetTicket()), nil
 }
