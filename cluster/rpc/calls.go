@@ -405,18 +405,21 @@ func (l *line) receive() {
 // Calls answers the small calls of a session until its caller ends the stream, or
 // the server stops.
 func (v *service) Calls(stream grpc.BidiStreamingServer[pb.CallsRequest, pb.CallsReply]) error {
-	if _, err := sessionOf(stream.Context()); err != nil {
+	c, err := connectionOf(stream.Context())
+	if err == nil {
+		_, err = sessionOf(stream.Context())
+	}
+	if err != nil {
 		return err
 	}
 	ctx, cancel := context.WithCancel(stream.Context())
 	defer cancel()
 	a := &answering{
-		service: v, ctx: ctx, stream: stream, room: make(chan struct{}, maxCallsPerConnection), running: map[uint64]context.CancelFunc{},
+		service: v, ctx: ctx, stream: stream, room: c.room, running: map[uint64]context.CancelFunc{},
 		idle: make(chan struct{}, 1),
 	}
 	read := make(chan error, 1)
 	go func() { read <- a.read() }() // returns at the latest when the handler has
-	var err error
 	select {
 	case err = <-read:
 		if err != nil {
@@ -434,7 +437,7 @@ type answering struct {
 	service *service
 	ctx     context.Context // of the calls
 	stream  grpc.BidiStreamingServer[pb.CallsRequest, pb.CallsReply]
-	room    chan struct{} // bounds the calls under way
+	room    chan struct{} // the connection's
 
 	mu       sync.Mutex
 	running  map[uint64]context.CancelFunc
@@ -485,6 +488,7 @@ func (a *answering) begin(p *pb.Call) error {
 	if taken || a.finished {
 		a.mu.Unlock()
 		cancel()
+		<-a.room
 		if taken {
 			return invalid("call %d is under way already", p.GetId())
 		}

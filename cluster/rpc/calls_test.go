@@ -339,7 +339,7 @@ func TestCallsDoNotWaitForAStream(t *testing.T) {
 // TestCallsOfAHostileCaller: refused, each by itself or the stream, and the HSM
 // goes on.
 func TestCallsOfAHostileCaller(t *testing.T) {
-	_, s, asked := newCallSite(t)
+	site, s, asked := newCallSite(t)
 	hmac := func(id uint64, word string) *pb.Call {
 		return &pb.Call{Id: id, Within: -5, What: &pb.Call_Use{Use: toUse(use([]byte(word)))}}
 	}
@@ -386,6 +386,16 @@ func TestCallsOfAHostileCaller(t *testing.T) {
 	if _, err := s.Use(t.Context(), use(nil)); err != nil {
 		t.Errorf("afterwards: %v", err)
 	}
+	eventually(t.Context(), t, "all calls are over and none takes room", func() bool {
+		site.server.conns.mu.Lock()
+		defer site.server.conns.mu.Unlock()
+		for _, c := range site.server.conns.all {
+			if len(c.room) > 0 {
+				return false
+			}
+		}
+		return true
+	})
 }
 
 // hostileStream answers what was not asked, and then breaks off.

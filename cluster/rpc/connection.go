@@ -31,7 +31,8 @@ const (
 type connection struct {
 	credentials.CommonAuthInfo
 	identity pki.Identity
-	issued   time.Time // of its certificate
+	issued   time.Time     // of its certificate
+	room     chan struct{} // bounds the calls under way on streams of calls
 
 	mu       sync.Mutex
 	sessions map[[sha256.Size]byte]hsm.Session // by hash of the token
@@ -167,7 +168,7 @@ func (s *serverCredentials) ServerHandshake(raw net.Conn) (net.Conn, credentials
 	}
 	c := &connection{
 		CommonAuthInfo: tlsInfo.CommonAuthInfo, identity: id, issued: pki.IssuedAt(tlsInfo.State.PeerCertificates[0]),
-		sessions: map[[sha256.Size]byte]hsm.Session{},
+		room: make(chan struct{}, maxCallsPerConnection), sessions: map[[sha256.Size]byte]hsm.Session{},
 	}
 	return s.open.add(conn, c), c, nil
 }
