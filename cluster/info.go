@@ -93,9 +93,14 @@ type HSMInfo struct {
 // unreachable is the state of an HSM that does not answer.
 const unreachable = "UNREACHABLE"
 
+// anyInfo is what one HSM says of itself and its cluster.
+func (c *Cluster) anyInfo(ctx context.Context) (hsm.Info, error) {
+	return anyHSM(ctx, c, func(ctx context.Context, s hsm.Session) (hsm.Info, error) { return s.Info(ctx) })
+}
+
 // Describe names the cluster.
 func (c *Cluster) Describe(ctx context.Context) (Description, error) {
-	info, err := anyHSM(ctx, c, func(ctx context.Context, s hsm.Session) (hsm.Info, error) { return s.Info(ctx) })
+	info, err := c.anyInfo(ctx)
 	if err != nil {
 		return Description{}, err
 	}
@@ -104,7 +109,7 @@ func (c *Cluster) Describe(ctx context.Context) (Description, error) {
 
 // Settings returns the cluster's policy object.
 func (c *Cluster) Settings(ctx context.Context) (hsm.Settings, error) {
-	info, err := anyHSM(ctx, c, func(ctx context.Context, s hsm.Session) (hsm.Info, error) { return s.Info(ctx) })
+	info, err := c.anyInfo(ctx)
 	return info.Settings, err
 }
 

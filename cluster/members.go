@@ -272,11 +272,8 @@ func (c *Cluster) Members(ctx context.Context) ([]hsm.Member, error) {
 			known[m.ID] = m
 		}
 	}
-	if err := cmp.Or(refusal, ctx.Err()); !answered && err != nil {
-		return nil, err
-	}
 	if !answered {
-		return nil, c.noHSM()
+		return nil, cmp.Or(refusal, ctx.Err(), c.noHSM())
 	}
 	return slices.SortedFunc(maps.Values(known), func(a, b hsm.Member) int { return cmp.Compare(a.ID, b.ID) }), nil
 }

@@ -604,17 +604,12 @@ func (a *answering) noteIdle() {
 func (v *service) answer(ctx context.Context, p *pb.Call) *pb.Answer {
 	out := &pb.Answer{Id: p.GetId()}
 	ctx = withApplication(ctx, p.GetApplication())
-	name := "Calls"
-	do := func() error { return invalid("a call that is none of use, create, prepare and commit") }
-	switch what := p.GetWhat().(type) {
-	case *pb.Call_Use:
-		name, do = "Use", func() (err error) { out.Use, err = v.Use(ctx, what.Use); return err }
-	case *pb.Call_Create:
-		name, do = "Create", func() (err error) { out.Create, err = v.Create(ctx, what.Create); return err }
-	case *pb.Call_Prepare:
-		name, do = "Prepare", func() error { _, err := v.Prepare(ctx, what.Prepare); return err }
-	case *pb.Call_Commit:
-		name, do = "Commit", func() error { _, err := v.Commit(ctx, what.Commit); return err }
+	name, do := v.creation(ctx, p, &out.Create)
+	switch use := p.GetUse(); {
+	case use != nil:
+		name, do = "Use", func() (err error) { out.Use, err = v.Use(ctx, use); return err }
+	case do == nil:
+		name, do = "Calls", func() error { return invalid("a call that is none of use, create, prepare and commit") }
 	}
 	if err := v.server.within(name, do); err != nil {
 		out.Use, out.Create = nil, nil

@@ -131,8 +131,8 @@ func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo,
 
 func (s *Server) stream(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
 	name := path.Base(info.FullMethod)
-	if ctx := stream.Context(); claimed(ctx) != ctx {
-		stream = &claimedStream{stream, claimed(ctx)}
+	if ctx := claimed(stream.Context()); ctx != stream.Context() {
+		stream = &claimedStream{stream, ctx}
 	}
 	if name == "Attach" || name == "Calls" { // as long as the session; they observe what happens in them
 		return s.status(name, s.guarded(name, func() error { return handler(srv, stream) }))

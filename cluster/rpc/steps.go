@@ -276,16 +276,8 @@ func (s *Server) worker() {
 func (v *service) step(ctx context.Context, p *pb.Step) *pb.Outcome {
 	out := &pb.Outcome{}
 	ctx = withApplication(ctx, p.GetApplication())
-	var name string
-	var do func() error
-	switch what := p.GetWhat().(type) {
-	case *pb.Step_Create:
-		name, do = "Create", func() (err error) { out.Create, err = v.Create(ctx, what.Create); return err }
-	case *pb.Step_Prepare:
-		name, do = "Prepare", func() error { _, err := v.Prepare(ctx, what.Prepare); return err }
-	case *pb.Step_Commit:
-		name, do = "Commit", func() error { _, err := v.Commit(ctx, what.Commit); return err }
-	default:
+	name, do := v.creation(ctx, p, &out.Create)
+	if do == nil {
 		name, do = "Steps", func() error { return invalid("a step that is none of create, prepare and commit") }
 	}
 	if err := v.server.within(name, do); err != nil {
@@ -293,6 +285,27 @@ func (v *service) step(ctx context.Context, p *pb.Step) *pb.Outcome {
 		out.Failure = v.server.failure(name, err)
 	}
 	return out
+}
+
+// creating is what a step and a call of a stream may both hold.
+type creating interface {
+	GetCreate() *pb.CreateRequest
+	GetPrepare() *pb.PrepareRequest
+	GetCommit() *pb.OpRequest
+}
+
+// creation is the call that a step of a creation stands for; do is nil if p is none. What
+// a create makes goes to made.
+func (v *service) creation(ctx context.Context, p creating, made **pb.CreateReply) (name string, do func() error) {
+	switch create, prepare, commit := p.GetCreate(), p.GetPrepare(), p.GetCommit(); {
+	case create != nil:
+		return "Create", func() (err error) { *made, err = v.Create(ctx, create); return err }
+	case prepare != nil:
+		return "Prepare", func() error { _, err := v.Prepare(ctx, prepare); return err }
+	case commit != nil:
+		return "Commit", func() error { _, err := v.Commit(ctx, commit); return err }
+	}
+	return "", nil
 }
 
 // failure puts the error of a step on the wire.

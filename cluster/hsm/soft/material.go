@@ -223,8 +223,7 @@ func derive(m material, r hsm.CreateRequest) ([]byte, error) {
 		return nil, fmt.Errorf("%w: ecdh needs an ec private key", mech.ErrMechanism)
 	case p.Mechanism == deriveSP108:
 		return nil, fmt.Errorf("%w: %s needs a secret key", mech.ErrMechanism, deriveSP108)
-	}
-	if p.Mechanism == deriveMLKEM {
+	case p.Mechanism == deriveMLKEM:
 		return nil, fmt.Errorf("%w: %s needs an ml-kem private key", mech.ErrMechanism, deriveMLKEM)
 	}
 	return nil, fmt.Errorf("%w: %.40q does not derive; there are %s", mech.ErrMechanism, p.Mechanism, deriveChoice)
