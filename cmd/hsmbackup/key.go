@@ -65,8 +65,8 @@ func creationFlags() []cli.Flag {
 	return append(append(clusterFlags(), durabilityFlags()...),
 		&cli.StringFlag{Name: "label", Usage: "the key's `LABEL`"},
 		&cli.StringFlag{Name: "id", Usage: "the key's id, in `HEX`"},
-		&cli.IntFlag{Name: "size", Usage: "bytes of an AES or generic secret key, bits of an RSA key, parameter set of ML-DSA (44, 65, 87) or ML-KEM (768, 1024)"},
-		&cli.StringFlag{Name: "curve", Usage: "secp256r1, secp384r1, secp521r1, secp256k1 or secp224r1"},
+		&cli.IntFlag{Name: "size", Usage: "bytes of an AES or generic secret key (32 unless said), bits of an RSA key (3072), parameter set of ML-DSA (44, 65, 87; 65 unless said) or ML-KEM (768, 1024; 768)"},
+		&cli.StringFlag{Name: "curve", Usage: "secp256r1 (unless said), secp384r1, secp521r1, secp256k1 or secp224r1"},
 		&cli.BoolFlag{Name: "session", Usage: "a session key: on one HSM, gone with the session"},
 		&cli.StringSliceFlag{Name: "attribute", Usage: "`NAME=VALUE`, such as encrypt=true, or unwrap-template=extractable=false,sign=true (commas between; \\ before a comma of a value)"},
 		&cli.StringSliceFlag{Name: "public-attribute", Usage: "`NAME=VALUE` of a pair's public key"},
@@ -126,10 +126,20 @@ func creation(cc *cli.Context, method hsm.Method) (hsm.CreateRequest, error) {
 		}
 	}
 	r.Public, err = attributesOf(cc.StringSlice("public-attribute"))
-	if r.Type == "aes" && r.Size == 0 && method == hsm.MethodGenerate {
-		r.Size = 32
+	if method == hsm.MethodGenerate {
+		fillSize(&r)
 	}
 	return r, err
+}
+
+// fillSize gives a key to be generated the usual size or curve of its type where none was asked for.
+func fillSize(r *hsm.CreateRequest) {
+	if r.Size == 0 {
+		r.Size = map[string]int{"aes": 32, "generic-secret": 32, "rsa": 3072, "ml-dsa": 65, "ml-kem": 768}[r.Type]
+	}
+	if r.Type == "ec" && r.Curve == "" {
+		r.Curve = "secp256r1"
+	}
 }
 
 // keyType accepts common other names of key types.
