@@ -3,14 +3,19 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/urfave/cli/v2"
+
+	"github.com/hsmbackup/hsmbackup/cluster/server"
+	"github.com/hsmbackup/hsmbackup/cluster/server/audit"
 )
 
 // invoke runs a command line in this process.
@@ -123,6 +128,33 @@ func TestPINsNeverReachErrors(t *testing.T) {
 	code := run(t.Context(), []string{"hsmbackup", "cluster", "create", "x", "--region", "r", "--dir", t.TempDir()}, strings.NewReader(""), &out, &errOut)
 	if code != exitUsage || strings.Contains(out.String()+errOut.String(), "swordfish") {
 		t.Errorf("exit %d: %s%s", code, out.String(), errOut.String())
+	}
+}
+
+// The folder of a cluster stands for the logs of all its HSMs on this machine: one
+// that is broken is found, and named.
+func TestAuditVerifyOfACluster(t *testing.T) {
+	dir := t.TempDir()
+	for _, name := range []string{"hsm-1", "hsm-2"} {
+		if err := os.Mkdir(filepath.Join(dir, name), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		log, err := audit.Open(filepath.Join(dir, name, server.AuditFile), time.Now)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := errors.Join(log.Append(audit.Entry{Event: "start"}), log.Close()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if code, out, errOut := invoke(t, "audit", "verify", dir); code != exitDone || !strings.Contains(out, "in the logs of 2 HSMs") {
+		t.Errorf("both good: exit %d, stdout %q, stderr %q", code, out, errOut)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "hsm-2", server.AuditFile), []byte("{}\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if code, out, errOut := invoke(t, "audit", "verify", dir); code != exitDoubt || out != "" || !strings.Contains(errOut, "hsm-2") {
+		t.Errorf("one broken: exit %d, stdout %q, stderr %q", code, out, errOut)
 	}
 }
 

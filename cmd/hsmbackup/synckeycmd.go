@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 
 	"github.com/urfave/cli/v2"
 
@@ -172,7 +173,7 @@ func printSynckey(w io.Writer, r *synckey.Result, dryRun bool) {
 	fmt.Fprintf(w, "%s\nfrom %s in %s to %s in %s\n", r.Lineage, r.Src.Name, r.Src.Region, r.Dst.Name, r.Dst.Region)
 	rows := [][]string{}
 	for _, d := range r.Details {
-		rows = append(rows, []string{d.Ref.String(), d.Kind, d.Class, d.Label, fmt.Sprint(d.What)})
+		rows = append(rows, []string{d.Ref.String(), d.Kind, d.Class, d.Label, strings.Join(d.What, " ")})
 	}
 	if len(rows) > 0 {
 		table(w, []string{"REFERENCE", "KIND", "DIFFERENCE", "LABEL", "WHAT"}, rows)
