@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 
 	"github.com/hsmbackup/hsmbackup/cluster/hsm"
@@ -62,11 +63,15 @@ func (c *Cluster) Change(ctx context.Context, ch hsm.Change) (*Changed, error) {
 	if err := c.nextLife(ctx, &ch, need); err != nil {
 		return nil, err
 	}
-	object, on, err := c.changeFirst(ctx, ch, issuer)
+	uneven := c.level(ctx, ch)
+	if err := mustBeLevel(issuer, uneven); err != nil {
+		return nil, err
+	}
+	object, on, err := c.changeFirst(ctx, ch, issuer, uneven)
 	for again := 0; errors.Is(err, hsm.ErrLate) && again < hearings; again++ {
 		heard = c.hearAgain(ctx)
 		ch.After = max(ch.After, heard.after)
-		object, on, err = c.changeFirst(ctx, ch, issuer)
+		object, on, err = c.changeFirst(ctx, ch, issuer, uneven)
 	}
 	if err != nil {
 		return nil, err
@@ -91,14 +96,16 @@ const hearings = 5
 // for a user on the next if one does not know the user yet. When it is not known
 // whether an HSM has made the change, the next one makes it again: both states
 // merge into one, since users, policies and members are born alike everywhere. A change
-// with approvals is made on the HSM that issued the tokens, and on no other.
-func (c *Cluster) changeFirst(ctx context.Context, ch hsm.Change, issuer *remote) (hsm.MaskedObject, *remote, error) {
+// with approvals is made on the HSM that issued the tokens, and on no other; and none is
+// made on those that except names.
+func (c *Cluster) changeFirst(ctx context.Context, ch hsm.Change, issuer *remote, except map[*remote]bool) (hsm.MaskedObject, *remote, error) {
 	if issuer != nil {
 		m, err := call(ctx, issuer, c.timing.call, func(ctx context.Context, s hsm.Session) (hsm.MaskedObject, error) { return s.Change(ctx, ch) })
 		return m, issuer, err
 	}
 	var last error
 	passed := map[*remote]bool{}
+	maps.Copy(passed, except)
 	for range len(c.all()) {
 		r, err := c.routeChange(ctx, passed, liveRef(ch))
 		if err != nil {
@@ -119,6 +126,9 @@ func (c *Cluster) changeFirst(ctx context.Context, ch hsm.Change, issuer *remote
 			c.coverage.remove(ch.Ref, r.id())
 		}
 		passed[r], last = true, err
+	}
+	if last == nil {
+		last = fmt.Errorf("%w: no HSM takes what the others know of that; nothing was done, try again in a moment", hsm.ErrUnavailable)
 	}
 	return hsm.MaskedObject{}, nil, last
 }

@@ -28,12 +28,18 @@ func (c *Cluster) hear(ctx context.Context, need int) hearing {
 	if members == 1 {
 		return hearing{answering: len(c.ready(ctx, 1))}
 	}
-	want := max(need, members-min(members, max(1, c.Policy().MinCopies))+1)
+	want := max(need, c.hearingOf(members))
 	rs := c.ready(ctx, need)
 	if len(rs) < want {
 		rs = c.readyWithin(ctx, want, c.timing.grace)
 	}
 	return heardOf(c.askClocks(ctx, rs, want), members)
+}
+
+// hearingOf is how many of so many HSMs know all that was acknowledged: what was is on as
+// many as the policy wants copies, and so on one of these.
+func (c *Cluster) hearingOf(members int) int {
+	return members - min(members, max(1, c.Policy().MinCopies)) + 1
 }
 
 // hearAgain asks all HSMs that are in use, after one has said that it has a later

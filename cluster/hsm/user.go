@@ -79,6 +79,12 @@ func CheckPassword(p Secret) error {
 // same time make one object and not two.
 func UserRef(name string) KeyRef { return namedRef(KindUser, name) }
 
+// Names of policies: the settings of a cluster, and its quorum values.
+const (
+	PolicySettings = "settings"
+	PolicyQuorum   = "quorum"
+)
+
 // PolicyRef is the reference of a policy.
 func PolicyRef(name string) KeyRef { return namedRef(KindPolicy, name) }
 

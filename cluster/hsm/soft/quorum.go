@@ -13,9 +13,7 @@ import (
 
 // Quorum approval (../QUORUM.md): what an operation demands, and the checks.
 
-const quorumName = "quorum"
-
-var quorumRef = hsm.PolicyRef(quorumName)
+var quorumRef = hsm.PolicyRef(hsm.PolicyQuorum)
 
 // The registers of a user that hold public keys, SPKI; empty when they were taken away.
 const (
@@ -257,7 +255,7 @@ func (s *session) changeQuorum(ctx context.Context, c hsm.Change) (hsm.MaskedObj
 	var m hsm.MaskedObject
 	err = s.withApproval(ctx, c.Approvals, adminDemand(hsm.ServiceQuorum, max(now.Quorum, now.User)), func() (err error) {
 		m, err = s.h.update(hsm.ScopeLineage, quorumRef, func(cur *held) (*hsm.Record, error) {
-			return s.h.withRegisters(cur, hsm.KindPolicy, quorumRef, quorumName, map[string][]byte{string(service): []byte(strconv.Itoa(value))}, s.h.stampOf(c))
+			return s.h.withRegisters(cur, hsm.KindPolicy, quorumRef, hsm.PolicyQuorum, map[string][]byte{string(service): []byte(strconv.Itoa(value))}, s.h.stampOf(c))
 		})
 		return err
 	})

@@ -10,9 +10,7 @@ import (
 	"github.com/hsmbackup/hsmbackup/cluster/hsm"
 )
 
-const settingsName = "settings"
-
-var settingsRef = hsm.PolicyRef(settingsName)
+var settingsRef = hsm.PolicyRef(hsm.PolicySettings)
 
 // defaultMinCopies holds while a cluster has no settings: that of CloudHSM's
 // Client SDK 5.
@@ -86,7 +84,7 @@ func (s *session) changeSettings(c hsm.Change) (hsm.MaskedObject, error) {
 		if c.Settings.MinZones > 0 || cur != nil && cur.rec.Registers[registerMinZones].Value != nil {
 			values[registerMinZones] = []byte(strconv.Itoa(c.Settings.MinZones))
 		}
-		return s.h.withRegisters(cur, hsm.KindPolicy, settingsRef, settingsName, values, s.h.stampOf(c))
+		return s.h.withRegisters(cur, hsm.KindPolicy, settingsRef, hsm.PolicySettings, values, s.h.stampOf(c))
 	})
 }
 
