@@ -46,7 +46,7 @@ var mayImport = []struct {
 	{"storage/open", []string{"storage", "storage/file", "storage/minio", "storage/s3"}},
 	{"storage/internal/remotetest", []string{"storage", "storage/internal/remote", "storage/storagetest", "integration/..."}},
 	{"storage/...", []string{"storage", "storage/internal/..."}},
-	{"integration/...", []string{"integration/pinned"}},
+	{"integration/...", []string{"integration/pinned", "integration/moduletest"}},
 }
 
 // onlyFrom says who may import a package of the module, whatever mayImport says.

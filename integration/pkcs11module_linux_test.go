@@ -2,14 +2,15 @@ package integration
 
 import (
 	"bufio"
-	"bytes"
 	"context"
-	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
+
+	"github.com/hsmbackup/hsmbackup/integration/moduletest"
 )
 
 // moduleWorld is a cluster of three HSM processes, the daemon in front of it, and our
@@ -67,6 +68,7 @@ func TestModule(t *testing.T) {
 	t.Run("page", w.page)
 	t.Run("killed", w.applicationKilled)
 	t.Run("attacked", w.attacked)
+	t.Run("stopped", w.daemonStopped)
 	t.Run("restart", w.daemonRestarted)
 }
 
@@ -116,31 +118,22 @@ func (w *moduleWorld) applicationKilled(t *testing.T) {
 
 // daemonRestarted kills the daemon under a connected application, again and again.
 func (w *moduleWorld) daemonRestarted(t *testing.T) {
-	c := w.application(t, "restart")
-	var errOut bytes.Buffer
-	c.Stderr = &errOut
-	in, err := c.StdinPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	out, err := c.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := c.Start(); err != nil {
-		t.Fatal(err)
-	}
-	said := bufio.NewScanner(out)
 	up, down := func() { w.startDaemon(t) }, func() { w.daemon.kill() }
-	for i, then := range []func(){func() { down(); up() }, func() { down(); up() }, down, up} {
-		if !said.Scan() || said.Text() != "ready" {
-			t.Fatalf("step %d: said %q, %v\n%s", i, said.Text(), c.Wait(), errOut.String())
+	again := func() { down(); up() }
+	moduletest.Converse(t, w.application(t, "restart"), "restart", again, again, down, up)
+}
+
+// daemonStopped stops the daemon under an application with a bound for its calls.
+func (w *moduleWorld) daemonStopped(t *testing.T) {
+	signal := func(s syscall.Signal) func() {
+		return func() {
+			if err := w.daemon.cmd.Process.Signal(s); err != nil {
+				t.Error(err)
+			}
 		}
-		then()
-		io.WriteString(in, "go\n")
 	}
-	said.Scan()
-	if err := c.Wait(); err != nil || said.Text() != "ok restart" {
-		t.Fatalf("said %q, %v\n%s", said.Text(), err, errOut.String())
-	}
+	c := w.application(t, "stopped")
+	c.Env = append(c.Env, "HSMBACKUP_PKCS11_TIMEOUT=1")
+	stop, resume := signal(syscall.SIGSTOP), signal(syscall.SIGCONT)
+	moduletest.Converse(t, c, "stopped", stop, resume, stop, resume)
 }

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -18,23 +19,44 @@ const PIN = "user:password"
 // libraries are where distributions put SoftHSM.
 var libraries = []string{"/usr/lib/softhsm/libsofthsm2.so", "/usr/lib64/pkcs11/libsofthsm2.so", "/usr/local/lib/softhsm/libsofthsm2.so"}
 
+// Server is p11-kit's server, and what it has started.
+type Server struct {
+	Socket string
+	pid    int
+}
+
 // Start serves a new token until the test ends, and returns the socket.
 func Start(tb testing.TB) string {
+	tb.Helper()
+	return StartServer(tb).Socket
+}
+
+// Signal sends a signal to the server and to its processes for each connection.
+func (s Server) Signal(tb testing.TB, signal syscall.Signal) {
+	tb.Helper()
+	if err := syscall.Kill(-s.pid, signal); err != nil {
+		tb.Fatal(err)
+	}
+}
+
+// StartServer serves a new token until the test ends.
+func StartServer(tb testing.TB) Server {
 	tb.Helper()
 	dir := tb.TempDir()
 	env := token(tb, dir)
 	socket := filepath.Join(dir, "server")
 	server := exec.Command("p11-kit", "server", "-f", "--provider", library(tb), "-n", socket, "pkcs11:")
 	server.Env = env
+	server.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	if err := server.Start(); err != nil {
 		tb.Fatalf("%v (make packages installs it)", err)
 	}
 	tb.Cleanup(func() {
-		server.Process.Kill()
+		syscall.Kill(-server.Process.Pid, syscall.SIGKILL)
 		server.Wait()
 	})
 	Await(tb, socket)
-	return socket
+	return Server{socket, server.Process.Pid}
 }
 
 // token makes the token and returns the environment that names it.

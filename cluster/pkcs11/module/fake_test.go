@@ -76,16 +76,18 @@ func (f fake) listen(t *testing.T) string {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { l.Close() })
-	go func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			go f.serve(c)
-		}
-	}()
+	go f.accept(l)
 	return socket
+}
+
+func (f fake) accept(l net.Listener) {
+	for {
+		c, err := l.Accept()
+		if err != nil {
+			return
+		}
+		go f.serve(c)
+	}
 }
 
 func (f fake) serve(c net.Conn) {

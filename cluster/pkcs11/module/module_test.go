@@ -3,14 +3,14 @@
 package module
 
 import (
-	"bufio"
-	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
+	"github.com/hsmbackup/hsmbackup/integration/moduletest"
 	"github.com/hsmbackup/hsmbackup/integration/softhsm"
 )
 
@@ -43,36 +43,22 @@ func TestNothingLeaks(t *testing.T) {
 func TestApplicationSurvivesTheDaemon(t *testing.T) {
 	p := &proxy{server: softhsm.Start(t), socket: filepath.Join(t.TempDir(), "daemon")}
 	p.up(t)
-	c, stderr := command(t, build(t, sanitizers), p.socket, "restart")
-	in, err := c.StdinPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	out, err := c.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := c.Start(); err != nil {
-		t.Fatal(err)
-	}
-	said := bufio.NewScanner(out)
-	for i, then := range []func(){
-		func() { p.down(); p.up(t) },
-		func() { p.down(); p.up(t) },
-		p.down,
-		func() { p.up(t) },
-	} {
-		if !said.Scan() || said.Text() != "ready" {
-			t.Fatalf("step %d: said %q, %v\n%s", i, said.Text(), c.Wait(), stderr)
-		}
-		then()
-		io.WriteString(in, "go\n")
-	}
-	if !said.Scan() || said.Text() != "ok restart" {
-		t.Fatalf("said %q, %v\n%s", said.Text(), c.Wait(), stderr)
-	}
-	if err := c.Wait(); err != nil {
-		t.Fatalf("%v\n%s", err, stderr)
+	c, _ := command(t, build(t, sanitizers), p.socket, "restart")
+	up, again := func() { p.up(t) }, func() { p.down(); p.up(t) }
+	moduletest.Converse(t, c, "restart", again, again, p.down, up)
+}
+
+// TestDaemonHangs stops the server as a signal stops it: the socket is there, and
+// takes what its queues hold, and nobody answers.
+func TestDaemonHangs(t *testing.T) {
+	for _, san := range []string{sanitizers, "thread"} {
+		t.Run(san, func(t *testing.T) {
+			server := softhsm.StartServer(t)
+			c, _ := command(t, build(t, san), server.Socket, "stopped")
+			c.Env = append(c.Env, "HSMBACKUP_PKCS11_TIMEOUT=1")
+			stop, resume := func() { server.Signal(t, syscall.SIGSTOP) }, func() { server.Signal(t, syscall.SIGCONT) }
+			moduletest.Converse(t, c, "stopped", stop, resume, stop, resume)
+		})
 	}
 }
 

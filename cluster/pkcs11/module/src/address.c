@@ -6,8 +6,13 @@
  *   /run/hsmbackup/pkcs11.sock
  *
  * A variable that is set and names no absolute path is an error, not a reason to look
- * further: the PIN would go to another daemon than was meant. In programs that run
- * with more rights than their user has, the variables are not read. */
+ * further: the PIN would go to another daemon than was meant.
+ *
+ * How many seconds the daemon has for a call is HSMBACKUP_PKCS11_TIMEOUT, or a line
+ * "timeout = SECONDS", or BOUND.
+ *
+ * In programs that run with more rights than their user has, the variables are not
+ * read. */
 #include "module.h"
 
 #include <ctype.h>
@@ -22,6 +27,8 @@
 #define DEFAULT_SOCKET "/run/hsmbackup/pkcs11.sock"
 #endif
 #define SCHEME "unix:path="
+#define BOUND 300
+#define LONGEST 86400
 
 static int hex(char c)
 {
@@ -73,26 +80,23 @@ static char *trim(char *s)
 	return s;
 }
 
-/* configured reads the configuration file. *found says whether it names a socket. */
-static char *configured(bool *found)
+/* configured is the value that the configuration file has for a name, or NULL. */
+static char *configured(const char *name)
 {
-	char line[512], *path = NULL;
-	*found = false;
+	char line[512], *found = NULL;
 	FILE *f = fopen(CONFIG_FILE, "re");
 	if (f == NULL)
 		return NULL;
-	while (!*found && fgets(line, sizeof line, f) != NULL) {
+	while (found == NULL && fgets(line, sizeof line, f) != NULL) {
 		char *value = strchr(line, '=');
 		if (line[0] == '#' || value == NULL)
 			continue;
 		*value++ = '\0';
-		if (strcmp(trim(line), "socket") == 0) {
-			*found = true;
-			path = path_of(trim(value), true);
-		}
+		if (strcmp(trim(line), name) == 0)
+			found = strdup(trim(value));
 	}
 	fclose(f);
-	return path;
+	return found;
 }
 
 char *daemon_address(void)
@@ -103,7 +107,30 @@ char *daemon_address(void)
 	const char *stock = secure_getenv("P11_KIT_SERVER_ADDRESS");
 	if (stock != NULL)
 		return path_of(stock, false);
-	bool found;
-	char *path = configured(&found);
-	return found ? path : strdup(DEFAULT_SOCKET);
+	char *value = configured("socket");
+	if (value == NULL)
+		return strdup(DEFAULT_SOCKET);
+	char *path = path_of(value, true);
+	free(value);
+	return path;
+}
+
+/* seconds_of is 0 for what is no number of seconds from 1 to LONGEST. */
+static int seconds_of(const char *text)
+{
+	int n = 0;
+	for (; *text >= '0' && *text <= '9' && n <= LONGEST; text++)
+		n = 10 * n + (*text - '0');
+	return *text == '\0' && n <= LONGEST ? n : 0;
+}
+
+int daemon_bound(void)
+{
+	const char *own = secure_getenv("HSMBACKUP_PKCS11_TIMEOUT");
+	if (own != NULL)
+		return seconds_of(own);
+	char *value = configured("timeout");
+	int seconds = value == NULL ? BOUND : seconds_of(value);
+	free(value);
+	return seconds;
 }

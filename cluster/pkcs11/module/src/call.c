@@ -67,20 +67,26 @@ static CK_RV cut_off(const struct call *c)
 	return c->outside || module_initialized() ? CKR_DEVICE_REMOVED : CKR_CRYPTOKI_NOT_INITIALIZED;
 }
 
+static enum outcome send_and_wait(struct call *c)
+{
+	return conn_exchange(c->conn, &c->out, &c->answer, c->bound);
+}
+
 /* exchange sends the request, once more over a new connection if the call may be
- * repeated. */
+ * repeated and has not yet taken all its time. */
 static void exchange(struct call *c)
 {
-	if (conn_exchange(c->conn, &c->out, &c->answer))
+	enum outcome outcome = send_and_wait(c);
+	if (outcome == OUTCOME_ANSWER)
 		return;
-	if (!c->info->retry) {
+	if (!c->info->retry || outcome == OUTCOME_LATE) {
 		call_fail(c, cut_off(c));
 		return;
 	}
 	conn_unref(c->conn);
 	c->conn = NULL;
 	call_fail(c, module_connection(true, &c->conn));
-	if (c->rv == CKR_OK && !conn_exchange(c->conn, &c->out, &c->answer))
+	if (c->rv == CKR_OK && send_and_wait(c) != OUTCOME_ANSWER)
 		call_fail(c, cut_off(c));
 }
 

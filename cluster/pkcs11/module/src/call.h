@@ -21,6 +21,7 @@ struct call {
 	const struct call_info *info;
 	struct conn *conn;
 	bool outside; /* of what the application may use: it is about to begin, or has ended */
+	int bound;    /* seconds until the connection is given up; as of conn_exchange */
 	struct buffer out;
 	struct answer answer;
 	struct view in;

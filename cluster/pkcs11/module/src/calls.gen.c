@@ -756,19 +756,6 @@ CK_RV C_SeedRandom(CK_SESSION_HANDLE hSession, CK_BYTE_PTR pSeed, CK_ULONG ulSee
 	return call_end(&c);
 }
 
-CK_RV C_WaitForSlotEvent(CK_FLAGS flags, CK_SLOT_ID_PTR pSlot, CK_VOID_PTR pReserved)
-{
-	static const struct call_info info = {65, "u", "u", false, false};
-	struct call c;
-	call_begin(&c, &info);
-	put_number(&c, flags);
-	need(&c, pSlot);
-	need_null(&c, pReserved);
-	call_run(&c);
-	get_number(&c, pSlot);
-	return call_end(&c);
-}
-
 CK_RV C_LoginUser(CK_SESSION_HANDLE hSession, CK_USER_TYPE userType, CK_BYTE_PTR pPin, CK_ULONG ulPinLen, CK_BYTE_PTR pUsername, CK_ULONG ulUsernameLen)
 {
 	static const struct call_info info = {66, "uuayay", "", true, false};

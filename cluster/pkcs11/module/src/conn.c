@@ -8,10 +8,15 @@
 #include <sys/socket.h>
 #include <sys/time.h>
 #include <sys/un.h>
+#include <time.h>
 #include <unistd.h>
 
 #define BUCKETS 64
 #define GREETING 30 /* seconds */
+
+/* How long the socket waits for bytes, or for room, before the one who uses it looks
+ * at the clock. */
+#define SLICE 1 /* seconds */
 
 /* A thread that waits for the answer of one code. */
 struct waiter {
@@ -19,6 +24,7 @@ struct waiter {
 	bool done;
 	bool asleep; /* in pthread_cond_wait, so it can be made the reader */
 	struct answer answer;
+	struct timespec deadline; /* as deadline_in gives it */
 	pthread_cond_t wake;
 	struct waiter *next;
 };
@@ -27,6 +33,7 @@ struct conn {
 	int fd;
 	enum form form;
 	uint32_t generation;
+	int bound; /* seconds that a call may take */
 	atomic_uint references;
 
 	pthread_mutex_t writing; /* held while a frame is written */
@@ -43,6 +50,7 @@ struct conn {
 
 enum form conn_form(const struct conn *c) { return c->form; }
 uint32_t conn_generation(const struct conn *c) { return c->generation; }
+int conn_bound(const struct conn *c) { return c->bound; }
 bool conn_dead(struct conn *c) { return atomic_load(&c->dead); }
 
 struct conn *conn_ref(struct conn *c)
@@ -77,12 +85,43 @@ void answer_wipe(struct answer *a)
 	memset(a, 0, sizeof *a);
 }
 
+/* deadline_in is the time so many seconds from now; NO_BOUND is never. */
+static struct timespec deadline_in(int seconds)
+{
+	struct timespec t = {.tv_sec = NO_BOUND};
+	if (seconds == NO_BOUND)
+		return t;
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	t.tv_sec += seconds;
+	return t;
+}
+
+static bool past(const struct timespec *deadline)
+{
+	struct timespec now;
+	if (deadline->tv_sec == NO_BOUND)
+		return false;
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return now.tv_sec > deadline->tv_sec || (now.tv_sec == deadline->tv_sec && now.tv_nsec >= deadline->tv_nsec);
+}
+
+/* again says whether what the socket said is no end, and there is time to ask anew. */
+static bool again(const struct timespec *deadline)
+{
+	if (errno == EINTR || errno == EAGAIN || errno == EWOULDBLOCK) {
+		if (!past(deadline))
+			return true;
+		errno = ETIMEDOUT;
+	}
+	return false;
+}
+
 /* send_all writes n bytes. Never raises SIGPIPE. */
-static bool send_all(int fd, const unsigned char *p, size_t n)
+static bool send_all(int fd, const unsigned char *p, size_t n, const struct timespec *deadline)
 {
 	while (n > 0) {
 		ssize_t sent = send(fd, p, n, MSG_NOSIGNAL);
-		if (sent < 0 && errno == EINTR)
+		if (sent < 0 && again(deadline))
 			continue;
 		if (sent <= 0)
 			return false;
@@ -92,24 +131,29 @@ static bool send_all(int fd, const unsigned char *p, size_t n)
 	return true;
 }
 
-/* receive_some reads at least one byte, at most n. 0 at the end or on an error. */
-static size_t receive_some(int fd, unsigned char *p, size_t n)
+/* receive_some reads at least one byte, at most n. 0 at the end or on an error, and
+ * when there is no time left, however busily the peer sends. */
+static size_t receive_some(int fd, unsigned char *p, size_t n, const struct timespec *deadline)
 {
-	for (;;) {
+	while (!past(deadline)) {
 		ssize_t got = recv(fd, p, n, 0);
-		if (got < 0 && errno == EINTR)
+		if (got < 0 && again(deadline))
 			continue;
+		if (got == 0)
+			errno = ECONNRESET;
 		return got <= 0 ? 0 : (size_t)got;
 	}
+	errno = ETIMEDOUT;
+	return 0;
 }
 
 /* take reads exactly n bytes, by way of input if they are few. Of input it clears
  * what it hands out. For the reader only. */
-static bool take(struct conn *c, unsigned char *p, size_t n)
+static bool take(struct conn *c, unsigned char *p, size_t n, const struct timespec *deadline)
 {
 	while (n > 0) {
 		if (c->from == c->to && n >= sizeof c->input) {
-			size_t got = receive_some(c->fd, p, n);
+			size_t got = receive_some(c->fd, p, n, deadline);
 			if (got == 0)
 				return false;
 			p += got;
@@ -118,7 +162,7 @@ static bool take(struct conn *c, unsigned char *p, size_t n)
 		}
 		if (c->from == c->to) {
 			c->from = 0;
-			c->to = receive_some(c->fd, c->input, sizeof c->input);
+			c->to = receive_some(c->fd, c->input, sizeof c->input, deadline);
 			if (c->to == 0)
 				return false;
 		}
@@ -134,10 +178,10 @@ static bool take(struct conn *c, unsigned char *p, size_t n)
 
 /* read_frame reads one answer. The options, of which the daemon sends none, are
  * counted against the limit and dropped. For the reader only. */
-static bool read_frame(struct conn *c, uint32_t *code, struct answer *a)
+static bool read_frame(struct conn *c, uint32_t *code, struct answer *a, const struct timespec *deadline)
 {
 	unsigned char header[HEADER_LENGTH], skip[64];
-	if (!take(c, header, sizeof header))
+	if (!take(c, header, sizeof header, deadline))
 		return false;
 	*code = decode_u32(header);
 	size_t options = decode_u32(header + 4), body = decode_u32(header + 8);
@@ -145,7 +189,7 @@ static bool read_frame(struct conn *c, uint32_t *code, struct answer *a)
 		return false;
 	while (options > 0) {
 		size_t part = options < sizeof skip ? options : sizeof skip;
-		if (!take(c, skip, part))
+		if (!take(c, skip, part, deadline))
 			return false;
 		options -= part;
 	}
@@ -153,7 +197,7 @@ static bool read_frame(struct conn *c, uint32_t *code, struct answer *a)
 	a->length = a->data == NULL ? 0 : body;
 	if (a->data == NULL)
 		return false;
-	if (take(c, a->data, body))
+	if (take(c, a->data, body, deadline))
 		return true;
 	answer_wipe(a);
 	return false;
@@ -234,8 +278,8 @@ static bool deliver(struct conn *c, uint32_t code, struct answer *a)
 	return true;
 }
 
-/* read_for reads and delivers until w has its answer. With lock held, which it gives
- * up while it reads. */
+/* read_for reads and delivers until w has its answer, or no time left for it. With
+ * lock held, which it gives up while it reads. */
 static void read_for(struct conn *c, struct waiter *w)
 {
 	c->reading = true;
@@ -243,7 +287,7 @@ static void read_for(struct conn *c, struct waiter *w)
 		struct answer a = {NULL, 0};
 		uint32_t code = 0;
 		pthread_mutex_unlock(&c->lock);
-		bool ok = read_frame(c, &code, &a);
+		bool ok = read_frame(c, &code, &a, &w->deadline);
 		pthread_mutex_lock(&c->lock);
 		if (!ok || !deliver(c, code, &a))
 			fail_locked(c);
@@ -252,8 +296,20 @@ static void read_for(struct conn *c, struct waiter *w)
 	pass_on(c);
 }
 
-/* await waits until w has its answer or the connection has failed. */
-static bool await(struct conn *c, struct waiter *w)
+/* doze waits to be woken. False when the time for w is over. With lock held. */
+static bool doze(struct conn *c, struct waiter *w)
+{
+	w->asleep = true;
+	int rc = w->deadline.tv_sec == NO_BOUND ? pthread_cond_wait(&w->wake, &c->lock)
+						: pthread_cond_timedwait(&w->wake, &c->lock, &w->deadline);
+	w->asleep = false;
+	return rc != ETIMEDOUT || w->done;
+}
+
+/* await waits until w has its answer or the connection has failed. Who has waited too
+ * long ends the connection for all: an answer that comes later must find nobody who
+ * could take it for another, and a daemon that is silent for so long hangs. */
+static enum outcome await(struct conn *c, struct waiter *w)
 {
 	pthread_mutex_lock(&c->lock);
 	while (!w->done && !conn_dead(c)) {
@@ -261,21 +317,42 @@ static bool await(struct conn *c, struct waiter *w)
 			read_for(c, w);
 			continue;
 		}
-		w->asleep = true;
-		pthread_cond_wait(&w->wake, &c->lock);
-		w->asleep = false;
+		if (!doze(c, w))
+			fail_locked(c);
 	}
 	leave(c, w);
 	bool done = w->done;
 	pthread_mutex_unlock(&c->lock);
-	return done;
+	return done ? OUTCOME_ANSWER : past(&w->deadline) ? OUTCOME_LATE : OUTCOME_LOST;
 }
 
-bool conn_exchange(struct conn *c, struct buffer *request, struct answer *answer)
+/* init_wake makes a condition whose time is that of the deadlines. */
+static void init_wake(pthread_cond_t *wake)
 {
-	struct waiter w = {.wake = PTHREAD_COND_INITIALIZER};
+	pthread_condattr_t attributes;
+	pthread_condattr_init(&attributes);
+	pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
+	pthread_cond_init(wake, &attributes);
+	pthread_condattr_destroy(&attributes);
+}
+
+/* write_frame has a bound also for a call that may wait for its answer for ever: the
+ * calls of other threads are behind it. */
+static bool write_frame(struct conn *c, const struct buffer *request)
+{
+	struct timespec deadline = deadline_in(c->bound);
+	pthread_mutex_lock(&c->writing);
+	bool ok = !conn_dead(c) && send_all(c->fd, request->data, request->length, &deadline);
+	pthread_mutex_unlock(&c->writing);
+	return ok;
+}
+
+enum outcome conn_exchange(struct conn *c, struct buffer *request, struct answer *answer, int bound)
+{
+	struct waiter w = {.deadline = deadline_in(bound == 0 ? c->bound : bound)};
 	int cancel;
 	pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancel);
+	init_wake(&w.wake);
 	pthread_mutex_lock(&c->lock);
 	join(c, &w);
 	pthread_mutex_unlock(&c->lock);
@@ -285,20 +362,20 @@ bool conn_exchange(struct conn *c, struct buffer *request, struct answer *answer
 	encode_u32(request->data + 8, (uint32_t)(request->length - BODY_AT));
 	memcpy(request->data + HEADER_LENGTH, OPTIONS, BODY_AT - HEADER_LENGTH);
 
-	pthread_mutex_lock(&c->writing);
-	bool ok = !conn_dead(c) && send_all(c->fd, request->data, request->length);
-	pthread_mutex_unlock(&c->writing);
-	if (!ok)
+	if (!write_frame(c, request))
 		conn_fail(c);
-	ok = await(c, &w);
+	enum outcome outcome = await(c, &w);
 	pthread_cond_destroy(&w.wake);
 	*answer = w.answer;
 	pthread_setcancelstate(cancel, NULL);
-	return ok;
+	return outcome;
 }
 
-static int dial(const char *path)
+/* dial connects, within the time a daemon has for the greeting: one that does not
+ * accept has its queue full some day. */
+static int dial(const char *path, int seconds)
 {
+	const struct timeval limit = {.tv_sec = seconds}, slice = {.tv_sec = SLICE};
 	struct sockaddr_un to = {.sun_family = AF_UNIX};
 	size_t length = strlen(path);
 	if (length >= sizeof to.sun_path) {
@@ -310,41 +387,45 @@ static int dial(const char *path)
 	if (fd < 0)
 		return -1;
 	int rc;
+	setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof limit);
 	do {
 		rc = connect(fd, (struct sockaddr *)&to, sizeof to);
 	} while (rc < 0 && errno == EINTR);
-	if (rc == 0)
+	if (rc == 0) {
+		setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &slice, sizeof slice);
+		setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &slice, sizeof slice);
 		return fd;
+	}
 	int why = errno;
 	close(fd);
 	errno = why;
 	return -1;
 }
 
-/* greet offers a version and returns a connected socket, or -1. A server that does
- * not say within GREETING what it speaks is none. */
-static int greet(const char *path, unsigned char offer, unsigned char *answer)
+/* greet offers a version and returns a connected socket, or -1: with ETIMEDOUT for a
+ * server that does not say in time what it speaks, ECONNRESET for one that says
+ * nothing of use. */
+static int greet(const char *path, unsigned char offer, unsigned char *answer, int seconds)
 {
-	const struct timeval limit = {.tv_sec = GREETING}, none = {0};
-	int fd = dial(path);
+	int fd = dial(path, seconds);
 	if (fd < 0)
 		return -1;
-	setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit);
-	if (send_all(fd, &offer, 1) && receive_some(fd, answer, 1) == 1 && *answer <= offer) {
-		setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &none, sizeof none);
+	struct timespec deadline = deadline_in(seconds);
+	if (send_all(fd, &offer, 1, &deadline) && receive_some(fd, answer, 1, &deadline) == 1 && *answer <= offer)
 		return fd;
-	}
+	int why = errno == ETIMEDOUT ? ETIMEDOUT : ECONNRESET;
 	close(fd);
-	errno = ECONNRESET;
+	errno = why;
 	return -1;
 }
 
-struct conn *conn_open(const char *path, uint32_t generation)
+struct conn *conn_open(const char *path, uint32_t generation, int bound)
 {
 	unsigned char version = 0;
-	int fd = greet(path, OWN_VERSION, &version);
+	int seconds = bound < GREETING ? bound : GREETING;
+	int fd = greet(path, OWN_VERSION, &version, seconds);
 	if (fd < 0 && errno == ECONNRESET) /* servers up to 0.24.1 hang up on any byte but 0 */
-		fd = greet(path, 0, &version);
+		fd = greet(path, 0, &version, seconds);
 	if (fd < 0)
 		return NULL;
 	struct conn *c = calloc(1, sizeof *c);
@@ -356,6 +437,7 @@ struct conn *conn_open(const char *path, uint32_t generation)
 	c->fd = fd;
 	c->form = version == OWN_VERSION ? FORM_OWN : version >= 2 ? FORM_THIRD : version == 1 ? FORM_SECOND : FORM_FIRST;
 	c->generation = generation;
+	c->bound = bound;
 	c->code = 0x10;
 	atomic_init(&c->references, 1);
 	pthread_mutex_init(&c->writing, NULL);

@@ -32,26 +32,36 @@ enum form {
 struct conn;
 
 /* Connects, and agrees on the form. NULL, with errno, if nobody answers. The
- * caller has the one reference. */
-struct conn *conn_open(const char *path, uint32_t generation);
+ * caller has the one reference. bound is how many seconds a call may take. */
+struct conn *conn_open(const char *path, uint32_t generation, int bound);
 struct conn *conn_ref(struct conn *c);
 void conn_unref(struct conn *c);
 
 enum form conn_form(const struct conn *c);
 uint32_t conn_generation(const struct conn *c);
+int conn_bound(const struct conn *c);
 /* The connection has failed: no call on it will succeed. */
 bool conn_dead(struct conn *c);
 /* Ends the connection for all who use it. */
 void conn_fail(struct conn *c);
 
-/* Sends the request, whose body starts at BODY_AT, and waits for the answer's body,
- * which the caller frees with answer_wipe. False if the connection failed: the daemon
- * may or may not have done what was asked. */
 struct answer {
 	unsigned char *data;
 	size_t length;
 };
-bool conn_exchange(struct conn *c, struct buffer *request, struct answer *answer);
+
+enum outcome {
+	OUTCOME_ANSWER,
+	OUTCOME_LOST, /* the connection failed */
+	OUTCOME_LATE  /* there was no answer within the bound, so the connection was given up */
+};
+
+/* Sends the request, whose body starts at BODY_AT, and waits for the answer's body,
+ * which the caller frees with answer_wipe. bound is in seconds; 0 is the connection's
+ * own, NO_BOUND waits for the answer for as long as it takes. Without an answer the
+ * daemon may or may not have done what was asked. */
+#define NO_BOUND (-1)
+enum outcome conn_exchange(struct conn *c, struct buffer *request, struct answer *answer, int bound);
 void answer_wipe(struct answer *a);
 
 /* In the child of a fork: closes the child's copy of the socket, which leaves the

@@ -8,8 +8,10 @@
 #include <string.h>
 #include <time.h>
 
-/* How long a call waits for a daemon that is being restarted. */
-#define RECONNECT 5 /* seconds */
+/* How long a call waits for a daemon that is being restarted, and C_Finalize for one
+ * to say goodbye. Seconds. */
+#define RECONNECT 5
+#define FAREWELL 5
 
 #define HANDSHAKE "PRIVATE-GNOME-KEYRING-PKCS11-PROTOCOL-V-1"
 
@@ -22,8 +24,10 @@ static struct {
 	pthread_mutex_t connecting, lock;
 	bool initialized, registered;
 	char *path;
+	int bound;         /* of a call, in seconds */
 	struct conn *conn; /* the current one, or the last; a reference */
 	uint32_t generation;
+	uint32_t failures; /* attempts to make a new connection that failed */
 	struct conn *abandoned; /* of the parent: never touched again, but not lost */
 } module = {.connecting = PTHREAD_MUTEX_INITIALIZER, .lock = PTHREAD_MUTEX_INITIALIZER};
 
@@ -57,12 +61,13 @@ static CK_RV greet_daemon(struct conn *conn)
 	return call_end(&c);
 }
 
-/* connect_once gives CKR_DEVICE_REMOVED if nobody listens. With connecting held. */
-static CK_RV connect_once(const char *path, uint32_t generation, struct conn **out)
+/* connect_once gives CKR_DEVICE_REMOVED if nobody listens, CKR_DEVICE_ERROR for one
+ * who does and hangs. With connecting held. */
+static CK_RV connect_once(const char *path, int bound, uint32_t generation, struct conn **out)
 {
-	struct conn *conn = conn_open(path, generation);
+	struct conn *conn = conn_open(path, generation, bound);
 	if (conn == NULL)
-		return errno == ENOMEM ? CKR_HOST_MEMORY : CKR_DEVICE_REMOVED;
+		return errno == ENOMEM ? CKR_HOST_MEMORY : errno == ETIMEDOUT || errno == EAGAIN ? CKR_DEVICE_ERROR : CKR_DEVICE_REMOVED;
 	CK_RV rv = greet_daemon(conn);
 	if (rv == CKR_OK) {
 		*out = conn;
@@ -87,23 +92,25 @@ static bool past(const struct timespec *start, time_t seconds)
 }
 
 /* connect_patiently waits for a daemon that is away. With connecting held. */
-static CK_RV connect_patiently(const char *path, uint32_t generation, struct conn **out)
+static CK_RV connect_patiently(const char *path, int bound, uint32_t generation, struct conn **out)
 {
 	struct timespec start;
 	clock_gettime(CLOCK_MONOTONIC, &start);
 	for (;;) {
-		CK_RV rv = connect_once(path, generation, out);
+		CK_RV rv = connect_once(path, bound, generation, out);
 		if (rv != CKR_DEVICE_REMOVED || past(&start, RECONNECT))
 			return rv;
 		pause_briefly();
 	}
 }
 
-/* current takes a reference to the connection, if the application may use it. */
-static CK_RV current(bool alive, struct conn **out)
+/* current takes a reference to the connection, if the application may use it. It says
+ * too how often making one has failed so far. */
+static CK_RV current(bool alive, struct conn **out, uint32_t *failures)
 {
 	CK_RV rv = CKR_OK;
 	pthread_mutex_lock(&module.lock);
+	*failures = module.failures;
 	if (!module.initialized)
 		rv = CKR_CRYPTOKI_NOT_INITIALIZED;
 	else if (alive && conn_dead(module.conn))
@@ -114,7 +121,7 @@ static CK_RV current(bool alive, struct conn **out)
 	return rv;
 }
 
-/* replace makes a connection in place of the failed one. The path does not change
+/* replace makes a connection in place of the failed one. Path and bound do not change
  * while connecting is held. */
 static CK_RV replace(void)
 {
@@ -122,28 +129,34 @@ static CK_RV replace(void)
 	pthread_mutex_lock(&module.lock);
 	uint32_t generation = ++module.generation;
 	pthread_mutex_unlock(&module.lock);
-	CK_RV rv = connect_patiently(module.path, generation, &fresh);
-	if (rv != CKR_OK)
-		return rv == CKR_DEVICE_REMOVED ? CKR_DEVICE_ERROR : rv;
+	CK_RV rv = connect_patiently(module.path, module.bound, generation, &fresh);
 	pthread_mutex_lock(&module.lock);
-	old = module.conn;
-	module.conn = fresh;
+	if (rv == CKR_OK) {
+		old = module.conn;
+		module.conn = fresh;
+	} else {
+		module.failures++;
+	}
 	pthread_mutex_unlock(&module.lock);
-	conn_unref(old);
-	return CKR_OK;
+	if (old != NULL)
+		conn_unref(old);
+	return rv == CKR_DEVICE_REMOVED ? CKR_DEVICE_ERROR : rv;
 }
 
 CK_RV module_connection(bool alive, struct conn **out)
 {
-	CK_RV rv = current(alive, out);
+	uint32_t before, now;
+	CK_RV rv = current(alive, out, &before);
 	if (rv != CKR_DEVICE_REMOVED)
 		return rv;
 	pthread_mutex_lock(&module.connecting);
-	rv = current(alive, out); /* another thread may have been faster */
-	if (rv == CKR_DEVICE_REMOVED) {
+	rv = current(alive, out, &now); /* another thread may have been faster */
+	if (rv == CKR_DEVICE_REMOVED && now != before) {
+		rv = CKR_DEVICE_ERROR; /* or have found nobody while this one waited */
+	} else if (rv == CKR_DEVICE_REMOVED) {
 		rv = replace();
 		if (rv == CKR_OK)
-			rv = current(false, out);
+			rv = current(false, out, &now);
 	}
 	pthread_mutex_unlock(&module.connecting);
 	return rv;
@@ -183,19 +196,21 @@ static CK_RV register_fork(void)
 static CK_RV start(void)
 {
 	struct conn *conn = NULL;
-	char *path = daemon_address();
+	int bound = daemon_bound();
+	char *path = bound == 0 ? NULL : daemon_address();
 	if (path == NULL)
 		return CKR_FUNCTION_FAILED;
 	pthread_mutex_lock(&module.lock);
 	uint32_t generation = module.generation++;
 	pthread_mutex_unlock(&module.lock);
-	CK_RV rv = connect_once(path, generation, &conn);
+	CK_RV rv = connect_once(path, bound, generation, &conn);
 	if (rv != CKR_OK) {
 		free(path);
 		return rv == CKR_DEVICE_REMOVED || rv == CKR_DEVICE_ERROR ? CKR_FUNCTION_FAILED : rv;
 	}
 	pthread_mutex_lock(&module.lock);
 	module.path = path;
+	module.bound = bound;
 	module.conn = conn;
 	module.initialized = true;
 	pthread_mutex_unlock(&module.lock);
@@ -224,6 +239,7 @@ static void bid_farewell(struct conn *conn)
 {
 	struct call c;
 	call_begin_on(&c, &call_finalize, conn);
+	c.bound = conn_bound(conn) < FAREWELL ? conn_bound(conn) : FAREWELL;
 	call_run(&c);
 	call_end(&c);
 }

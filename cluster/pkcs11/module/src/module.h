@@ -17,4 +17,7 @@ bool module_initialized(void);
 /* Where the daemon listens; the caller frees it. NULL if no address is valid. */
 char *daemon_address(void);
 
+/* How many seconds the daemon has for a call. 0 if what is configured is no bound. */
+int daemon_bound(void);
+
 #endif

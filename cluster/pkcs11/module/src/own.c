@@ -9,6 +9,7 @@ static const struct call_info call_init_token2 = {88, "uays", "", false, false};
 static const struct call_info call_get_attribute_value = {24, "uufA", "aAu", true, false};
 static const struct call_info call_find_objects = {27, "ufu", "au", true, false};
 static const struct call_info call_generate_random = {64, "ufy", "ay", true, false};
+static const struct call_info call_wait_for_slot_event = {65, "u", "u", false, false};
 
 /* What the daemon is asked for at once. */
 #define RANDOM_PART 65536
@@ -86,6 +87,21 @@ CK_RV C_GenerateRandom(CK_SESSION_HANDLE hSession, CK_BYTE_PTR pRandomData, CK_U
 		ulRandomLen -= n;
 	} while (rv == CKR_OK && ulRandomLen > 0);
 	return rv;
+}
+
+/* C_WaitForSlotEvent waits for as long as it takes, as the application asked. */
+CK_RV C_WaitForSlotEvent(CK_FLAGS flags, CK_SLOT_ID_PTR pSlot, CK_VOID_PTR pReserved)
+{
+	struct call c;
+	call_begin(&c, &call_wait_for_slot_event);
+	if ((flags & CKF_DONT_BLOCK) == 0)
+		c.bound = NO_BOUND;
+	put_number(&c, flags);
+	need(&c, pSlot);
+	need_null(&c, pReserved);
+	call_run(&c);
+	get_number(&c, pSlot);
+	return call_end(&c);
 }
 
 /* The functions of parallel sessions, which PKCS #11 keeps only as names. */

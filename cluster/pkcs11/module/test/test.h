@@ -45,6 +45,8 @@ void mode_own(struct setting *s);       /* what it does not pass */
 void mode_threads(struct setting *s);   /* 32 threads on one connection */
 void mode_fork(struct setting *s);      /* a child, while the parent works */
 void mode_restart(struct setting *s);   /* a daemon restarted under an application */
+void mode_stopped(struct setting *s);   /* one that hangs, and goes on */
+void mode_address(struct setting *s);   /* whether it has more rights than its user, and a connection */
 void mode_wait(struct setting *s);      /* logs in, says "ready", and waits to be killed */
 void mode_hostile(struct setting *s);   /* calls everything, and expects nothing */
 void mode_encodings(struct setting *s); /* calls with known arguments, for a server that looks */
