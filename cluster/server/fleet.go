@@ -8,8 +8,10 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"os/exec"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -218,10 +220,27 @@ func newChild(ctx context.Context, exe, name string, args []string, lines *lineW
 	c := &child{name: name, ready: make(chan struct{}), words: &lastWords{}, log: &prefixWriter{prefix: name + ": ", lines: lines}}
 	c.cmd = exec.CommandContext(ctx, exe, args...)
 	c.cmd.Cancel = func() error { return c.cmd.Process.Signal(syscall.SIGTERM) }
+	c.cmd.Env = withoutLogins(os.Environ())
 	c.cmd.WaitDelay = stopGrace
 	c.cmd.SysProcAttr = childAttributes()
 	c.cmd.Stderr = io.MultiWriter(c.words, c.log)
 	return c
+}
+
+// withoutLogins leaves out of an environment what an HSM has no use for and would
+// show for as long as it runs to whoever may read it: logins, tokens, and the secrets
+// of object stores. What opens a seal stays.
+func withoutLogins(env []string) []string {
+	return slices.DeleteFunc(slices.Clone(env), func(v string) bool {
+		name, _, _ := strings.Cut(v, "=")
+		switch {
+		case strings.HasPrefix(name, "HSMBACKUP_"):
+			return slices.ContainsFunc([]string{"PIN", "PASSWORD", "MFA", "TOKEN", "_SECRET_KEY"}, func(end string) bool { return strings.HasSuffix(name, end) })
+		case strings.HasPrefix(name, "MINIO_"), strings.HasPrefix(name, "AWS_"):
+			return strings.Contains(name, "SECRET") || strings.Contains(name, "PASSWORD") || strings.HasSuffix(name, "_TOKEN")
+		}
+		return false
+	})
 }
 
 func (c *child) start() error {

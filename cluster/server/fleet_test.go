@@ -3,9 +3,12 @@ package server
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -207,6 +210,36 @@ func TestAFleetEndsWithItsParent(t *testing.T) {
 		return true
 	})
 	_ = cmd.Wait() // it was killed
+}
+
+// TestHSMsDoNotInheritLogins: who starts a cluster may have a login and a store's
+// secret in the environment, which an HSM would show for as long as it runs.
+func TestHSMsDoNotInheritLogins(t *testing.T) {
+	dropped := []string{"HSMBACKUP_PIN", "HSMBACKUP_SRC_PIN", "HSMBACKUP_NEW_PASSWORD", "HSMBACKUP_MFA", "HSMBACKUP_JOIN_TOKEN",
+		"HSMBACKUP_DST_SECRET_KEY", "MINIO_SECRET_KEY", "MINIO_ROOT_PASSWORD", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"}
+	kept := []string{"HSMBACKUP_SEAL_PASSPHRASE", "HSMBACKUP_SEAL_IDENTITY", "HSMBACKUP_CONFIG", "AWS_REGION", "PIN"}
+	for _, name := range append(dropped, kept...) {
+		t.Setenv(name, "value-of-"+name)
+	}
+	env := withoutLogins(os.Environ())
+	if runtime.GOOS == "linux" { // what the process really has
+		f, _ := newFleet(t, 1, &logged{})
+		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", f.PIDs()[0]))
+		if err != nil {
+			t.Fatal(err)
+		}
+		env = strings.Split(string(b), "\x00")
+	}
+	for _, name := range dropped {
+		if slices.Contains(env, name+"=value-of-"+name) {
+			t.Errorf("an HSM inherits %s", name)
+		}
+	}
+	for _, name := range kept {
+		if !slices.Contains(env, name+"=value-of-"+name) {
+			t.Errorf("an HSM does not inherit %s", name)
+		}
+	}
 }
 
 func TestLogLinesStayWhole(t *testing.T) {
