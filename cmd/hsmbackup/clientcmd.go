@@ -50,9 +50,7 @@ func (p *program) client(cc *cli.Context) error {
 		return err
 	}
 	debug.SetMemoryLimit(math.MaxInt64) // a thousand applications may need more than a verb
-	if err := harden(); err != nil {
-		p.log.Warn("memory of this process may reach the disk", "error", err)
-	}
+	p.guardMemory()
 	log := p.log
 	if cc.Bool("verbose") {
 		log = slog.New(slog.NewTextHandler(p.err, &slog.HandlerOptions{Level: slog.LevelDebug}))

@@ -59,9 +59,7 @@ func (p *program) serve(cc *cli.Context) error {
 
 func (p *program) serveFolder(ctx context.Context, folder, metrics string) error {
 	debug.SetMemoryLimit(math.MaxInt64)
-	if err := harden(); err != nil {
-		p.log.Warn("memory of this process may reach the disk", "error", err)
-	}
+	p.guardMemory()
 	var s *server.Server
 	ready := func() {
 		c := s.Config()

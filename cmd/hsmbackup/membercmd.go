@@ -103,9 +103,7 @@ func (p *program) joinCluster(cc *cli.Context) error {
 		return err
 	}
 	defer token.Wipe()
-	if err := harden(); err != nil {
-		p.log.Warn("memory of this process may reach the disk", "error", err)
-	}
+	p.guardMemory()
 	spec := server.JoinSpec{
 		Token: token, Dir: cc.String("dir"), Address: cc.String("address"), Listen: cc.String("listen"), Name: cc.String("name"), Zone: cc.String("zone"),
 		Seal: p.newSeal(cc.String("seal")), Version: version(), Log: p.log,
