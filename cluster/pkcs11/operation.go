@@ -86,6 +86,9 @@ func initCall(kind opKind) sessionHandler {
 
 func (s *session) newOperation(ctx context.Context, kind opKind, m rpc.Mechanism, args rpc.Args) (*operation, error) {
 	known, p, err := paramsOf(m, kinds[kind].flag)
+	if err == nil {
+		err = s.app.checkIV(m, kinds[kind].flag)
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -122,6 +122,31 @@ func TestGCM(t *testing.T) {
 	}
 }
 
+// TestIVOfZeros: who leaves the IV to the HSM and is served by the stock client would
+// seal everything under one IV.
+func TestIVOfZeros(t *testing.T) {
+	w := newWorld(t, 1, onlyOne)
+	other := gcm(128)
+	other.Bufs = [][]byte{bytes.Repeat([]byte{1}, 12), nil}
+	for _, c := range []struct {
+		form rpc.Form
+		want ck.RV
+	}{{rpc.FormOld, ck.MechanismParamInvalid}, {rpc.FormNew, ck.MechanismParamInvalid}, {rpc.FormModule, 0}} {
+		a := w.appOf(c.form)
+		s := a.session(bobPIN)
+		key := a.known(s, attr(ck.Wrap, true), attr(ck.Encrypt, true), attr(ck.Decrypt, true))
+		if c.want != 0 {
+			a.want(c.want, rpc.EncryptInit, s, gcm(128), key)
+			a.want(c.want, rpc.WrapKey, s, gcm(128), key, key, room)
+		} else {
+			a.crypt(rpc.EncryptInit, s, gcm(128), key, []byte("data"))
+			a.call(rpc.WrapKey, s, gcm(128), key, key, room)
+		}
+		a.crypt(rpc.EncryptInit, s, other, key, []byte("data"))
+		a.call(rpc.DecryptInit, s, gcm(128), key)
+	}
+}
+
 // A buffer that is too small costs nothing: its caller is told the size and tries
 // again.
 func TestSizesOfBuffers(t *testing.T) {

@@ -63,6 +63,18 @@ func readGCM(m rpc.Mechanism, p *hsm.Params, _ mechanism) bool {
 	return len(p.IV) >= 1 && len(p.IV) <= 256 && tag%8 == 0 && (tag == 128 || standard && tag >= 96 && tag < 128)
 }
 
+// checkIV refuses to seal with AES-GCM under an IV of twelve zeros that came through a
+// stock client. CloudHSM's applications leave zeros where they find the HSM's IV
+// afterwards; that client carries no IV back, and all they seal would have one IV,
+// which gives the key away. Our module has an IV made before it asks.
+func (a *App) checkIV(m rpc.Mechanism, does uint64) error {
+	if m.Type != ck.AESGCM || does&(ck.MechEncrypt|ck.MechWrap) == 0 || a.form == rpc.FormModule || !bytes.Equal(m.Bufs[0], make([]byte, 12)) {
+		return nil
+	}
+	a.log.Warn("AES-GCM refused: the IV is zeros, and p11-kit's client does not bring one back that the HSM makes; bring an IV, or use libhsmbackup-pkcs11.so")
+	return ck.MechanismParamInvalid
+}
+
 func readPSS(m rpc.Mechanism, p *hsm.Params, known mechanism) bool {
 	if !m.Has || len(m.Nums) != 3 {
 		return false

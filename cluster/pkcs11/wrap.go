@@ -35,6 +35,9 @@ func allowed(k hsm.KeyInfo, m ck.Mech, known mechanism, attribute string, wrongT
 func (s *session) wrapKey(ctx context.Context, args rpc.Args) ([]any, error) {
 	m := args.Mechanism(1)
 	known, p, err := paramsOf(m, ck.MechWrap)
+	if err == nil {
+		err = s.app.checkIV(m, ck.MechWrap)
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -119,6 +119,7 @@ func TestGCM(t *testing.T) {
 		t.Fatal(err)
 	}
 	nonce := make([]byte, 12)
+	rand.Read(nonce)
 	sealed := gcm.Seal(nil, nonce, digest[:], []byte("with"))
 	opened, err := gcm.Open(nil, nonce, sealed, []byte("with"))
 	if err != nil || !bytes.Equal(opened, digest[:]) {

@@ -102,6 +102,26 @@ func TestWrap(t *testing.T) {
 	}
 }
 
+// TestIVOfTheHSM leaves the IV of AES-GCM to the HSM and reads it afterwards, as the
+// package's documentation has it for CloudHSM.
+func TestIVOfTheHSM(t *testing.T) {
+	s := start(t)
+	key := secretKey(t, s)
+	p := pkcs11.NewGCMParams(make([]byte, 12), []byte("aad"), 128)
+	defer p.Free()
+	s.must(t, s.EncryptInit(s.SessionHandle, mechanism(pkcs11.CKM_AES_GCM, p), key))
+	sealed, err := s.Encrypt(s.SessionHandle, []byte("a message"))
+	s.must(t, err)
+	iv := p.IV()
+	if len(iv) != 12 || bytes.Equal(iv, make([]byte, 12)) {
+		t.Fatalf("IV %x", iv)
+	}
+	s.must(t, s.DecryptInit(s.SessionHandle, mechanism(pkcs11.CKM_AES_GCM, pkcs11.NewGCMParams(iv, []byte("aad"), 128)), key))
+	if opened, err := s.Decrypt(s.SessionHandle, sealed); err != nil || string(opened) != "a message" {
+		t.Errorf("%q, %v", opened, err)
+	}
+}
+
 // TestSensitiveValuesStay asks for what may not be read.
 func TestSensitiveValuesStay(t *testing.T) {
 	s := start(t)

@@ -152,19 +152,45 @@ func plain(parts ...[]string) []string {
 	return out
 }
 
+// ivOf are the calls to seal with AES-GCM under an IV of zeros: the HSM is asked for an
+// IV, and refuses here. If the caller's IVs are as they are, the calls are what they are.
+func ivOf(who string) []string {
+	const sealing = "00001087 01 0000000c" + zeros12 + "0000000000000060 00000003 010203 0000000000000080"
+	if who == "caller" {
+		return []string{"29 0000000000000001" + sealing + "0000000000000002", "60 0000000000000001" + sealing + "0000000000000002 0000000000000003 00000000"}
+	}
+	return []string{"64 0000000000000001 0000000c", "64 0000000000000001 0000000c"}
+}
+
+// sealed puts the calls of ivOf after the last call with a mechanism.
+func sealed(mechanisms, iv []string, last string) (out []string) {
+	for i, m := range mechanisms {
+		out = append(out, m)
+		if strings.HasPrefix(m, signInit(last)[:27]) && (i+1 == len(mechanisms) || !strings.HasPrefix(mechanisms[i+1], signInit(last)[:27])) {
+			out = append(out, iv...)
+		}
+	}
+	return out
+}
+
 func TestEncodings(t *testing.T) {
 	for _, c := range []struct {
 		name    string
 		version byte
 		strict  bool
+		iv      string
 		want    []string
 	}{
-		{"own", 0x48, false, plain(ownMechanisms, template, []string{rooms}, buffers("ffffffff", "88"))},
-		{"0.26", 2, false, plain(thirdMechanisms, template, []string{rooms}, buffers("ffffffff", "88"))},
-		{"0.25", 1, false, plain(secondMechanisms, template, buffers("ffffffff", "88"))},
-		{"0.24", 0, true, plain(firstMechanisms, template, buffers("00000000", "9"))},
+		{"own", 0x48, false, "", plain(sealed(ownMechanisms, ivOf("hsm"), "00002109"), template, []string{rooms}, buffers("ffffffff", "88"))},
+		{"own, IV of the caller", 0x48, false, "caller", plain(sealed(ownMechanisms, ivOf("caller"), "00002109"), template, []string{rooms}, buffers("ffffffff", "88"))},
+		{"0.26", 2, false, "hsm", plain(sealed(thirdMechanisms, ivOf("hsm"), "00000009"), template, []string{rooms}, buffers("ffffffff", "88"))},
+		{"0.25", 1, false, "", plain(sealed(secondMechanisms, ivOf("hsm"), "00000009"), template, buffers("ffffffff", "88"))},
+		{"0.24", 0, true, "", plain(sealed(firstMechanisms, ivOf("hsm"), "00000009"), template, buffers("00000000", "9"))},
 	} {
 		t.Run(c.name, func(t *testing.T) {
+			if c.iv != "" {
+				t.Setenv("HSMBACKUP_PKCS11_GCM_IV", c.iv)
+			}
 			if diff := cmp.Diff(c.want, recorded(t, c.version, c.strict)); diff != "" {
 				t.Errorf("what arrived (want -, got +):\n%s", diff)
 			}

@@ -34,10 +34,10 @@ func TestGeneratedFilesAreUpToDate(t *testing.T) {
 const stock = `
 3 "" vsusv, 4 yfu au, 5 u ssuvv, 6 u ssssuuuuuuuuuuuvvs, 7 ufu au, 8 uu uuu, 10 uu u, 11 u "", 12 u "", 13 u uuuu,
 14 uay "", 15 uayay "", 16 ufy ay, 17 uayuu "", 18 uuay "", 19 u "", 20 uaA u, 21 uuaA u, 22 uu "", 23 uu u,
-25 uuaA "", 26 uaA "", 28 u "", 29 uMu "", 30 uayfy ay, 31 uayfy ay, 32 ufy ay, 33 uMu "", 34 uayfy ay, 35 uayfy ay, 36 ufy ay,
+25 uuaA "", 26 uaA "", 28 u "", 30 uayfy ay, 31 uayfy ay, 32 ufy ay, 33 uMu "", 34 uayfy ay, 35 uayfy ay, 36 ufy ay,
 37 uM "", 38 uayfy ay, 39 uay "", 40 uu "", 41 ufy ay, 42 uMu "", 43 uayfy ay, 44 uay "", 45 ufy ay, 46 uMu "", 47 uayfy ay,
 48 uMu "", 49 uayay "", 50 uay "", 51 uay "", 52 uMu "", 53 uayfy ay, 54 uayfy ay, 55 uayfy ay, 56 uayfy ay, 57 uayfy ay,
-58 uMaA u, 59 uMaAaA uu, 60 uMuufy ay, 61 uMuayaA u, 62 uMuaA u, 63 uay "", 66 uuayay "", 67 uu "",
+58 uMaA u, 59 uMaAaA uu, 61 uMuayaA u, 62 uMuaA u, 63 uay "", 66 uuayay "", 67 uu "",
 256 uMuaAfy ayu, 257 uMuaAay u`
 
 func TestSignatures(t *testing.T) {

@@ -9,7 +9,8 @@
  * further: the PIN would go to another daemon than was meant.
  *
  * How many seconds the daemon has for a call is HSMBACKUP_PKCS11_TIMEOUT, or a line
- * "timeout = SECONDS", or BOUND.
+ * "timeout = SECONDS", or BOUND. Whether it makes the IVs of AES-GCM that are all zeros
+ * is HSMBACKUP_PKCS11_GCM_IV, "hsm" or "caller", or a line "gcm-iv = ...", or hsm.
  *
  * In programs that run with more rights than their user has, the variables are not
  * read. */
@@ -133,4 +134,15 @@ int daemon_bound(void)
 	int seconds = value == NULL ? BOUND : seconds_of(value);
 	free(value);
 	return seconds;
+}
+
+bool daemon_makes_iv(bool *makes)
+{
+	const char *own = secure_getenv("HSMBACKUP_PKCS11_GCM_IV");
+	char *value = own == NULL ? configured("gcm-iv") : NULL;
+	const char *who = own != NULL ? own : value != NULL ? value : "hsm";
+	bool valid = strcmp(who, "hsm") == 0 || strcmp(who, "caller") == 0;
+	*makes = strcmp(who, "hsm") == 0;
+	free(value);
+	return valid;
 }

@@ -314,18 +314,6 @@ CK_RV C_FindObjectsFinal(CK_SESSION_HANDLE hSession)
 	return call_end(&c);
 }
 
-CK_RV C_EncryptInit(CK_SESSION_HANDLE hSession, CK_MECHANISM_PTR pMechanism, CK_OBJECT_HANDLE hKey)
-{
-	static const struct call_info info = {29, "uMu", "", true, false};
-	struct call c;
-	call_begin(&c, &info);
-	put_session(&c, hSession);
-	put_mechanism(&c, pMechanism);
-	put_object(&c, hKey);
-	call_run(&c);
-	return call_end(&c);
-}
-
 CK_RV C_Encrypt(CK_SESSION_HANDLE hSession, CK_BYTE_PTR pData, CK_ULONG ulDataLen, CK_BYTE_PTR pEncryptedData, CK_ULONG_PTR pulEncryptedDataLen)
 {
 	static const struct call_info info = {30, "uayfy", "ay", true, false};
@@ -696,21 +684,6 @@ CK_RV C_GenerateKeyPair(CK_SESSION_HANDLE hSession, CK_MECHANISM_PTR pMechanism,
 	call_run(&c);
 	get_object(&c, phPublicKey);
 	get_object(&c, phPrivateKey);
-	return call_end(&c);
-}
-
-CK_RV C_WrapKey(CK_SESSION_HANDLE hSession, CK_MECHANISM_PTR pMechanism, CK_OBJECT_HANDLE hWrappingKey, CK_OBJECT_HANDLE hKey, CK_BYTE_PTR pWrappedKey, CK_ULONG_PTR pulWrappedKeyLen)
-{
-	static const struct call_info info = {60, "uMuufy", "ay", true, false};
-	struct call c;
-	call_begin(&c, &info);
-	put_session(&c, hSession);
-	put_mechanism(&c, pMechanism);
-	put_object(&c, hWrappingKey);
-	put_object(&c, hKey);
-	put_room(&c, pWrappedKey, pulWrappedKeyLen);
-	call_run(&c);
-	get_bytes(&c, pWrappedKey, pulWrappedKeyLen);
 	return call_end(&c);
 }
 

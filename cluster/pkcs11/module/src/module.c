@@ -22,7 +22,7 @@ static const struct call_info call_finalize = {2, "", "", false, false};
  * by lock, which is never held while anything waits. */
 static struct {
 	pthread_mutex_t connecting, lock;
-	bool initialized, registered;
+	bool initialized, registered, makes_iv;
 	char *path;
 	int bound;         /* of a call, in seconds */
 	struct conn *conn; /* the current one, or the last; a reference */
@@ -170,6 +170,14 @@ bool module_initialized(void)
 	return initialized;
 }
 
+bool module_makes_iv(void)
+{
+	pthread_mutex_lock(&module.lock);
+	bool makes = module.makes_iv;
+	pthread_mutex_unlock(&module.lock);
+	return makes;
+}
+
 static CK_RV check_arguments(const CK_C_INITIALIZE_ARGS *args)
 {
 	if (args == NULL)
@@ -196,8 +204,9 @@ static CK_RV register_fork(void)
 static CK_RV start(void)
 {
 	struct conn *conn = NULL;
+	bool makes_iv = true;
 	int bound = daemon_bound();
-	char *path = bound == 0 ? NULL : daemon_address();
+	char *path = bound == 0 || !daemon_makes_iv(&makes_iv) ? NULL : daemon_address();
 	if (path == NULL)
 		return CKR_FUNCTION_FAILED;
 	pthread_mutex_lock(&module.lock);
@@ -211,6 +220,7 @@ static CK_RV start(void)
 	pthread_mutex_lock(&module.lock);
 	module.path = path;
 	module.bound = bound;
+	module.makes_iv = makes_iv;
 	module.conn = conn;
 	module.initialized = true;
 	pthread_mutex_unlock(&module.lock);

@@ -17,6 +17,12 @@ bool module_initialized(void);
 /* Where the daemon listens; the caller frees it. NULL if no address is valid. */
 char *daemon_address(void);
 
+/* Whether an IV of AES-GCM that is all zeros is to be made by the HSM. */
+bool module_makes_iv(void);
+
+/* What is configured for that; false if it is neither of the two. */
+bool daemon_makes_iv(bool *makes);
+
 /* How many seconds the daemon has for a call. 0 if what is configured is no bound. */
 int daemon_bound(void);
 

@@ -8,11 +8,16 @@ static const struct call_info call_init_token = {9, "uayz", "", false, false};
 static const struct call_info call_init_token2 = {88, "uays", "", false, false};
 static const struct call_info call_get_attribute_value = {24, "uufA", "aAu", true, false};
 static const struct call_info call_find_objects = {27, "ufu", "au", true, false};
+static const struct call_info call_encrypt_init = {29, "uMu", "", true, false};
+static const struct call_info call_wrap_key = {60, "uMuufy", "ay", true, false};
 static const struct call_info call_generate_random = {64, "ufy", "ay", true, false};
 static const struct call_info call_wait_for_slot_event = {65, "u", "u", false, false};
 
 /* What the daemon is asked for at once. */
 #define RANDOM_PART 65536
+
+/* The length of an IV that the HSM makes for AES-GCM. */
+#define GCM_IV 12
 
 CK_RV C_InitToken(CK_SLOT_ID slotID, CK_BYTE_PTR pPin, CK_ULONG ulPinLen, CK_UTF8CHAR_PTR pLabel)
 {
@@ -87,6 +92,62 @@ CK_RV C_GenerateRandom(CK_SESSION_HANDLE hSession, CK_BYTE_PTR pRandomData, CK_U
 		ulRandomLen -= n;
 	} while (rv == CKR_OK && ulRandomLen > 0);
 	return rv;
+}
+
+/* iv_wanted is where the IV of a mechanism that seals with AES-GCM is to be written: its
+ * place is all zeros, as applications leave it that have the HSM make the IV. NULL if
+ * the application brings one. Twelve bytes; both forms of the structure begin alike. */
+static CK_BYTE *iv_wanted(const CK_MECHANISM *m)
+{
+	static const CK_BYTE zeros[GCM_IV];
+	CK_GCM_PARAMS_NO_IV_BITS p;
+	if (m == NULL || m->mechanism != CKM_AES_GCM || m->pParameter == NULL || !module_makes_iv())
+		return NULL;
+	if (m->ulParameterLen != sizeof p && m->ulParameterLen != sizeof(CK_GCM_PARAMS))
+		return NULL;
+	memcpy(&p, m->pParameter, sizeof p);
+	return p.pIv != NULL && p.ulIvLen == GCM_IV && memcmp(p.pIv, zeros, GCM_IV) == 0 ? p.pIv : NULL;
+}
+
+/* make_iv has the HSM make an IV before it is used, so that an application that finds
+ * an IV in its place never finds another than the one it was sealed with. */
+static CK_RV make_iv(CK_SESSION_HANDLE session, const CK_MECHANISM *m)
+{
+	CK_BYTE *iv = iv_wanted(m);
+	return iv == NULL ? CKR_OK : random_part(session, iv, GCM_IV);
+}
+
+CK_RV C_EncryptInit(CK_SESSION_HANDLE hSession, CK_MECHANISM_PTR pMechanism, CK_OBJECT_HANDLE hKey)
+{
+	struct call c;
+	CK_RV rv = make_iv(hSession, pMechanism);
+	if (rv != CKR_OK)
+		return rv;
+	call_begin(&c, &call_encrypt_init);
+	put_session(&c, hSession);
+	put_mechanism(&c, pMechanism);
+	put_object(&c, hKey);
+	call_run(&c);
+	return call_end(&c);
+}
+
+/* C_WrapKey makes the IV when the size is asked for, too: the next call finds it. */
+CK_RV C_WrapKey(CK_SESSION_HANDLE hSession, CK_MECHANISM_PTR pMechanism, CK_OBJECT_HANDLE hWrappingKey, CK_OBJECT_HANDLE hKey,
+		CK_BYTE_PTR pWrappedKey, CK_ULONG_PTR pulWrappedKeyLen)
+{
+	struct call c;
+	CK_RV rv = make_iv(hSession, pMechanism);
+	if (rv != CKR_OK)
+		return rv;
+	call_begin(&c, &call_wrap_key);
+	put_session(&c, hSession);
+	put_mechanism(&c, pMechanism);
+	put_object(&c, hWrappingKey);
+	put_object(&c, hKey);
+	put_room(&c, pWrappedKey, pulWrappedKeyLen);
+	call_run(&c);
+	get_bytes(&c, pWrappedKey, pulWrappedKeyLen);
+	return call_end(&c);
 }
 
 /* C_WaitForSlotEvent waits for as long as it takes, as the application asked. */

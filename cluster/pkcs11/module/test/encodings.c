@@ -34,6 +34,10 @@ static void ciphers(void)
 	sign_init(CKM_AES_CCM, &ccm, sizeof ccm);
 	sign_init(CKM_AES_KEY_WRAP, NULL, 0);
 	sign_init(CKM_AES_KEY_WRAP, iv, 8);
+	CK_MECHANISM m = {CKM_AES_GCM, &gcm, sizeof gcm};
+	CK_ULONG n = 0;
+	passes(f->C_EncryptInit(1, &m, 2));
+	passes(f->C_WrapKey(1, &m, 2, 3, NULL, &n));
 }
 
 static void derivations(void)

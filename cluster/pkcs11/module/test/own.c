@@ -38,6 +38,37 @@ static void aes(struct setting *s)
 	want(CKR_MECHANISM_PARAM_INVALID, s->f->C_EncryptInit(s->session, &wrong, key));
 }
 
+static int is_zero(const CK_BYTE *iv)
+{
+	return memcmp(iv, (CK_BYTE[12]){0}, 12) == 0;
+}
+
+/* iv_of_hsm leaves the IV to the HSM, which writes it where the zeros were. */
+static void iv_of_hsm(struct setting *s)
+{
+	CK_OBJECT_HANDLE key = make_aes(s, s->session), again;
+	CK_BYTE first[12] = {0}, second[12] = {0}, third[12] = {0}, sealed[128], opened[128];
+	CK_GCM_PARAMS gcm = {first, 12, 96, NULL, 0, 128}, wrap = {third, 12, 96, NULL, 0, 128};
+	CK_GCM_PARAMS_NO_IV_BITS older = {second, 12, NULL, 0, 128};
+	CK_MECHANISM m = {CKM_AES_GCM, &gcm, sizeof gcm}, m2 = {CKM_AES_GCM, &older, sizeof older}, m3 = {CKM_AES_GCM, &wrap, sizeof wrap};
+	CK_OBJECT_CLASS class = CKO_SECRET_KEY;
+	CK_KEY_TYPE aes = CKK_AES;
+	CK_ATTRIBUTE t[] = {ATTR(CKA_CLASS, class), ATTR(CKA_KEY_TYPE, aes), ATTR(CKA_TOKEN, no), ATTR(CKA_DECRYPT, yes)};
+	CK_ULONG n = sizeof sealed, n2 = sizeof opened;
+	ok(s->f->C_EncryptInit(s->session, &m, key));
+	ok(s->f->C_Encrypt(s->session, data, sizeof data, sealed, &n));
+	is(!is_zero(first));
+	ok(s->f->C_DecryptInit(s->session, &m, key));
+	ok(s->f->C_Decrypt(s->session, sealed, n, opened, &n2));
+	is(n2 == sizeof data && memcmp(opened, data, n2) == 0);
+	there_and_back(s, key, m2, 16);
+	is(!is_zero(second) && memcmp(first, second, 12) != 0);
+	n = sizeof sealed;
+	ok(s->f->C_WrapKey(s->session, &m3, key, key, sealed, &n));
+	is(!is_zero(third));
+	ok(s->f->C_UnwrapKey(s->session, &m3, key, sealed, n, t, COUNT(t), &again));
+}
+
 /* tampered data does not open. */
 static void gcm_tampered(struct setting *s)
 {
@@ -219,6 +250,7 @@ void mode_own(struct setting *s)
 	ok(s->f->C_Initialize(NULL));
 	log_in(s);
 	aes(s);
+	iv_of_hsm(s);
 	gcm_tampered(s);
 	signatures(s);
 	eddsa(s);
