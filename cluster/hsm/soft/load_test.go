@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"iter"
+	"runtime"
 	"slices"
 	"testing"
 
@@ -154,5 +155,50 @@ func TestLoadRefuses(t *testing.T) {
 		if _, err := other.(hsm.Loader).Load(t.Context(), "", dealt(all, 2)); !errors.Is(err, hsm.ErrDenied) {
 			t.Errorf("%s: %v, want ErrDenied", p.Role, err)
 		}
+	}
+}
+
+// TestLoadLeavesNothingToTidy: however parts that do not overlap are shared out among the
+// workers, their tables do not overlap either, so the store has none of them to write again.
+func TestLoadLeavesNothingToTidy(t *testing.T) {
+	o := testOptions(nil)
+	_, all := loadable(t, o)
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(2)) // workers
+	begun := make(chan struct{})
+	var parts []iter.Seq2[hsm.MaskedObject, error]
+	for part := range slices.Chunk(all, 3) {
+		parts = append(parts, each(part))
+	}
+	first, second := parts[0], parts[1]
+	parts[0] = func(yield func(hsm.MaskedObject, error) bool) {
+		<-begun // by the other worker
+		first(yield)
+	}
+	parts[1] = func(yield func(hsm.MaskedObject, error) bool) {
+		close(begun)
+		second(yield)
+	}
+	o.Dir, o.loadApart = t.TempDir(), 1
+	h := open(t, o)
+	if _, err := peer(t, h).Load(t.Context(), "", parts); err != nil {
+		t.Fatal(err)
+	}
+	levels, err := h.store.db.SSTables()
+	if err != nil {
+		t.Fatal(err)
+	}
+	n, last := 0, len(levels)-1
+	for level, tables := range levels {
+		for _, table := range tables {
+			if prefix := table.Smallest.UserKey[0]; prefix != prefixObject && prefix != prefixDigest {
+				continue
+			}
+			if n++; level != last {
+				t.Errorf("table %s to %s in level %d, want %d", table.Smallest, table.Largest, level, last)
+			}
+		}
+	}
+	if n < 4 {
+		t.Fatalf("%d tables of %d parts: nothing was tried", n, len(parts))
 	}
 }

@@ -17,6 +17,10 @@ import (
 const (
 	// tableBytes ends a table of objects.
 	tableBytes = 64 << 20
+	// apartBytes is what a table holds at least that ends with its part: what comes between
+	// this part and the next is another worker's, and tables that overlap are all written
+	// once more by the store, to tidy up.
+	apartBytes = 4 << 20
 	// indexEntries are sorted in memory and make one table; they take some 20 MiB.
 	indexEntries = 200_000
 )
@@ -85,7 +89,8 @@ type loadWorker struct {
 	done   []*table
 	bytes  int
 
-	before int // bytes of the units before
+	total  int // bytes of the units before
+	before int // number of the part before
 }
 
 type indexEntry struct {
@@ -96,6 +101,11 @@ type indexEntry struct {
 func (w *loadWorker) run(ctx context.Context, parts <-chan numbered) error {
 	defer w.abandon()
 	for part := range parts {
+		if w.apart(part.number) {
+			if err := w.endTables(); err != nil {
+				return err
+			}
+		}
 		if err := w.part(ctx, part.objects); err != nil {
 			return err
 		}
@@ -108,9 +118,16 @@ func (w *loadWorker) run(ctx context.Context, parts <-chan numbered) error {
 	return w.endUnit()
 }
 
+// apart tells whether a part is not to go into the tables of the part before.
+func (w *loadWorker) apart(number int) bool {
+	follows := number == w.before+1
+	w.before = number
+	return !follows && w.objects != nil && w.objects.w.Raw().EstimatedSize() > cmp.Or(w.h.opts.loadApart, apartBytes)
+}
+
 // unit is how many bytes make a unit.
 func (w *loadWorker) unit() int {
-	return cmp.Or(w.h.opts.loadUnit, min(max(w.before/unitShare, unitMin), unitMax))
+	return cmp.Or(w.h.opts.loadUnit, min(max(w.total/unitShare, unitMin), unitMax))
 }
 
 func (w *loadWorker) part(ctx context.Context, objects iter.Seq2[hsm.MaskedObject, error]) error {
@@ -153,7 +170,7 @@ func (w *loadWorker) endUnit() error {
 	w.load.special = append(w.load.special, w.special...)
 	w.load.tables = append(w.load.tables, w.done...)
 	w.tally, w.live, w.refs, w.special = newTally(w.h.keys().FingerprintKeys()), 0, w.refs[:0], nil
-	w.parts, w.latest, w.done, w.bytes, w.before = nil, 0, nil, 0, w.before+w.bytes
+	w.parts, w.latest, w.done, w.bytes, w.total = nil, 0, nil, 0, w.total+w.bytes
 	return nil
 }
 

@@ -58,7 +58,8 @@ type Options struct {
 	// opens it next: for a look, or a few writes. Many would come to a stop.
 	Untidied bool
 
-	loadUnit int // bytes of a unit in tests; 0: what fits
+	loadUnit  int    // bytes of a unit in tests; 0: what fits
+	loadApart uint64 // in tests, for apartBytes
 }
 
 func (o *Options) complete() error {
