@@ -221,20 +221,21 @@ func (x *extraction) send() error {
 // receive yields the answers of one request.
 func (x *extraction) receive() error {
 	for {
-		p, err := x.stream.Recv()
+		var p extractReply
+		err := x.stream.RecvMsg(&p)
 		if errors.Is(err, io.EOF) {
 			return io.ErrUnexpectedEOF
 		}
 		if err != nil {
 			return err
 		}
-		if err := eachOf(p.GetObjects(), fromMasked, x.yield); err != nil {
+		if err := eachOf(p.objects, fromMasked, x.yield); err != nil {
 			return err
 		}
-		if err := eachPacked(p.GetPacked(), x.yield); err != nil {
+		if err := eachPacked(p.packed, x.yield); err != nil {
 			return err
 		}
-		if p.GetDone() {
+		if p.done {
 			x.asked--
 			return nil
 		}

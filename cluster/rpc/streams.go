@@ -6,7 +6,6 @@ import (
 	"io"
 	"iter"
 	"slices"
-	"sync"
 
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/proto"
@@ -106,28 +105,24 @@ func extract(stream grpc.BidiStreamingServer[pb.ExtractRequest, pb.ExtractReply]
 	return b.flush(true)
 }
 
-// packBuffers hold what extractPacked sends; Send has encoded a message when it
-// returns.
-var packBuffers = sync.Pool{New: func() any { b := make([]byte, 0, batchBytes+32<<10); return &b }}
-
+// extractPacked answers one request, in messages that codec sends as they are.
 func extractPacked(stream grpc.BidiStreamingServer[pb.ExtractRequest, pb.ExtractReply], objects iter.Seq2[hsm.MaskedObject, error]) error {
-	buf := packBuffers.Get().(*[]byte)
-	defer packBuffers.Put(buf)
-	b := (*buf)[:0]
-	defer func() { *buf = b[:0] }()
+	reply := func() *packedReply { return &packedReply{packed: extractBuffers.Get(0)} }
+	p := reply()
 	for m, err := range objects {
 		if err != nil {
 			return err
 		}
-		if b = appendMasked(b, m); len(b) < batchBytes {
+		if *p.packed = appendMasked(*p.packed, m); len(*p.packed) < batchBytes {
 			continue
 		}
-		if err := stream.Send(&pb.ExtractReply{Packed: b}); err != nil {
+		if err := stream.SendMsg(p); err != nil {
 			return sendError(err)
 		}
-		b = b[:0]
+		p = reply()
 	}
-	return sendError(stream.Send(&pb.ExtractReply{Packed: b, Done: true}))
+	p.done = true
+	return sendError(stream.SendMsg(p))
 }
 
 // batch gathers messages until they are worth sending.
