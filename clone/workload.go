@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
+	"crypto/fips140"
 	"crypto/rand"
 	"crypto/x509"
 	"fmt"
@@ -35,6 +36,9 @@ func everyType() []hsm.CreateRequest {
 	}
 	for _, n := range []int{16, 24, 32} {
 		add(hsm.CreateRequest{Type: "aes", Size: n}, fmt.Sprintf("aes-%d", n*8), "encrypt", "decrypt", "wrap", "unwrap")
+	}
+	if !fips140.Enabled() { // where none are made
+		add(hsm.CreateRequest{Type: "des3", Size: 24}, "des3", "encrypt", "decrypt")
 	}
 	add(hsm.CreateRequest{Type: "generic-secret", Size: 32}, "hmac")
 	for _, n := range []int{2048, 3072, 4096} {

@@ -325,7 +325,7 @@ func internTable() map[string]string {
 	}
 	for _, s := range []string{
 		string(ClassSecret), string(ClassPublic), string(ClassPrivate), string(MethodGenerate), string(MethodImport),
-		string(MethodUnwrap), string(MethodDerive), "aes", "generic-secret", "rsa", "ec", "ed25519", "ml-dsa", "ml-kem", "secp256r1", "secp384r1", "secp521r1", "secp256k1",
+		string(MethodUnwrap), string(MethodDerive), "aes", "generic-secret", "rsa", "ec", "ed25519", "ml-dsa", "ml-kem", "des3", "secp256r1", "secp384r1", "secp521r1", "secp256k1",
 	} {
 		t[s] = s
 	}

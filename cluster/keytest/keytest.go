@@ -43,6 +43,8 @@ func For(k hsm.KeyInfo) (t Test, ok bool) {
 		return same(hsm.Use{Kind: hsm.UsePublic}), true
 	case k.Type == "aes" && can("encrypt") && can("decrypt"):
 		return roundTrip("aes-gcm"), true
+	case k.Type == "des3" && can("decrypt"): // which it does in FIPS mode too
+		return same(hsm.Use{Kind: hsm.UseDecrypt, Params: hsm.Params{Mechanism: "des3-ecb"}, Data: Question[:8]}), true
 	case k.Type == "aes" && can("sign"):
 		return same(hsm.Use{Kind: hsm.UseMAC, Params: hsm.Params{Mechanism: "aes-cmac"}}), true
 	case k.Type == "generic-secret" && can("sign"):

@@ -3,25 +3,32 @@ package pkcs11
 import (
 	"context"
 	"math/big"
+	"strings"
 
 	"github.com/hsmbackup/hsmbackup/cluster/hsm"
 	"github.com/hsmbackup/hsmbackup/cluster/pkcs11/ck"
 	"github.com/hsmbackup/hsmbackup/cluster/pkcs11/rpc"
 )
 
-const (
-	block = 16 // of AES
-	// chunk is what one call to an HSM works on.
-	chunk = 1 << 20
-)
+// chunk is what one call to an HSM works on.
+const chunk = 1 << 20
+
+// blockOf is the length of a block of the HSM's mechanism.
+func blockOf(mechanism string) int {
+	if strings.HasPrefix(mechanism, "des3-") {
+		return 8
+	}
+	return 16
+}
 
 // stream is a cipher that works in parts. What one part leaves for the next is kept
 // here, so that each part may go to another HSM.
 type stream struct {
+	block   int // bytes of one
 	encrypt bool
 	pad     bool   // PKCS #7
 	counter bool   // aes-ctr
-	iv      []byte // of the next block; nil for aes-ecb
+	iv      []byte // of the next block; nil for ECB
 	rest    []byte // not worked on yet
 	used    int    // bytes of the counter's block that are used up
 	left    *big.Int
@@ -32,8 +39,9 @@ type stream struct {
 func (op *operation) prepareStream(known mechanism) error {
 	p := &op.use.Params
 	switch p.Mechanism {
-	case "aes-cbc", "aes-ecb", "aes-ctr":
-		op.stream = &stream{encrypt: op.kind == opEncrypt, pad: op.m == ck.AESCBCPad, counter: p.Mechanism == "aes-ctr", iv: p.IV}
+	case "aes-cbc", "aes-ecb", "aes-ctr", "des3-cbc", "des3-ecb":
+		op.stream = &stream{block: blockOf(p.Mechanism), encrypt: op.kind == opEncrypt, pad: op.m == ck.AESCBCPad || op.m == ck.DES3CBCPad,
+			counter: p.Mechanism == "aes-ctr", iv: p.IV}
 		if op.stream.counter {
 			op.stream.left = counterLeft(p.IV, p.CounterBits)
 			p.CounterBits = 0 // counted here, over all parts
@@ -46,7 +54,7 @@ func (op *operation) prepareStream(known mechanism) error {
 // counterLeft is how many bytes a counter block makes before its bits repeat; nil: as
 // many as one likes.
 func counterLeft(iv []byte, bits int) *big.Int {
-	if bits == 8*block {
+	if bits == 8*len(iv) {
 		return nil
 	}
 	end := new(big.Int).Lsh(big.NewInt(1), uint(bits))
@@ -62,9 +70,9 @@ func (st *stream) takes(n int) int {
 	case st.counter:
 		return total
 	case st.pad && !st.encrypt: // the last block holds the padding
-		return max(0, total-1) / block * block
+		return max(0, total-1) / st.block * st.block
 	}
-	return total / block * block
+	return total / st.block * st.block
 }
 
 // run works on whole blocks, or on any bytes of a counter mode.
@@ -101,14 +109,14 @@ func (st *stream) advance(in, out []byte) {
 	switch {
 	case st.counter:
 		n := new(big.Int).SetBytes(st.iv)
-		n.Add(n, big.NewInt(int64(len(in)/block)))
-		n.And(n, new(big.Int).Sub(new(big.Int).Lsh(big.NewInt(1), 8*block), big.NewInt(1)))
-		st.iv, st.used = n.FillBytes(make([]byte, block)), len(in)%block
+		n.Add(n, big.NewInt(int64(len(in)/st.block)))
+		n.And(n, new(big.Int).Sub(new(big.Int).Lsh(big.NewInt(1), uint(8*st.block)), big.NewInt(1)))
+		st.iv, st.used = n.FillBytes(make([]byte, st.block)), len(in)%st.block
 	case st.iv == nil:
 	case st.encrypt:
-		st.iv = append([]byte{}, out[len(out)-block:]...)
+		st.iv = append([]byte{}, out[len(out)-st.block:]...)
 	default:
-		st.iv = append([]byte{}, in[len(in)-block:]...)
+		st.iv = append([]byte{}, in[len(in)-st.block:]...)
 	}
 }
 
@@ -120,13 +128,13 @@ func (op *operation) end(ctx context.Context, l *login) ([]byte, error) {
 	}
 	switch {
 	case st.pad && st.encrypt:
-		n := block - len(st.rest)%block
+		n := st.block - len(st.rest)%st.block
 		for range n {
 			st.rest = append(st.rest, byte(n))
 		}
 		return op.run(ctx, l, st.rest)
 	case st.pad:
-		if len(st.rest) != block {
+		if len(st.rest) != st.block {
 			return nil, wrong
 		}
 		out, err := op.run(ctx, l, st.rest)
@@ -142,6 +150,7 @@ func (op *operation) end(ctx context.Context, l *login) ([]byte, error) {
 
 // unpad takes PKCS #7 padding off. Whether it is right is told, as PKCS #11 has it.
 func unpad(last []byte) ([]byte, error) {
+	block := len(last)
 	n := int(last[block-1])
 	if n < 1 || n > block {
 		return nil, ck.EncryptedDataInvalid
@@ -168,7 +177,7 @@ func (op *operation) cryptSize(n int) int {
 	case op.info.Type == "rsa":
 		return -op.info.Size / 8
 	case op.stream != nil && op.stream.pad && op.stream.encrypt:
-		return n/block*block + block
+		return n/op.stream.block*op.stream.block + op.stream.block
 	case op.stream != nil && op.stream.pad:
 		return -n
 	case op.stream != nil:
@@ -282,9 +291,9 @@ func (s *session) cryptFinal(ctx context.Context, kind opKind, room rpc.Room) ([
 	size := 0
 	switch {
 	case op.stream.pad && op.stream.encrypt:
-		size = block
+		size = op.stream.block
 	case op.stream.pad:
-		size = -block
+		size = -op.stream.block
 	}
 	return s.deliver(op, room, size, func() ([]byte, error) { return op.end(ctx, l) })
 }

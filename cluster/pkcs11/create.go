@@ -69,14 +69,26 @@ func (s *session) generateKey(ctx context.Context, args rpc.Args) ([]any, error)
 	if err != nil {
 		return nil, err
 	}
-	if !t.has(ck.ValueLen) {
-		return nil, ck.TemplateIncomplete
+	size, err := t.length(keyType)
+	if err != nil {
+		return nil, err
 	}
-	r := hsm.CreateRequest{Method: hsm.MethodGenerate, Token: t.flag(ck.Token), Type: keyType, Size: int(min(t[ck.ValueLen].Num, 1<<20))}
+	r := hsm.CreateRequest{Method: hsm.MethodGenerate, Token: t.flag(ck.Token), Type: keyType, Size: size}
 	if r.Attributes, err = t.wanted(hsm.ClassSecret, keyType); err != nil {
 		return nil, err
 	}
 	return s.one(ctx, l, r, templateErrors)
+}
+
+// length is how long a secret key is to be; des3 keys have one length.
+func (t template) length(keyType string) (int, error) {
+	switch {
+	case t.has(ck.ValueLen):
+		return int(min(t[ck.ValueLen].Num, 1<<20)), nil
+	case keyType == "des3":
+		return 24, nil
+	}
+	return 0, ck.TemplateIncomplete
 }
 
 func (s *session) generateKeyPair(ctx context.Context, args rpc.Args) ([]any, error) {
@@ -239,7 +251,7 @@ func (t template) secretMaterial(r *hsm.CreateRequest) (data []byte, err error) 
 	}
 	data = t.bytes(ck.Value)
 	switch {
-	case r.Type != "aes" && r.Type != "generic-secret":
+	case !secretType(r.Type):
 		return nil, ck.TemplateInconsistent
 	case !t.has(ck.Value):
 		return nil, ck.TemplateIncomplete

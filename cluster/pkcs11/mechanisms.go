@@ -60,6 +60,7 @@ var (
 	ecKeys      = []string{"ec"}
 	edKeys      = []string{"ed25519"}
 	aesKeys     = []string{"aes"}
+	des3Keys    = []string{"des3"}
 	mldsaKeys   = []string{"ml-dsa"}
 	mlkemKeys   = []string{"ml-kem"}
 	genericKeys = []string{"generic-secret"}
@@ -75,6 +76,10 @@ func ecMech(hash string) mechanism {
 
 func aesMech(flags uint64, name string, p paramKind) mechanism {
 	return mechanism{flags: flags, min: 16, max: 32, types: aesKeys, name: name, param: p}
+}
+
+func des3Mech(flags uint64, name string, p paramKind) mechanism {
+	return mechanism{flags: flags, min: 24, max: 24, types: des3Keys, name: name, param: p}
 }
 
 func hmacMech(hash string) mechanism {
@@ -142,6 +147,16 @@ var mechanisms = map[ck.Mech]mechanism{
 	ck.AESKeyWrap:     aesMech(wraps, "aes-kw", paramKW),
 	ck.AESKeyWrapPad:  aesMech(wraps, "aes-kwp", paramKW),
 	ck.AESKeyWrapKWP:  aesMech(wraps, "aes-kwp", paramKW),
+
+	ck.AESKeyWrapPKCS7:      aesMech(wraps, "aes-pkcs5-pad", paramKW),
+	ck.CloudHSMAESKWNoPad:   aesMech(wraps, "aes-kw", paramKW),
+	ck.CloudHSMAESKWPKCS5:   aesMech(wraps, "aes-pkcs5-pad", paramKW),
+	ck.CloudHSMAESKWZeroPad: aesMech(wraps, "aes-kwp", paramKW),
+
+	ck.DES3KeyGen: des3Mech(ck.MechGenerate, "", paramNone),
+	ck.DES3ECB:    des3Mech(encrypts, "des3-ecb", paramNone),
+	ck.DES3CBC:    des3Mech(encrypts, "des3-cbc", paramIV),
+	ck.DES3CBCPad: des3Mech(encrypts, "des3-cbc", paramIV),
 
 	ck.SP800108Counter: {flags: ck.MechDerive, min: 1, max: 800, types: []string{"aes", "generic-secret"}, name: "sp800-108-counter", param: paramSP108},
 

@@ -182,7 +182,8 @@ func TestWrapAndUnwrap(t *testing.T) {
 	for _, v := range []struct {
 		m          rpc.Mechanism
 		wrap, open uint64
-	}{{mech(ck.AESKeyWrap), kek, kek}, {mech(ck.AESKeyWrapPad), kek, kek}, {mech(ck.AESKeyWrapKWP), kek, kek}, {gcm(128), kek, kek}, {oaep, pub, priv}, {rsaAES, pub, priv}, {mech(ck.RSAPKCS), pub, priv}} {
+	}{{mech(ck.AESKeyWrap), kek, kek}, {mech(ck.AESKeyWrapPad), kek, kek}, {mech(ck.AESKeyWrapKWP), kek, kek}, {mech(ck.AESKeyWrapPKCS7), kek, kek},
+		{mech(ck.CloudHSMAESKWNoPad), kek, kek}, {mech(ck.CloudHSMAESKWPKCS5), kek, kek}, {mech(ck.CloudHSMAESKWZeroPad), kek, kek}, {gcm(128), kek, kek}, {oaep, pub, priv}, {rsaAES, pub, priv}, {mech(ck.RSAPKCS), pub, priv}} {
 		wrapped := a.call(rpc.WrapKey, s, v.m, v.wrap, key, room)[0].([]byte)
 		if got := a.call(rpc.WrapKey, s, v.m, v.wrap, key, rpc.Room{Query: true})[0]; got != rpc.Size(len(wrapped)) {
 			t.Errorf("%x: size %v, want %d", v.m.Type, got, len(wrapped))

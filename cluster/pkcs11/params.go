@@ -30,8 +30,8 @@ func paramsOf(m rpc.Mechanism, does uint64) (mechanism, hsm.Params, error) {
 var paramReaders = map[paramKind]func(m rpc.Mechanism, p *hsm.Params, known mechanism) bool{
 	paramPSS: readPSS, paramOAEP: readOAEP, paramRSAAES: readRSAAES, paramECDH: readECDH, paramEdDSA: readEdDSA, paramKW: readKW, paramSP108: readSP108,
 	paramMLDSA: readMLDSA, paramLength: readLength,
-	paramIV: func(m rpc.Mechanism, p *hsm.Params, _ mechanism) bool {
-		if !m.Has || len(m.Bufs) != 1 || len(m.Bufs[0]) != 16 {
+	paramIV: func(m rpc.Mechanism, p *hsm.Params, known mechanism) bool {
+		if !m.Has || len(m.Bufs) != 1 || len(m.Bufs[0]) != blockOf(known.name) {
 			return false
 		}
 		p.IV = m.Bufs[0]

@@ -92,7 +92,7 @@ func (t template) defaultUsage(class hsm.Class, keyType string, out map[string]s
 		"private-key ec": {"sign", "derive"}, "public-key ec": {"verify"},
 		"private-key ed25519": {"sign"}, "public-key ed25519": {"verify"},
 		"private-key ml-dsa": {"sign"}, "public-key ml-dsa": {"verify"}, "private-key ml-kem": {"derive"},
-		"secret-key aes": {"encrypt", "decrypt"},
+		"secret-key aes": {"encrypt", "decrypt"}, "secret-key des3": {"encrypt", "decrypt"},
 	}
 	for _, name := range names[string(class)+" "+keyType] {
 		out[name] = "true"

@@ -97,8 +97,7 @@ func (t template) newKey() (r hsm.CreateRequest, err error) {
 	if r.Type, err = t.keyType(""); err != nil {
 		return r, err
 	}
-	secret := r.Type == "aes" || r.Type == "generic-secret"
-	if secret != (r.Class == hsm.ClassSecret) || t.has(ck.Value) {
+	if secretType(r.Type) != (r.Class == hsm.ClassSecret) || t.has(ck.Value) {
 		return r, ck.TemplateInconsistent
 	}
 	r.Token = t.flag(ck.Token)
@@ -182,13 +181,11 @@ func (s *session) deriveKey(ctx context.Context, args rpc.Args) ([]any, error) {
 	if err := allowed(k, m.Type, known, "derive", ck.KeyTypeInconsistent); err != nil {
 		return nil, err
 	}
-	switch {
-	case t.has(ck.ValueLen):
-		r.Size = int(min(t[ck.ValueLen].Num, 1<<20))
-	case known.param == paramECDH && r.Type == "generic-secret":
+	if r.Size, err = t.length(r.Type); err != nil {
+		if known.param != paramECDH || r.Type != "generic-secret" {
+			return nil, err
+		}
 		r.Size = sizes[k.Curve]
-	default:
-		return nil, ck.TemplateIncomplete
 	}
 	r.Method, r.Key, r.Params = hsm.MethodDerive, key.ref, p
 	return s.one(ctx, l, r, map[error]ck.RV{hsm.ErrInvalid: ck.MechanismParamInvalid, hsm.ErrCrypto: ck.MechanismParamInvalid, hsm.ErrAttribute: ck.TemplateInconsistent,

@@ -52,7 +52,7 @@ func (p *program) cryptoCommand() *cli.Command {
 
 func mechanismFlags() []cli.Flag {
 	return []cli.Flag{
-		&cli.StringFlag{Name: "mechanism", Usage: "rsa-pkcs, rsa-pkcs-pss, ecdsa, ed25519, ml-dsa, hmac, aes-cmac, aes-gcm, aes-cbc-pad, rsa-oaep; default by key type"},
+		&cli.StringFlag{Name: "mechanism", Usage: "rsa-pkcs, rsa-pkcs-pss, ecdsa, ed25519, ml-dsa, hmac, aes-cmac, aes-gcm, aes-cbc-pad, des3-cbc-pad, rsa-oaep; default by key type"},
 		&cli.StringFlag{Name: "hash", Aliases: []string{"hash-function"}, Usage: "sha224, sha256, sha384 or sha512 (default sha256 where the mechanism hashes)"},
 		&cli.BoolFlag{Name: "digest", Usage: "the data is already hashed"},
 		&cli.IntFlag{Name: "salt-length", Usage: "PSS salt in `BYTES`; 0: the hash's length"},
@@ -70,7 +70,7 @@ func defaultMechanism(kind hsm.UseKind, keyType string) string {
 	case keyType == "aes" && kind == hsm.UseMAC:
 		return "aes-cmac"
 	}
-	return map[string]string{"rsa": "rsa-pkcs-pss", "ec": "ecdsa", "ed25519": "ed25519", "ml-dsa": "ml-dsa", "aes": "aes-gcm", "generic-secret": "hmac"}[keyType]
+	return map[string]string{"rsa": "rsa-pkcs-pss", "ec": "ecdsa", "ed25519": "ed25519", "ml-dsa": "ml-dsa", "aes": "aes-gcm", "des3": "des3-cbc-pad", "generic-secret": "hmac"}[keyType]
 }
 
 // defaultHash is the hash of mechanisms that need one and were given none.

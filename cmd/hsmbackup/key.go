@@ -57,7 +57,7 @@ func outFlag() cli.Flag {
 }
 
 func wrapMechanism() cli.Flag {
-	return &cli.StringFlag{Name: "mechanism", Value: "aes-kwp", Usage: "aes-kwp, aes-kw, aes-gcm, rsa-oaep or rsa-aes"}
+	return &cli.StringFlag{Name: "mechanism", Value: "aes-kwp", Usage: "aes-kwp, aes-kw, aes-pkcs5-pad, aes-gcm, rsa-oaep or rsa-aes"}
 }
 
 // creationFlags are common to all ways of making a key.
@@ -135,7 +135,7 @@ func creation(cc *cli.Context, method hsm.Method) (hsm.CreateRequest, error) {
 // fillSize gives a key to be generated the usual size or curve of its type where none was asked for.
 func fillSize(r *hsm.CreateRequest) {
 	if r.Size == 0 {
-		r.Size = map[string]int{"aes": 32, "generic-secret": 32, "rsa": 3072, "ml-dsa": 65, "ml-kem": 768}[r.Type]
+		r.Size = map[string]int{"aes": 32, "des3": 24, "generic-secret": 32, "rsa": 3072, "ml-dsa": 65, "ml-kem": 768}[r.Type]
 	}
 	if r.Type == "ec" && r.Curve == "" {
 		r.Curve = "secp256r1"
@@ -147,6 +147,8 @@ func keyType(s string) string {
 	switch t := strings.ToLower(s); t {
 	case "hmac", "generic", "secret":
 		return "generic-secret"
+	case "3des", "des-ede3", "triple-des":
+		return "des3"
 	case "ecc", "ecdsa":
 		return "ec"
 	default:
@@ -172,7 +174,7 @@ func attributesOf(pairs []string) (map[string]string, error) {
 func (p *program) generateCommand() *cli.Command {
 	return &cli.Command{
 		Name: "generate", Usage: "generate a key or key pair", ArgsUsage: "TYPE",
-		Description: "TYPE is aes, generic-secret, rsa, ec, ed25519, ml-dsa (--size 44, 65 or 87) or ml-kem (--size 768 or 1024).\n\nExample: hsmbackup key generate ec --curve secp256r1 --label web --attribute sign=true --cluster ./east",
+		Description: "TYPE is aes, des3 (not in FIPS mode), generic-secret, rsa, ec, ed25519, ml-dsa (--size 44, 65 or 87) or ml-kem (--size 768 or 1024).\n\nExample: hsmbackup key generate ec --curve secp256r1 --label web --attribute sign=true --cluster ./east",
 		Flags:       creationFlags(),
 		Action: func(cc *cli.Context) error {
 			r, err := creation(cc, hsm.MethodGenerate)
@@ -180,7 +182,7 @@ func (p *program) generateCommand() *cli.Command {
 				return err
 			}
 			if r.Type == "" {
-				return usagef("which type? aes, generic-secret, rsa, ec, ed25519, ml-dsa or ml-kem")
+				return usagef("which type? aes, des3, generic-secret, rsa, ec, ed25519, ml-dsa or ml-kem")
 			}
 			return p.createKey(cc, r, nil)
 		},

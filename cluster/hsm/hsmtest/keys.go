@@ -26,7 +26,7 @@ func testGenerate(w *world) {
 	n := w.node()
 	s := n.user(alice)
 	for _, r := range []hsm.CreateRequest{
-		generate("aes", 16, ""), generate("aes", 24, ""), generate("aes", 32, ""), generate("generic-secret", 800, ""),
+		generate("aes", 16, ""), generate("aes", 24, ""), generate("aes", 32, ""), generate("des3", 24, ""), generate("generic-secret", 800, ""),
 		generate("rsa", 2048, ""), generate("ec", 0, "secp224r1"), generate("ec", 0, "prime256v1"), generate("ec", 0, "secp384r1"),
 		generate("ec", 0, "secp521r1"), generate("ec", 0, "secp256k1"), generate("ed25519", 0, ""),
 		generate("ml-dsa", 44, ""), generate("ml-dsa", 65, ""), generate("ml-dsa", 87, ""), generate("ml-kem", 768, ""), generate("ml-kem", 1024, ""),
@@ -43,7 +43,7 @@ func checkGenerated(w *world, n *node, s hsm.Session, r hsm.CreateRequest) {
 	keys, err := n.tryCreate(s, r)
 	w.ok(err)
 	want := 1
-	if r.Type != "aes" && r.Type != "generic-secret" {
+	if r.Type != "aes" && r.Type != "des3" && r.Type != "generic-secret" {
 		want = 2
 	}
 	if len(keys) != want {
@@ -65,8 +65,9 @@ func checkGenerated(w *world, n *node, s hsm.Session, r hsm.CreateRequest) {
 
 func checkDefaults(w *world, k hsm.KeyInfo) {
 	symmetric, public := k.Class == hsm.ClassSecret, k.Class == hsm.ClassPublic
+	signs := symmetric && k.Type != "des3"
 	for name, want := range map[string]bool{
-		"encrypt": false, "decrypt": false, "wrap": false, "unwrap": false, "derive": false, "sign": symmetric, "verify": symmetric,
+		"encrypt": false, "decrypt": false, "wrap": false, "unwrap": false, "derive": false, "sign": signs, "verify": signs,
 		"extractable": true, "destroyable": true, "modifiable": true, "sensitive": !public, "private": !public, "trusted": false,
 		"wrap-with-trusted": false, "token": true, "always-sensitive": !public, "never-extractable": false,
 	} {
@@ -103,7 +104,8 @@ func testGenerateRefuses(w *world) {
 		r    hsm.CreateRequest
 		want error
 	}{
-		{"unknown type", generate("des3", 24, ""), hsm.ErrInvalid},
+		{"unknown type", generate("rc4", 16, ""), hsm.ErrInvalid},
+		{"des3 of 16 bytes", generate("des3", 16, ""), hsm.ErrInvalid},
 		{"no type", generate("", 32, ""), hsm.ErrInvalid},
 		{"aes of 17 bytes", generate("aes", 17, ""), hsm.ErrInvalid},
 		{"aes of no size", generate("aes", 0, ""), hsm.ErrInvalid},

@@ -188,7 +188,7 @@ const (
 func (s *session) derived(r hsm.CreateRequest) (newborn, error) {
 	spec := mech.Spec{Type: mech.KeyType(r.Type), Size: r.Size}
 	if !spec.Type.Secret() {
-		return newborn{}, fmt.Errorf("%w: key type %q: only aes and generic-secret keys are derived", hsm.ErrInvalid, r.Type)
+		return newborn{}, fmt.Errorf("%w: key type %q: only aes, des3 and generic-secret keys are derived", hsm.ErrInvalid, r.Type)
 	}
 	if err := spec.Validate(); err != nil {
 		return newborn{}, mechanism(err)
@@ -203,6 +203,9 @@ func (s *session) derived(r hsm.CreateRequest) (newborn, error) {
 	}
 	key, err := derive(m, r)
 	if err != nil {
+		return newborn{}, mechanism(err)
+	}
+	if err := mech.FinishDerived(spec.Type, key); err != nil {
 		return newborn{}, mechanism(err)
 	}
 	return newborn{class: hsm.ClassSecret, spec: spec, secret: key, origin: hsm.MethodDerive, base: e.rec}, nil

@@ -17,6 +17,7 @@ const (
 	KeyRSA       uint64 = 0x00
 	KeyEC        uint64 = 0x03
 	KeyGeneric   uint64 = 0x10
+	KeyDES3      uint64 = 0x15
 	KeyAES       uint64 = 0x1F
 	KeySHA1HMAC  uint64 = 0x28
 	KeySHA256HM  uint64 = 0x2B

@@ -21,6 +21,10 @@ const (
 	SHA512RSAPSS      Mech = 0x0045
 	SHA224RSAPKCS     Mech = 0x0046
 	SHA224RSAPSS      Mech = 0x0047
+	DES3KeyGen        Mech = 0x0131
+	DES3ECB           Mech = 0x0132
+	DES3CBC           Mech = 0x0133
+	DES3CBCPad        Mech = 0x0136
 	SHA1              Mech = 0x0220
 	SHA1HMAC          Mech = 0x0221
 	SHA1HMACGeneral   Mech = 0x0222
@@ -60,6 +64,7 @@ const (
 	AESKeyWrap        Mech = 0x2109
 	AESKeyWrapPad     Mech = 0x210A
 	AESKeyWrapKWP     Mech = 0x210B
+	AESKeyWrapPKCS7   Mech = 0x210C
 )
 
 // NoMechanism stands for a null pointer: cancel the operation (v3.0).
@@ -72,4 +77,8 @@ const (
 	MLDSAKeyPairGen Mech = 0x001C
 	MLDSA           Mech = 0x001D
 	CloudHSMAESGCM  Mech = 0x80001087
+
+	CloudHSMAESKWNoPad   Mech = 0x80002109
+	CloudHSMAESKWPKCS5   Mech = 0x8000210A
+	CloudHSMAESKWZeroPad Mech = 0x8000216F
 )

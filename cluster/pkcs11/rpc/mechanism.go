@@ -45,7 +45,8 @@ var fields = map[ck.Mech]string{
 // moduleFields is what libhsmbackup-pkcs11.so sends beyond that.
 var moduleFields = map[ck.Mech]string{
 	0x63: fieldsPSS, 0x64: fieldsPSS, 0x65: fieldsPSS, 0x67: fieldsPSS,
-	0x1051: fieldsECDH, ck.AESKeyWrap: fieldsIV, ck.AESKeyWrapPad: fieldsIV, ck.AESKeyWrapKWP: fieldsIV, 0x210C: fieldsIV,
+	0x1051: fieldsECDH, ck.AESKeyWrap: fieldsIV, ck.AESKeyWrapPad: fieldsIV, ck.AESKeyWrapKWP: fieldsIV, ck.AESKeyWrapPKCS7: fieldsIV,
+	ck.CloudHSMAESKWNoPad: fieldsIV, ck.CloudHSMAESKWPKCS5: fieldsIV, ck.CloudHSMAESKWZeroPad: fieldsIV,
 	ck.CloudHSMAESGCM: fieldsGCM, 0x1088: "nbbn", ck.RSAAESKeyWrap: fieldsRSAAES, 0x1053: "nnb", ck.EDDSA: "nb",
 	0x402A: "nnnnbnb", 0x402B: "nnnnbnb", ck.SP800108Counter: "nK", 0x3AD: "nKb", 0x3AE: "nK",
 	0x360: "n", 0x362: "b", 0x363: "b", 0x364: "b", 0x1104: "b", 0x1105: "bb", 0x4021: "bb",

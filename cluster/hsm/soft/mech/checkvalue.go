@@ -1,13 +1,10 @@
 package mech
 
-import (
-	"crypto/aes"
-	"crypto/sha1"
-)
+import "crypto/sha1"
 
 const kcvLen = 3
 
-// CheckValueSecret returns the key check value of a secret key: for aes the first
+// CheckValueSecret returns the key check value of a secret key: for aes and des3 the first
 // three bytes of an encrypted block of zeros, for generic-secret nothing (nil). The
 // errors are those of [ParseSecret].
 func CheckValueSecret(t KeyType, raw []byte) ([]byte, error) {
@@ -35,8 +32,8 @@ func (k *secretKey) kcv() []byte {
 	if k.block == nil {
 		return nil
 	}
-	var b [aes.BlockSize]byte
-	k.block.Encrypt(b[:], b[:])
+	b := make([]byte, k.block.BlockSize())
+	k.block.Encrypt(b, b)
 	return b[:kcvLen:kcvLen]
 }
 

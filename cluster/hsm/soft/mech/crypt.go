@@ -3,13 +3,13 @@ package mech
 import (
 	"bytes"
 	"crypto"
-	"crypto/aes"
 	"crypto/cipher"
 	"crypto/rsa"
 	"crypto/subtle"
 	"fmt"
 	"io"
 	"slices"
+	"strings"
 )
 
 // Mechanisms that encrypt; so do RSAPKCS and RSAX509. AESGCM, RSAOAEP and
@@ -59,7 +59,7 @@ func (p CryptParams) name() string {
 	return p.Mechanism
 }
 
-// Encrypt encrypts data under an aes key.
+// Encrypt encrypts data under an aes or des3 key.
 //
 // aes-gcm returns nonce||ciphertext||tag with a nonce of 12 bytes made inside, or with
 // IV ciphertext||tag.
@@ -68,16 +68,18 @@ func (p CryptParams) name() string {
 // do not authenticate: who can alter ciphertexts and see which of them decrypt can
 // read them. They are here for those who must; prefer aes-gcm.
 // aes-cbc and aes-ecb take whole blocks, aes-ctr any length; they return as much.
+// des3-cbc-pad, des3-cbc and des3-ecb are the same with des3 keys and blocks of 8 bytes; in
+// FIPS mode they only decrypt.
 func (k *SecretKey) Encrypt(random io.Reader, p CryptParams, data []byte) ([]byte, error) {
 	switch name := p.name(); name {
 	case AESGCM:
 		return k.k().sealGCM(p, data)
-	case AESCBCPad:
-		if err := k.k().checkCBC(p); err != nil {
+	case AESCBCPad, DES3CBCPad:
+		if err := k.k().checkCBC(p, true); err != nil {
 			return nil, err
 		}
 		return k.k().encryptCBC(random, p.IV, data)
-	case AESCBC, AESECB, AESCTR:
+	case AESCBC, AESECB, AESCTR, DES3CBC, DES3ECB:
 		return k.k().blockMode(p, data, true)
 	default:
 		return nil, refuse(ErrMechanism, "%.40q does not encrypt with %s keys; there are %s", p.Mechanism, k.k().spec.Type, cryptNames)
@@ -90,19 +92,30 @@ func (k *SecretKey) Decrypt(_ io.Reader, p CryptParams, data []byte) ([]byte, er
 	switch name := p.name(); name {
 	case AESGCM:
 		return k.k().openGCM(p, data, ErrDecrypt)
-	case AESCBCPad:
-		if err := k.k().checkCBC(p); err != nil {
+	case AESCBCPad, DES3CBCPad:
+		if err := k.k().checkCBC(p, false); err != nil {
 			return nil, err
 		}
 		return k.k().decryptCBC(append(slices.Clip(p.IV), data...))
-	case AESCBC, AESECB, AESCTR:
+	case AESCBC, AESECB, AESCTR, DES3CBC, DES3ECB:
 		return k.k().blockMode(p, data, false)
 	default:
 		return nil, refuse(ErrMechanism, "%.40q does not decrypt with %s keys; there are %s", p.Mechanism, k.k().spec.Type, cryptNames)
 	}
 }
 
-const cryptNames = AESGCM + ", " + AESCBCPad + ", " + AESCBC + ", " + AESECB + " and " + AESCTR
+const cryptNames = AESGCM + ", " + AESCBCPad + ", " + AESCBC + ", " + AESECB + ", " + AESCTR + ", " + DES3CBCPad + ", " + DES3CBC + " and " + DES3ECB
+
+// checkBlockKey checks that the key is of the mechanism's type, and may still do it.
+func (k *secretKey) checkBlockKey(mechanism string, encrypt bool) error {
+	if !strings.HasPrefix(mechanism, string(DES3)+"-") {
+		return k.needAES(mechanism)
+	}
+	if err := k.need(DES3, mechanism); err != nil || !encrypt {
+		return err
+	}
+	return des3Ended("encryption")
+}
 
 func (k *secretKey) checkGCM(p CryptParams) error {
 	if err := k.needAES(AESGCM); err != nil {
@@ -111,15 +124,15 @@ func (k *secretKey) checkGCM(p CryptParams) error {
 	return noHash(p)
 }
 
-func (k *secretKey) checkCBC(p CryptParams) error {
-	if err := k.needAES(AESCBCPad); err != nil {
+func (k *secretKey) checkCBC(p CryptParams, encrypt bool) error {
+	if err := k.checkBlockKey(p.name(), encrypt); err != nil {
 		return err
 	}
 	if len(p.AAD) > 0 {
-		return refuse(ErrParam, "%s has no additional authenticated data", AESCBCPad)
+		return refuse(ErrParam, "%s has no additional authenticated data", p.name())
 	}
-	if n := len(p.IV); n != 0 && n != aes.BlockSize {
-		return refuse(ErrParam, "an IV of %d bytes, want %d", n, aes.BlockSize)
+	if n := len(p.IV); n != 0 && n != k.block.BlockSize() {
+		return refuse(ErrParam, "an IV of %d bytes, want %d", n, k.block.BlockSize())
 	}
 	return noHash(p)
 }
@@ -163,9 +176,10 @@ func (k *secretKey) openGCM(p CryptParams, data []byte, failed error) ([]byte, e
 }
 
 func (k *secretKey) encryptCBC(random io.Reader, given, data []byte) ([]byte, error) {
-	pad := aes.BlockSize - len(data)%aes.BlockSize
-	out := make([]byte, aes.BlockSize+len(data)+pad)
-	iv, body := out[:aes.BlockSize], out[aes.BlockSize:]
+	block := k.block.BlockSize()
+	pad := block - len(data)%block
+	out := make([]byte, block+len(data)+pad)
+	iv, body := out[:block], out[block:]
 	if len(given) > 0 {
 		copy(iv, given)
 	} else if _, err := io.ReadFull(source(random), iv); err != nil {
@@ -181,12 +195,13 @@ func (k *secretKey) encryptCBC(random io.Reader, given, data []byte) ([]byte, er
 }
 
 func (k *secretKey) decryptCBC(data []byte) ([]byte, error) {
-	if len(data) < 2*aes.BlockSize || len(data)%aes.BlockSize != 0 {
+	block := k.block.BlockSize()
+	if len(data) < 2*block || len(data)%block != 0 {
 		return nil, ErrDecrypt
 	}
-	iv, body := data[:aes.BlockSize], bytes.Clone(data[aes.BlockSize:])
+	iv, body := data[:block], bytes.Clone(data[block:])
 	cipher.NewCBCDecrypter(k.block, iv).CryptBlocks(body, body)
-	pad, ok := padLen(body[len(body)-aes.BlockSize:])
+	pad, ok := padLen(body[len(body)-block:])
 	if !ok {
 		clear(body)
 		return nil, ErrDecrypt

@@ -24,8 +24,8 @@
 //	         of data as it is: rsa-pkcs-data, rsa-x-509, ecdsa-data
 //	mac      hmac, aes-cmac
 //	encrypt  aes-gcm (also cloudhsm-aes-gcm), aes-cbc-pad, aes-cbc, aes-ecb, aes-ctr,
-//	         rsa-oaep, rsa-pkcs, rsa-x-509
-//	wrap     aes-kwp (aes-zero-pad), aes-kw (aes-no-pad), aes-gcm, rsa-oaep, rsa-aes, rsa-pkcs
+//	         des3-cbc-pad, des3-cbc, des3-ecb, rsa-oaep, rsa-pkcs, rsa-x-509
+//	wrap     aes-kwp (aes-zero-pad), aes-kw (aes-no-pad), aes-pkcs5-pad, aes-gcm, rsa-oaep, rsa-aes, rsa-pkcs
 //	hash     sha1, sha224, sha256, sha384, sha512
 //
 // SHA-1 verifies old rsa-pkcs and ecdsa signatures and serves in HMAC and OAEP,
@@ -44,8 +44,9 @@
 //
 // # Side channels
 //
-// The standard library's primitives, and AES key wrap and CMAC here, do not
-// branch on secrets. The secp256k1 library's point multiplication is not
+// The standard library's primitives, DES aside, and AES key wrap and CMAC here, do not
+// branch on secrets. DES looks its tables up by secrets, as it does everywhere: do not
+// let strangers time a des3 key. The secp256k1 library's point multiplication is not
 // constant time; every multiplication by a secret is therefore split by a fresh
 // random scalar, see secp256k1.go. That hides the scalar from an observer of
 // many operations, and is weaker than constant time.

@@ -27,7 +27,7 @@ func Generate(random io.Reader, s Spec) (Generated, error) {
 	}
 	s = s.canonical()
 	if s.Type.Secret() {
-		raw, err := randomBytes(random, s.Size)
+		raw, err := generateSecret(random, s)
 		return Generated{Spec: s, Secret: raw}, err
 	}
 	k, err := generatePair(source(random), s)

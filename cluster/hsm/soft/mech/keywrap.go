@@ -44,6 +44,29 @@ func unwrapKW(b cipher.Block, wrapped []byte) ([]byte, error) {
 	return buf[semiblock:], nil
 }
 
+func wrapKWPKCS5(b cipher.Block, payload []byte) ([]byte, error) {
+	if len(payload) < semiblock {
+		return nil, refuse(ErrDataLen, "%s wraps 8 bytes and more, this is %d; %s wraps any length", AESKWPKCS5, len(payload), AESKWP)
+	}
+	pad := semiblock - len(payload)%semiblock
+	padded := append(bytes.Clone(payload), bytes.Repeat([]byte{byte(pad)}, pad)...)
+	defer clear(padded)
+	return wrapKW(b, padded)
+}
+
+func unwrapKWPKCS5(b cipher.Block, wrapped []byte) ([]byte, error) {
+	padded, err := unwrapKW(b, wrapped)
+	if err != nil {
+		return nil, err
+	}
+	pad, ok := padLen(padded[len(padded)-semiblock:])
+	if !ok {
+		clear(padded)
+		return nil, ErrUnwrap
+	}
+	return padded[:len(padded)-pad], nil
+}
+
 func wrapKWP(b cipher.Block, payload []byte) ([]byte, error) {
 	if len(payload) == 0 || uint64(len(payload)) > math.MaxUint32-semiblock {
 		return nil, refuse(ErrDataLen, "%s wraps 1 to 2³²-9 bytes, this is %d", AESKWP, len(payload))

@@ -141,7 +141,7 @@ func TestSpecValidate(t *testing.T) {
 		{Spec{Type: Ed25519, Curve: CurveEd25519}, nil},
 		{Spec{Type: Ed25519, Curve: Secp256r1}, ErrCurve},
 		{Spec{Type: Ed25519, Size: 32}, ErrKeySize},
-		{Spec{Type: "des3", Size: 24}, ErrKeyType},
+		{Spec{Type: "rc4", Size: 16}, ErrKeyType},
 		{Spec{}, ErrKeyType},
 	} {
 		err := c.spec.Validate()

@@ -46,21 +46,22 @@ func (k *secretKey) openGCMWith(p CryptParams, data []byte, failed error) ([]byt
 	return plain, nil
 }
 
-// blockMode is aes-cbc, aes-ecb and aes-ctr: as many bytes come out as go in.
+// blockMode is aes-cbc, aes-ecb and aes-ctr, and the first two with des3: as many bytes come out as go in.
 func (k *secretKey) blockMode(p CryptParams, data []byte, encrypt bool) ([]byte, error) {
-	if err := k.checkBlockMode(p, data); err != nil {
+	if err := k.checkBlockMode(p, data, encrypt); err != nil {
 		return nil, err
 	}
 	out := bytes.Clone(data)
 	switch p.name() {
 	case AESCTR:
 		cipher.NewCTR(k.block, p.IV).XORKeyStream(out, out)
-	case AESECB:
-		for b := out; len(b) > 0; b = b[aes.BlockSize:] {
+	case AESECB, DES3ECB:
+		n := k.block.BlockSize()
+		for b := out; len(b) > 0; b = b[n:] {
 			if encrypt {
-				k.block.Encrypt(b[:aes.BlockSize], b[:aes.BlockSize])
+				k.block.Encrypt(b[:n], b[:n])
 			} else {
-				k.block.Decrypt(b[:aes.BlockSize], b[:aes.BlockSize])
+				k.block.Decrypt(b[:n], b[:n])
 			}
 		}
 	default:
@@ -73,13 +74,14 @@ func (k *secretKey) blockMode(p CryptParams, data []byte, encrypt bool) ([]byte,
 	return out, nil
 }
 
-func (k *secretKey) checkBlockMode(p CryptParams, data []byte) error {
+func (k *secretKey) checkBlockMode(p CryptParams, data []byte, encrypt bool) error {
 	name := p.name()
-	if err := k.needAES(name); err != nil {
+	if err := k.checkBlockKey(name, encrypt); err != nil {
 		return err
 	}
-	iv := aes.BlockSize
-	if name == AESECB {
+	block := k.block.BlockSize()
+	iv := block
+	if name == AESECB || name == DES3ECB {
 		iv = 0
 	}
 	switch {
@@ -87,8 +89,8 @@ func (k *secretKey) checkBlockMode(p CryptParams, data []byte) error {
 		return refuse(ErrParam, "%s has no additional authenticated data", name)
 	case len(p.IV) != iv:
 		return refuse(ErrParam, "an IV of %d bytes, %s wants %d", len(p.IV), name, iv)
-	case name != AESCTR && len(data)%aes.BlockSize != 0:
-		return refuse(ErrDataLen, "%d bytes; %s takes whole blocks of %d", len(data), name, aes.BlockSize)
+	case name != AESCTR && len(data)%block != 0:
+		return refuse(ErrDataLen, "%d bytes; %s takes whole blocks of %d", len(data), name, block)
 	case name == AESCTR:
 		if err := checkCounter(p, len(data)); err != nil {
 			return err

@@ -14,13 +14,14 @@ type SecretKey struct{ k func() *secretKey }
 type secretKey struct {
 	spec  Spec
 	raw   []byte
-	block cipher.Block // aes only, like the rest
-	gcm   cipher.AEAD  // nonces made inside
+	block cipher.Block // aes and des3
+	gcm   cipher.AEAD  // aes only, like the rest; nonces made inside
 	cmac  cmacSubkeys
 }
 
-// ParseSecret makes a key of raw bytes. Types other than aes and generic-secret are
-// [ErrKeyType], sizes that do not exist are [ErrKeySize]. raw is not retained.
+// ParseSecret makes a key of raw bytes. Types other than aes, des3 and generic-secret are
+// [ErrKeyType], sizes that do not exist are [ErrKeySize], bytes that are no des3 key
+// [ErrKey]. raw is not retained.
 func ParseSecret(t KeyType, raw []byte) (*SecretKey, error) {
 	if t.Asymmetric() {
 		return nil, refuse(ErrKeyType, "%s keys are not secret keys", t)
@@ -30,16 +31,24 @@ func ParseSecret(t KeyType, raw []byte) (*SecretKey, error) {
 		return nil, err
 	}
 	k := &secretKey{spec: spec, raw: bytes.Clone(raw)}
-	if t == AES {
-		if err := k.expand(); err != nil {
-			return nil, err
-		}
+	if err := k.expand(); err != nil {
+		return nil, err
 	}
 	return &SecretKey{hide(k)}, nil
 }
 
-// expand computes what every use of an aes key needs.
-func (k *secretKey) expand() (err error) {
+// expand computes what every use of the key needs.
+func (k *secretKey) expand() error {
+	switch k.spec.Type {
+	case AES:
+		return k.expandAES()
+	case DES3:
+		return k.expandDES3()
+	}
+	return nil
+}
+
+func (k *secretKey) expandAES() (err error) {
 	if k.block, err = aes.NewCipher(k.raw); err != nil {
 		return refuse(ErrKeySize, "aes key of %d bytes", len(k.raw))
 	}
@@ -71,9 +80,11 @@ func (k *SecretKey) Equal(other *SecretKey) bool {
 }
 
 // needAES returns nil for aes keys and otherwise says which mechanism wanted one.
-func (k *secretKey) needAES(mechanism string) error {
-	if k.block == nil {
-		return refuse(ErrMechanism, "%s needs an aes key, this is %s", mechanism, k.spec.Type)
+func (k *secretKey) needAES(mechanism string) error { return k.need(AES, mechanism) }
+
+func (k *secretKey) need(t KeyType, mechanism string) error {
+	if k.spec.Type != t {
+		return refuse(ErrMechanism, "%s needs an %s key, this is %s", mechanism, t, k.spec.Type)
 	}
 	return nil
 }

@@ -11,6 +11,7 @@ type KeyType string
 // The key types.
 const (
 	AES           KeyType = "aes"
+	DES3          KeyType = "des3"
 	GenericSecret KeyType = "generic-secret"
 	RSA           KeyType = "rsa"
 	EC            KeyType = "ec"
@@ -19,10 +20,10 @@ const (
 	MLKEM         KeyType = "ml-kem"
 )
 
-var keyTypes = []KeyType{AES, GenericSecret, RSA, EC, Ed25519, MLDSA, MLKEM}
+var keyTypes = []KeyType{AES, DES3, GenericSecret, RSA, EC, Ed25519, MLDSA, MLKEM}
 
 // Secret says whether keys of this type are secret keys, one key rather than a pair.
-func (t KeyType) Secret() bool { return t == AES || t == GenericSecret }
+func (t KeyType) Secret() bool { return t == AES || t == DES3 || t == GenericSecret }
 
 // Asymmetric says whether keys of this type come in pairs.
 func (t KeyType) Asymmetric() bool {
@@ -51,7 +52,7 @@ const (
 )
 
 // Spec says what a key is, short of the key itself: what to generate, or what
-// was found. Size is in bytes for aes and generic-secret, in bits of the modulus
+// was found. Size is in bytes for aes, des3 and generic-secret, in bits of the modulus
 // for rsa, the number of the parameter set for ml-dsa (44, 65, 87) and ml-kem (768,
 // 1024), and otherwise zero. Curve is set for ec, and in specs this
 // package returns also for ed25519.
@@ -66,7 +67,7 @@ type Spec struct {
 // A curve may be given by any of its names, see [ParseCurve].
 func (s Spec) Validate() error {
 	switch s.Type {
-	case AES, GenericSecret, RSA, MLDSA, MLKEM:
+	case AES, DES3, GenericSecret, RSA, MLDSA, MLKEM:
 		if s.Curve != "" {
 			return refuse(ErrCurve, "%s keys have no curve, %.40q was given", s.Type, string(s.Curve))
 		}
@@ -86,6 +87,10 @@ func (s Spec) validateSize() error {
 	case AES:
 		if n != 16 && n != 24 && n != 32 {
 			return refuse(ErrKeySize, "aes key of %d bytes; there are 16, 24 and 32", n)
+		}
+	case DES3:
+		if n != des3Bytes {
+			return refuse(ErrKeySize, "des3 key of %d bytes; there are %d", n, des3Bytes)
 		}
 	case GenericSecret:
 		if n < 1 || n > maxGenericSecret {

@@ -9,15 +9,17 @@ import (
 const (
 	AESKW          = "aes-kw"  // RFC 3394
 	AESKWP         = "aes-kwp" // RFC 5649
+	AESKWPKCS5     = "aes-pkcs5-pad"
 	RSAAES         = "rsa-aes" // CKM_RSA_AES_KEY_WRAP
 	ephemeralBytes = 32
 )
 
 // Wrap seals key material (raw bytes or PKCS #8) under an aes key.
 //
-// aes-kwp takes 1 byte and more; aes-kw a multiple of 8, at least 16;
-// aes-gcm returns nonce||ciphertext||tag. aes-kw and aes-kwp are deterministic. Lengths
-// that a mechanism does not take are [ErrDataLen].
+// aes-kwp takes 1 byte and more; aes-kw a multiple of 8, at least 16; aes-pkcs5-pad, which
+// is CloudHSM's and CKM_AES_KEY_WRAP_PKCS7, pads as in PKCS #5, with 1 to 8 bytes, and
+// is aes-kw then, so that it takes 8 bytes and more. aes-gcm returns nonce||ciphertext||tag.
+// The others are deterministic. Lengths that a mechanism does not take are [ErrDataLen].
 func (k *SecretKey) Wrap(random io.Reader, p CryptParams, payload []byte) ([]byte, error) {
 	name, err := k.k().checkWrap(p)
 	if err != nil {
@@ -28,6 +30,8 @@ func (k *SecretKey) Wrap(random io.Reader, p CryptParams, payload []byte) ([]byt
 		return wrapKW(k.k().block, payload)
 	case AESKWP:
 		return wrapKWP(k.k().block, payload)
+	case AESKWPKCS5:
+		return wrapKWPKCS5(k.k().block, payload)
 	}
 	if len(payload) == 0 {
 		return nil, refuse(ErrDataLen, "nothing to wrap")
@@ -48,6 +52,8 @@ func (k *SecretKey) Unwrap(_ io.Reader, p CryptParams, wrapped []byte) ([]byte, 
 		return unwrapKW(k.k().block, wrapped)
 	case AESKWP:
 		return unwrapKWP(k.k().block, wrapped)
+	case AESKWPKCS5:
+		return unwrapKWPKCS5(k.k().block, wrapped)
 	}
 	if len(wrapped) == gcmOverhead {
 		return nil, ErrUnwrap
@@ -57,8 +63,8 @@ func (k *SecretKey) Unwrap(_ io.Reader, p CryptParams, wrapped []byte) ([]byte, 
 
 func (k *secretKey) checkWrap(p CryptParams) (name string, err error) {
 	name = p.name()
-	if name != AESKW && name != AESKWP && name != AESGCM {
-		return "", refuse(ErrMechanism, "%.40q does not wrap under %s keys; there are %s, %s and %s", p.Mechanism, k.spec.Type, AESKWP, AESKW, AESGCM)
+	if name != AESKW && name != AESKWP && name != AESKWPKCS5 && name != AESGCM {
+		return "", refuse(ErrMechanism, "%.40q does not wrap under %s keys; there are %s, %s, %s and %s", p.Mechanism, k.spec.Type, AESKWP, AESKW, AESKWPKCS5, AESGCM)
 	}
 	if err := k.needAES(name); err != nil {
 		return "", err

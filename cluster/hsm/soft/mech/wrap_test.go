@@ -276,3 +276,27 @@ func fixed(size, n int) []byte {
 	binary.BigEndian.PutUint32(b[size-4:], uint32(n))
 	return b
 }
+
+// TestPKCS5Pad: aes-pkcs5-pad is aes-kw of the padded payload, and padding that is wrong
+// does not open.
+func TestPKCS5Pad(t *testing.T) {
+	k := secret(t, AES, fresh(32))
+	p, plain := CryptParams{Mechanism: AESKWPKCS5}, CryptParams{Mechanism: AESKW}
+	for n := 8; n < 40; n++ {
+		payload := fresh(n)
+		wrapped := must(k.Wrap(nil, p, payload))(t)
+		equal(t, "unwrapped", must(k.Unwrap(nil, p, wrapped))(t), payload)
+		pad := 8 - n%8
+		equal(t, "padded", must(k.Unwrap(nil, plain, wrapped))(t), append(payload, bytes.Repeat([]byte{byte(pad)}, pad)...))
+	}
+	for _, tail := range [][]byte{{0}, {9}, {2, 3, 3}, {1, 2}, {255}} {
+		payload := append(fresh(24-len(tail)), tail...)
+		if len(tail) == 2 { // a pad of two whose first byte is wrong
+			payload[22] = 1
+		}
+		_, err := k.Unwrap(nil, p, must(k.Wrap(nil, plain, payload))(t))
+		wantErr(t, "bad padding", err, ErrUnwrap)
+	}
+	_, err := k.Wrap(nil, p, fresh(7))
+	wantErr(t, "7 bytes", err, ErrDataLen)
+}

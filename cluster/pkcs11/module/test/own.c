@@ -38,6 +38,18 @@ static void aes(struct setting *s)
 	want(CKR_MECHANISM_PARAM_INVALID, s->f->C_EncryptInit(s->session, &wrong, key));
 }
 
+static void des3(struct setting *s)
+{
+	CK_OBJECT_HANDLE key;
+	CK_MECHANISM make = {CKM_DES3_KEY_GEN, NULL, 0};
+	CK_BYTE iv[8] = "eight by";
+	CK_ATTRIBUTE t[] = {ATTR(CKA_TOKEN, no), ATTR(CKA_ENCRYPT, yes), ATTR(CKA_DECRYPT, yes)};
+	ok(s->f->C_GenerateKey(s->session, &make, t, COUNT(t), &key));
+	there_and_back(s, key, (CK_MECHANISM){CKM_DES3_ECB, NULL, 0}, 0);
+	there_and_back(s, key, (CK_MECHANISM){CKM_DES3_CBC, iv, 8}, 0);
+	there_and_back(s, key, (CK_MECHANISM){CKM_DES3_CBC_PAD, iv, 8}, 8);
+}
+
 static int is_zero(const CK_BYTE *iv)
 {
 	return memcmp(iv, (CK_BYTE[12]){0}, 12) == 0;
@@ -250,6 +262,7 @@ void mode_own(struct setting *s)
 	ok(s->f->C_Initialize(NULL));
 	log_in(s);
 	aes(s);
+	des3(s);
 	iv_of_hsm(s);
 	gcm_tampered(s);
 	signatures(s);
