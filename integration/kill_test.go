@@ -221,22 +221,29 @@ func TestKillRestoreGoesOn(t *testing.T) {
 		t.Fatalf("killed with %v units loaded, want three kills or more", kills)
 	}
 	copied := killWhileCopying(t, m, restore)
-	if _, err := os.Stat(m.path("west")); err != nil {
-		var r struct {
-			Objects int
-			Resumed int `json:"resumed_objects"`
-			Root    string
-		}
-		m.json(t, &r, restore[:len(restore)-1]...)
-		if r.Resumed < r.Objects/2 || r.Root != root {
-			t.Errorf("%d of %d objects were there, root %s, want %s", r.Resumed, r.Objects, r.Root, root)
-		}
+	var r struct {
+		Objects int
+		Resumed int `json:"resumed_objects"`
+		Root    string
+	}
+	m.json(t, &r, restore[:len(restore)-1]...)
+	if r.Resumed < r.Objects/2 || r.Root != root {
+		t.Errorf("%d of %d objects were there, root %s, want %s", r.Resumed, r.Objects, r.Root, root)
 	}
 	m.leftNothing(t, "west")
+	kept := 0
 	for path, was := range copied {
-		if now, err := os.Stat(path); err == nil && read(t, path) == was.bytes && !os.SameFile(was.info, now) {
+		now, err := os.Stat(path)
+		switch {
+		case err != nil || read(t, path) != was.bytes: // the second run has made another table of that name
+		case os.SameFile(was.info, now):
+			kept++
+		default:
 			t.Errorf("%s was whole and was copied again", path)
 		}
+	}
+	if kept == 0 {
+		t.Errorf("none of the %d tables that were whole is in use", len(copied))
 	}
 	west := &testCluster{machine: m, dir: m.path("west")}
 	west.startAll(t)
@@ -252,32 +259,48 @@ type copiedTable struct {
 	bytes string
 }
 
-// killWhileCopying runs a restore on and kills it once the second HSM has tables of the first
-// one. It returns those that are whole, under the names they are to have in the end; none if the
-// restore was too fast.
+// killWhileCopying runs a restore on and kills it while the second HSM has some tables of
+// the first one and not yet all. It returns those that are whole, under the names they are to have
+// in the end. A restore that was over before the kill is taken away and done anew.
 func killWhileCopying(t *testing.T, m *machine, restore []string) map[string]copiedTable {
 	t.Helper()
-	tables := func(folder, h string) []string {
-		names, err := filepath.Glob(m.path(folder, h, "store", "*.sst"))
-		must(t, err)
-		return names
-	}
-	p := m.start(t, restore...)
-	for deadline := time.Now().Add(2 * time.Minute); len(tables(".west.hsmbackup-new", "hsm-2")) < 3 && p.alive(); time.Sleep(time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatal("the restore does not come to the second HSM")
+	for range 20 {
+		p := m.start(t, restore...)
+		for deadline := time.Now().Add(2 * time.Minute); len(storeTables(t, m, ".west.hsmbackup-new", "hsm-2")) < 3 && p.alive(); time.Sleep(time.Millisecond) {
+			if time.Now().After(deadline) {
+				t.Fatal("the restore does not come to the second HSM")
+			}
 		}
+		p.kill()
+		whole := wholeTables(t, m)
+		if len(whole) > 0 {
+			t.Logf("killed with %d tables copied", len(whole))
+			return whole
+		}
+		must(t, os.RemoveAll(m.path("west")))
 	}
-	p.kill()
+	t.Fatal("the restore was over before it could be killed, twenty times in a row")
+	return nil
+}
+
+func storeTables(t *testing.T, m *machine, folder, h string) []string {
+	t.Helper()
+	names, err := filepath.Glob(m.path(folder, h, "store", "*.sst"))
+	must(t, err)
+	return names
+}
+
+// wholeTables returns the tables of the second HSM in the making that are those of the first.
+func wholeTables(t *testing.T, m *machine) map[string]copiedTable {
+	t.Helper()
 	whole := map[string]copiedTable{}
-	for _, path := range tables(".west.hsmbackup-new", "hsm-2") {
+	for _, path := range storeTables(t, m, ".west.hsmbackup-new", "hsm-2") {
 		info, err := os.Stat(path)
 		must(t, err)
 		if b := read(t, path); b == read(t, strings.Replace(path, "hsm-2", "hsm-1", 1)) {
 			whole[m.path("west", "hsm-2", "store", filepath.Base(path))] = copiedTable{info, b}
 		}
 	}
-	t.Logf("killed with %d tables copied", len(whole))
 	return whole
 }
 
