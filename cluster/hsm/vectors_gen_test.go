@@ -76,11 +76,11 @@ func settingsRecord(t testing.TB, k *Keyring) *Record {
 }
 
 // refuse adds a vector that must be refused; its header is what the bytes
-// claim, as far as they decode.
-func refuse(t testing.TB, out map[string]vector, name, comment string, b []byte) {
+// claim, as far as they decode. mended is the same without the fault.
+func refuse(t testing.TB, out map[string]vector, name, comment string, b, mended []byte) {
 	t.Helper()
 	k := testKeyring(t, 1, 2)
-	out[name] = vector{comment: comment, expect: "corrupt", keyring: k, epochs: []uint64{0}, masked: claimOf(k, b)}
+	out[name] = vector{comment: comment, expect: "corrupt", keyring: k, epochs: []uint64{0}, masked: claimOf(k, b), mended: mended}
 }
 
 func envelopeVectors(t testing.TB, out map[string]vector) {
@@ -88,7 +88,7 @@ func envelopeVectors(t testing.TB, out map[string]vector) {
 	good := mask(t, k, aesRecord(t, k)).Bytes
 	env := result(openEnvelope(good))(t)
 	edit := func(name, comment string, change func([]byte) []byte) {
-		refuse(t, out, "envelope_"+name, comment, change(bytes.Clone(good)))
+		refuse(t, out, "envelope_"+name, comment, change(bytes.Clone(good)), good)
 	}
 	flip := func(i int) func([]byte) []byte {
 		return func(b []byte) []byte { b[i] ^= 1; return b }
@@ -98,6 +98,7 @@ func envelopeVectors(t testing.TB, out map[string]vector) {
 	edit("trailing", "a byte follows the array", func(b []byte) []byte { return append(b, 0) })
 	edit("version_0", "a version that never was", func(b []byte) []byte { b[1] = 0; return b })
 	edit("version_2", "a version not known here", func(b []byte) []byte { b[1] = 2; return b })
+	edit("version_3", "a version not known here", func(b []byte) []byte { b[1] = 3; return b })
 	edit("four_parts", "an array of four", func(b []byte) []byte { b[0] = 0x84; return b })
 	edit("map", "a map instead of an array", func(b []byte) []byte { b[0] = 0xa5; return b })
 	edit("epoch_unknown", "a masking key not here", func(b []byte) []byte { b[2] = 3; return b })
@@ -121,8 +122,8 @@ func envelopeVectors(t testing.TB, out map[string]vector) {
 	})
 	dead := mask(t, k, tombstone(t, k)).Bytes
 	tomb := result(openEnvelope(dead))(t)
-	refuse(t, out, "tombstone_epoch", "a tombstone with an epoch", (&envelope{version: versionPlain, epoch: 1, siv: tomb.siv, clear: tomb.clear}).append(nil))
-	refuse(t, out, "tombstone_sealed", "a tombstone with a sealed part", authentic(t, k, tomb.clear, []byte{0xa0}, 1))
+	refuse(t, out, "tombstone_epoch", "a tombstone with an epoch", (&envelope{version: versionPlain, epoch: 1, siv: tomb.siv, clear: tomb.clear}).append(nil), dead)
+	refuse(t, out, "tombstone_sealed", "a tombstone with a sealed part", authentic(t, k, tomb.clear, []byte{0xa0}, 1), dead)
 }
 
 // authentic seals any two parts as an HSM of the lineage would.
@@ -145,46 +146,69 @@ func clearVectors(t testing.TB, out map[string]vector) {
 	if _, err := decodeClear(plain(5, 8, 0xa0)); err != nil {
 		t.Fatal("the base of these vectors is not well: ", err)
 	}
-	add := func(name, comment string, clearBytes []byte) {
-		refuse(t, out, "clear_"+name, comment, authentic(t, k, clearBytes, []byte{0xa0}, 1))
+	base := plain(5, 8, 0xa0)
+	add := func(name, comment string, clearBytes, mended []byte) {
+		refuse(t, out, "clear_"+name, comment, authentic(t, k, clearBytes, []byte{0xa0}, 1), authentic(t, k, mended, []byte{0xa0}, 1))
 	}
 	register := func(name string) []byte { return append(appendText(nil, name), 0x83, 1, 1, 0x40) }
-	add("no_core", "a field that must be there is not", plain(4))
-	add("trailing", "a byte follows the map", plain(5, 8, 0xa0, 0))
-	add("unknown_key", "a field of a later version", plain(6, 8, 0xa0, 10, 1))
-	add("duplicate_key", "a field twice", plain(6, 8, 0xa0, 8, 0xa0))
-	add("unsorted_keys", "fields out of order", plain(6, 8, 0xa0, 6, 1))
-	add("zero_written", "an incarnation of zero is left out, not written", plain(6, 6, 0, 8, 0xa0))
-	add("false_written", "false is left out, not written", plain(6, 7, 0xf4, 8, 0xa0))
-	add("long_key", "a key encoded in two bytes", plain(5, 0x18, 8, 0xa0))
-	add("long_reference", "a reference encoded in more bytes than it needs", append(append([]byte{cborMap | 5, 1, 1, 2, 0x19, 0, 0x2a, 3}, appendBytes(nil, lineage[:])...), withBirth(nil)...))
-	add("float_kind", "a kind encoded as a float", append(append([]byte{cborMap | 5, 1, 0xf9, 0x3c, 0, 2, 0x18, 0x2a, 3}, appendBytes(nil, lineage[:])...), append(withBirth(nil), 8, 0xa0)...))
-	add("tagged_core", "a tag", plain(5, 8, 0xc0, 0xa0))
-	add("null_core", "null", plain(5, 8, 0xf6))
-	add("empty_text", "an empty class is left out, not written", plain(5, 8, 0xa1, 1, 0x60))
-	add("empty_bytes", "an empty public key is left out, not written", plain(5, 8, 0xa1, 8, 0x40))
-	add("bad_utf8", "an owner that is not UTF-8", plain(5, 8, 0xa1, 7, 0x61, 0xff))
-	add("created_zero", "a creation stamp of zero is left out, not written", plain(5, 8, 0xa1, 6, 0x82, 0, 0))
-	add("core_unknown_key", "a field of a later version in the core", plain(5, 8, 0xa1, 13, 1))
-	add("size_32_bits", "a size beyond 31 bits", plain(5, 8, 0xa1, 3, 0x1a, 0x80, 0, 0, 0))
-	add("registers_empty", "an empty map of registers is left out, not written", plain(6, 8, 0xa0, 9, 0xa0))
-	add("registers_unsorted", "registers out of order", plain(6, append([]byte{8, 0xa0, 9, 0xa2}, append(register("b"), register("a")...)...)...))
-	add("registers_bytewise", "registers in bytewise order of their names, not of their encodings", plain(6, append([]byte{8, 0xa0, 9, 0xa2}, append(register("aa"), register("b")...)...)...))
-	add("registers_twice", "a register twice", plain(6, append([]byte{8, 0xa0, 9, 0xa2}, append(register("a"), register("a")...)...)...))
-	add("registers_count", "a map that promises more than there is", plain(6, append([]byte{8, 0xa0, 9, 0xbb, 255, 255, 255, 255, 255, 255, 255, 255}, register("a")...)...))
-	add("register_pair", "a register of two parts", plain(6, 8, 0xa0, 9, 0xa1, 0x61, 'a', 0x82, 1, 1))
-	add("kind_0", "a kind that does not exist", append(withBirth(head(0, 5)), 8, 0xa0))
-	add("kind_6", "a kind that does not exist", append(withBirth(head(6, 5)), 8, 0xa0))
-	add("kind_257", "a kind beyond eight bits", append(append([]byte{cborMap | 5, 1, 0x19, 1, 1, 2, 0x18, 0x2a, 3}, appendBytes(nil, lineage[:])...), append(withBirth(nil), 8, 0xa0)...))
-	add("reference_64_bits", "a reference of 64 bits", append(append([]byte{cborMap | 5, 1, 1, 2, 0x1b, 0x80, 0, 0, 0, 0, 0, 0, 0, 3}, appendBytes(nil, lineage[:])...), append(withBirth(nil), 8, 0xa0)...))
-	add("birth_15_bytes", "a birth of 15 bytes", append(appendBytes(append(head(1, 5), 5), birth[:15]), 8, 0xa0))
-	add("cluster_of_key", "a key of one cluster", append(withBirth(append(head(1, 6), 4, 1)), 8, 0xa0))
-	add("cluster_missing", "a member of no cluster", append(withBirth(head(4, 5)), 8, 0xa0))
-	dead := func(n byte, tail ...byte) []byte { return append(withBirth(head(1, n)), tail...) }
-	refuse(t, out, "tombstone_core", "a tombstone that still has a class", authentic(t, k, dead(6, append([]byte{7, 0xf5, 8, 0xa1, 1}, appendText(nil, "secret-key")...)...), nil, 0))
-	refuse(t, out, "tombstone_register", "a tombstone that still has a register", authentic(t, k, dead(7, append([]byte{7, 0xf5, 8, 0xa0, 9, 0xa1}, register("a")...)...), nil, 0))
-	extractable := append(appendText(nil, "attr/extractable"), 0x83, 1, 1, 0x41, 1)
-	refuse(t, out, "tombstone_extractable", "a tombstone that says again what it may not", authentic(t, k, dead(7, append([]byte{7, 0xf5, 8, 0xa0, 9, 0xa1}, extractable...)...), nil, 0))
+	registers := func(names ...string) []byte {
+		b := []byte{8, 0xa0, 9, cborMap | byte(len(names))}
+		for _, name := range names {
+			b = append(b, register(name)...)
+		}
+		return plain(6, b...)
+	}
+	kind := func(head ...byte) []byte {
+		b := append(append([]byte{cborMap | 5, 1}, head...), 2, 0x18, 0x2a, 3)
+		return append(withBirth(append(b, appendBytes(nil, lineage[:])...)), 8, 0xa0)
+	}
+	reference := func(head ...byte) []byte {
+		b := append(append([]byte{cborMap | 5, 1, 1, 2}, head...), 3)
+		return append(withBirth(append(b, appendBytes(nil, lineage[:])...)), 8, 0xa0)
+	}
+	add("no_core", "a field that must be there is not", plain(4), base)
+	add("trailing", "a byte follows the map", plain(5, 8, 0xa0, 0), base)
+	add("unknown_key", "a field of a later version", plain(6, 8, 0xa0, 10, 1), base)
+	add("unknown_key_12", "a field of a later version", plain(6, 8, 0xa0, 12, 1), base)
+	add("duplicate_key", "a field twice", plain(6, 8, 0xa0, 8, 0xa0), base)
+	add("unsorted_keys", "fields out of order", plain(6, 8, 0xa0, 6, 1), plain(6, 6, 1, 8, 0xa0))
+	add("zero_written", "an incarnation of zero is left out, not written", plain(6, 6, 0, 8, 0xa0), base)
+	add("false_written", "false is left out, not written", plain(6, 7, 0xf4, 8, 0xa0), base)
+	add("long_key", "a key encoded in two bytes", plain(5, 0x18, 8, 0xa0), base)
+	long := append(append([]byte{cborMap | 5, 1, 1, 2, 0x19, 0, 0x2a, 3}, appendBytes(nil, lineage[:])...), withBirth(nil)...)
+	add("long_reference", "a reference encoded in more bytes than it needs", long, base)
+	add("reference_not_shortest", "a reference encoded in more bytes than it needs", reference(0x19, 0, 0x2a), base)
+	add("float_kind", "a kind encoded as a float", kind(0xf9, 0x3c, 0), base)
+	add("tagged_core", "a tag", plain(5, 8, 0xc0, 0xa0), base)
+	add("null_core", "null", plain(5, 8, 0xf6), base)
+	add("empty_text", "an empty class is left out, not written", plain(5, 8, 0xa1, 1, 0x60), base)
+	add("empty_bytes", "an empty public key is left out, not written", plain(5, 8, 0xa1, 8, 0x40), base)
+	add("bad_utf8", "an owner that is not UTF-8", plain(5, 8, 0xa1, 7, 0x61, 0xff), plain(5, 8, 0xa1, 7, 0x61, 'a'))
+	add("created_zero", "a creation stamp of zero is left out, not written", plain(5, 8, 0xa1, 6, 0x82, 0, 0), plain(5, 8, 0xa1, 6, 0x82, 1, 0))
+	add("core_unknown_key", "a field of a later version in the core", plain(5, 8, 0xa1, 13, 1), base)
+	add("size_32_bits", "a size beyond 31 bits", plain(5, 8, 0xa1, 3, 0x1a, 0x80, 0, 0, 0), plain(5, 8, 0xa1, 3, 0x1a, 0x7f, 0xff, 0xff, 0xff))
+	add("registers_empty", "an empty map of registers is left out, not written", registers(), base)
+	add("registers_unsorted", "registers out of order", registers("b", "a"), registers("a", "b"))
+	add("registers_bytewise", "registers in bytewise order of their names, not of their encodings", registers("aa", "b"), registers("b", "aa"))
+	add("registers_twice", "a register twice", registers("a", "a"), registers("a", "b"))
+	add("registers_count", "a map that promises more than there is", plain(6, append([]byte{8, 0xa0, 9, 0xbb, 255, 255, 255, 255, 255, 255, 255, 255}, register("a")...)...), registers("a"))
+	add("register_pair", "a register of two parts", plain(6, 8, 0xa0, 9, 0xa1, 0x61, 'a', 0x82, 1, 1), registers("a"))
+	add("kind_0", "a kind that does not exist", kind(0), base)
+	add("kind_6", "a kind that does not exist", kind(6), base)
+	add("kind_8", "a kind that does not exist", kind(8), base)
+	add("kind_257", "a kind beyond eight bits", kind(0x19, 1, 1), base)
+	add("reference_64_bits", "a reference of 64 bits", reference(0x1b, 0x80, 0, 0, 0, 0, 0, 0, 0), base)
+	add("birth_15_bytes", "a birth of 15 bytes", append(appendBytes(append(head(1, 5), 5), birth[:15]), 8, 0xa0), base)
+	add("cluster_of_key", "a key of one cluster", append(withBirth(append(head(1, 6), 4, 1)), 8, 0xa0), base)
+	add("cluster_missing", "a member of no cluster", append(withBirth(head(4, 5)), 8, 0xa0), append(withBirth(append(head(4, 6), 4, 1)), 8, 0xa0))
+	bury := func(name, comment string, clearBytes, mended []byte) {
+		refuse(t, out, "tombstone_"+name, comment, authentic(t, k, clearBytes, nil, 0), authentic(t, k, mended, nil, 0))
+	}
+	dead := plain(6, 7, 0xf5, 8, 0xa0)
+	denied := append(appendText(nil, "attr/extractable"), 0x83, 1, 1, 0x41)
+	bury("core", "a tombstone that still has a class", plain(6, append([]byte{7, 0xf5, 8, 0xa1, 1}, appendText(nil, "secret-key")...)...), dead)
+	bury("register", "a tombstone that still has a register", plain(7, append([]byte{7, 0xf5, 8, 0xa0, 9, 0xa1}, register("a")...)...), dead)
+	bury("extractable", "a tombstone that says again what it may not", plain(7, append(append([]byte{7, 0xf5, 8, 0xa0, 9, 0xa1}, denied...), 1)...), plain(7, append(append([]byte{7, 0xf5, 8, 0xa0, 9, 0xa1}, denied...), 0)...))
 }
 
 // sealedVectors hold sealed parts that no HSM writes, authenticated all the
@@ -192,24 +216,26 @@ func clearVectors(t testing.TB, out map[string]vector) {
 func sealedVectors(t testing.TB, out map[string]vector) {
 	k := testKeyring(t, 1)
 	clearBytes := k.encodeClear(aesRecord(t, k))
-	add := func(name, comment string, hidden ...byte) {
-		refuse(t, out, "sealed_"+name, comment, authentic(t, k, clearBytes, hidden, 1))
+	add := func(name, comment string, hidden, mended []byte) {
+		refuse(t, out, "sealed_"+name, comment, authentic(t, k, clearBytes, hidden, 1), authentic(t, k, clearBytes, mended, 1))
 	}
-	add("trailing", "a byte follows the map", 0xa0, 0)
-	add("unknown_key", "a field of a later version", 0xa1, 3, 1)
-	add("empty_material", "empty material is left out, not written", 0xa1, 1, 0x40)
-	add("empty_registers", "an empty map of registers is left out, not written", 0xa1, 2, 0xa0)
-	add("unsorted", "fields out of order", 0xa2, 2, 0xa1, 0x61, 'a', 0x83, 1, 1, 0x40, 1, 0x41, 1)
-	add("array", "an array instead of a map", 0x80)
-	add("long_length", "a length encoded in two bytes", 0xa1, 1, 0x58, 1, 7)
+	none := []byte{0xa0}
+	add("trailing", "a byte follows the map", []byte{0xa0, 0}, none)
+	add("unknown_key", "a field of a later version", []byte{0xa1, 3, 1}, none)
+	add("empty_material", "empty material is left out, not written", []byte{0xa1, 1, 0x40}, none)
+	add("empty_registers", "an empty map of registers is left out, not written", []byte{0xa1, 2, 0xa0}, none)
+	add("unsorted", "fields out of order", []byte{0xa2, 2, 0xa1, 0x61, 'a', 0x83, 1, 1, 0x40, 1, 0x41, 1}, []byte{0xa2, 1, 0x41, 1, 2, 0xa1, 0x61, 'a', 0x83, 1, 1, 0x40})
+	add("array", "an array instead of a map", []byte{0x80}, none)
+	add("long_length", "a length encoded in two bytes", []byte{0xa1, 1, 0x58, 1, 7}, []byte{0xa1, 1, 0x41, 7})
 }
 
 func headerVectors(t testing.TB, out map[string]vector) {
 	k := testKeyring(t, 1, 2)
 	add := func(name, comment, expect string, change func(*MaskedObject)) {
 		m := mask(t, k, aesRecord(t, k))
+		mended := m.Bytes
 		change(&m)
-		out["header_"+name] = vector{comment: comment, expect: expect, keyring: k, epochs: []uint64{2}, masked: m}
+		out["header_"+name] = vector{comment: comment, expect: expect, keyring: k, epochs: []uint64{2}, masked: m, mended: mended}
 	}
 	other := result(OpenKeyring(NewSecret(sequence(0x60, KeySize)), map[uint64]Secret{2: NewSecret(sequence(0x40, KeySize))}))(t)
 	add("reference", "another reference than in the bytes", "corrupt", func(m *MaskedObject) { m.Ref++ })
@@ -253,18 +279,27 @@ func rivalVectors(t testing.TB, out map[string]vector) {
 	over.Destroy()
 	add("rival_destroyed", "a key that stands above a tombstone", result(Supersede(aesRecord(t, k), over, aesRecord(t, k).Birth))(t))
 
-	bad := func(name, comment string, change func(*Record)) {
-		r := decided(t, k)
-		change(r)
+	seal := func(r *Record) []byte {
 		env := &envelope{version: versionRivals, epoch: 1, clear: k.encodeClear(r)}
 		hidden := encodeHidden(r)
 		env.siv = k.siv(env.clear, hidden)
-		refuse(t, out, "rival_"+name, comment, result(k.seal(env, hidden))(t))
+		return result(k.seal(env, hidden))(t)
 	}
+	from := func(name, comment string, change, mended func(*Record)) {
+		r, m := decided(t, k), decided(t, k)
+		change(r)
+		mended(m)
+		refuse(t, out, "rival_"+name, comment, seal(r), seal(m))
+	}
+	bad := func(name, comment string, change func(*Record)) { from(name, comment, change, func(*Record) {}) }
 	bad("none", "version 2 without a rival", func(r *Record) { r.Rivals, r.Standing = nil, 0 })
 	bad("no_standing", "a rival, and no standing", func(r *Record) { r.Standing = 0 })
 	bad("no_rivals", "a standing above nobody", func(r *Record) { r.Rivals = nil })
-	bad("itself", "it is its own rival", func(r *Record) { r.Rivals[r.Birth] = &Rival{Standing: r.Standing} })
+	from("itself", "it is its own rival", func(r *Record) { r.Rivals[r.Birth] = &Rival{Standing: r.Standing} }, func(r *Record) {
+		third := r.Birth
+		third[15]-- // of two that stand alike, the lower birth is below
+		r.Rivals[third] = &Rival{Standing: r.Standing}
+	})
 	bad("above", "a rival of a higher standing", func(r *Record) { r.Rivals[otherBirth(t, k).Birth].Standing = 2 })
 	bad("standing_large", "a standing beyond 2^32", func(r *Record) { r.Standing = MaxStanding + 1 })
 	bad("of_policy", "a policy with a rival", func(r *Record) { r.Kind = KindPolicy })
@@ -272,5 +307,5 @@ func rivalVectors(t testing.TB, out map[string]vector) {
 	m := mask(t, k, decided(t, k))
 	old := bytes.Clone(m.Bytes)
 	old[1] = versionPlain
-	refuse(t, out, "rival_version_1", "version 1 with a rival", old)
+	refuse(t, out, "rival_version_1", "version 1 with a rival", old, m.Bytes)
 }
