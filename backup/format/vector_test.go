@@ -248,6 +248,7 @@ func packVectors(t testing.TB) (out []vector) {
 		change(&b)
 		inside(name, "corrupt", 2, comment, first.bytes(), b.bytes(), endBlock(2, 3))
 	}
+	edit("block_of_type_2", "a block of type 2, whole", func(b *block) { b.kind = 2 })
 	edit("no_objects", "a block of no objects", func(b *block) { b.objects = 0 })
 	edit("too_many_objects", "a block of 2^32-1 objects", func(b *block) { b.objects = 1<<32 - 1 })
 	edit("column_too_large", "a column of 4 GiB is announced", func(b *block) { b.raw = 1<<32 - 1 })
@@ -432,6 +433,7 @@ func envelopeVectors(t testing.TB) (out []vector) {
 	add("version_2", "version", "a later version of the file", bytes.Replace(stored, []byte(" v1\n"), []byte(" v2\n"), 1))
 	edit("body_version_4", "version", "a later version of the body", func(b *envelopeBody) { b.Version = 4 })
 	edit("ok_packs", "ok", "version 2 names recipients of packs", func(b *envelopeBody) { b.Version, b.Packs, b.Epochs = 2, []string{"age1a", "age1b"}, []uint64{1, 7} })
+	edit("ok_one_recipient", "ok", "version 2 names one recipient of packs", func(b *envelopeBody) { b.Version, b.Packs, b.Epochs = 2, []string{"age1a"}, []uint64{1} })
 	edit("epochs_missing", "corrupt", "version 2 without epochs", func(b *envelopeBody) { b.Version, b.Packs = 2, []string{"age1a"} })
 	edit("epochs_twice", "corrupt", "one epoch twice", func(b *envelopeBody) { b.Version, b.Packs, b.Epochs = 2, []string{"age1a"}, []uint64{1, 1} })
 	edit("epoch_0", "corrupt", "the epoch of what is not sealed", func(b *envelopeBody) { b.Version, b.Packs, b.Epochs = 2, []string{"age1a"}, []uint64{0, 1} })
@@ -468,6 +470,9 @@ func envelopeVectors(t testing.TB) (out []vector) {
 	edit("threshold_0", "corrupt", "nobody is needed", func(b *envelopeBody) { b.Threshold = 0 })
 	edit("threshold_too_high", "corrupt", "4 of 3", func(b *envelopeBody) { b.Threshold = 4 })
 	edit("threshold_huge", "corrupt", "2^63 of 2^63", func(b *envelopeBody) { b.Threshold, b.Custodians = 1<<63, 1<<63 })
+	edit("custodians_too_many", "corrupt", "65 custodians", func(b *envelopeBody) {
+		b.Threshold, b.Shares, b.Custodians = 1, nil, MaxCustodians+1
+	})
 	edit("share_missing", "corrupt", "two shares for three", func(b *envelopeBody) { b.Shares = b.Shares[:2] })
 	edit("shares_at_threshold_1", "corrupt", "shares that nobody needs", func(b *envelopeBody) { b.Threshold = 1 })
 	edit("no_content", "corrupt", "nothing sealed", func(b *envelopeBody) { b.Sealed = nil })
