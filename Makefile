@@ -28,7 +28,7 @@ servers:
 # What the tests take from the distribution: the judges of PKCS #11, and the
 # compiler and checker of the C module.
 PACKAGES := gcc libc6-dev libp11-kit-dev p11-kit p11-kit-modules python3-pykcs11 softhsm2 valgrind \
-	opensc gnutls-bin openssl libengine-pkcs11-openssl nginx-light curl openjdk-17-jdk-headless openssh-client openssh-server
+	opensc gnutls-bin libnss3-tools openssl libengine-pkcs11-openssl nginx-light curl openjdk-17-jdk-headless openssh-client openssh-server
 
 packages:
 	@missing=; for p in $(PACKAGES); do \

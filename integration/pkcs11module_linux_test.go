@@ -65,6 +65,7 @@ func TestModule(t *testing.T) {
 			t.Fatalf("%v (make packages installs valgrind)\n%s", err, out)
 		}
 	})
+	t.Run("stock", w.stockClients)
 	t.Run("page", w.page)
 	t.Run("killed", w.applicationKilled)
 	t.Run("attacked", w.attacked)
@@ -92,6 +93,26 @@ func (w *moduleWorld) page(t *testing.T) {
 	}
 	if len(steps) < 6 {
 		t.Errorf("%s has only %d commands", path, len(steps))
+	}
+}
+
+// stockClients runs what they pass on through p11-kit's client of the distribution, and
+// through those of other versions that HSMBACKUP_P11KIT_CLIENTS names, with colons
+// between: p11-kit changed its encodings over the versions.
+func (w *moduleWorld) stockClients(t *testing.T) {
+	clients := []string{stockModule}
+	if more := os.Getenv("HSMBACKUP_P11KIT_CLIENTS"); more != "" {
+		clients = append(clients, strings.Split(more, ":")...)
+	}
+	for _, client := range clients {
+		for _, mode := range []string{"keys", "threads", "fork"} {
+			c := exec.CommandContext(t.Context(), filepath.Join(w.dir, "moduletest"), client, alicePIN, mode)
+			// A client that is not installed finds the libraries it was built with beside it.
+			c.Env = append(os.Environ(), "P11_KIT_SERVER_ADDRESS=unix:path="+w.socket, "LD_LIBRARY_PATH="+filepath.Dir(client))
+			if out, err := c.CombinedOutput(); err != nil {
+				t.Errorf("%s, %s: %v\n%s", client, mode, err, out)
+			}
+		}
 	}
 }
 
