@@ -66,6 +66,7 @@ var attributes = []Attribute{
 	{Name: "curve"},
 	{Name: "decrypt", Modifiable: Freely, AtCreation: true, Stored: true},
 	{Name: "derive", Modifiable: Freely, AtCreation: true, Stored: true, Not: []Class{ClassPublic}},
+	{Name: DeriveTemplate, Modifiable: Freely, AtCreation: true, Text: true, Stored: true, Optional: true, Template: true, Not: []Class{ClassPublic}},
 	{Name: "destroyable", Modifiable: Freely, AtCreation: true, Stored: true, Any: true},
 	{Name: "ec-point"},
 	{Name: "encrypt", Modifiable: Freely, AtCreation: true, Stored: true},

@@ -33,7 +33,7 @@ var (
 	// not modifiable, sign is false, …).
 	ErrAttribute = errors.New("key attribute forbids it")
 	// ErrTemplate: the key to be wrapped lacks what the wrap-template of the wrapping key
-	// asks for, or the request contradicts the unwrap-template of the unwrapping key.
+	// asks for, or the request contradicts the unwrap-template of the unwrapping key, or the derive-template of the base key.
 	ErrTemplate = errors.New("the key's template forbids it")
 	// ErrLineage: the object or peer belongs to another lineage.
 	ErrLineage = errors.New("no common lineage")

@@ -7,9 +7,9 @@ import (
 	"strings"
 )
 
-// A template is the value of the attributes wrap-template and unwrap-template: which
-// attributes keys must have that a key wraps, and which those get that it unwraps. As
-// text it is NAME=VALUE, separated by commas, ascending by name, each name once, with
+// A template is the value of the attributes wrap-template, unwrap-template and
+// derive-template: which attributes keys must have that a key wraps, and which those get
+// that it unwraps, or that are derived from it. As text it is NAME=VALUE, separated by commas, ascending by name, each name once, with
 // each value as KeyInfo.Attributes prints it; \ stands before a comma and a \ of a value.
 
 // MaxTemplate bounds a template, in bytes.
@@ -19,6 +19,7 @@ const MaxTemplate = 2 << 10
 const (
 	WrapTemplate   = "wrap-template"
 	UnwrapTemplate = "unwrap-template"
+	DeriveTemplate = "derive-template"
 )
 
 // ParseTemplate reads the text of a template, in any order. ErrInvalid if it is malformed,
@@ -38,7 +39,7 @@ func ParseTemplate(attribute, text string) (map[string]string, error) {
 			return nil, fmt.Errorf("%s: %w", attribute, err)
 		}
 		settable := a.AtCreation || name == "class" || name == "key-type"
-		if a.Template || attribute == UnwrapTemplate && !settable {
+		if a.Template || attribute != WrapTemplate && !settable {
 			return nil, fmt.Errorf("%w: %s: %s cannot be in it", ErrInvalid, attribute, name)
 		}
 		if _, twice := out[name]; twice {

@@ -48,10 +48,10 @@ var (
 var (
 	ofKeys    = []ck.Attr{ck.KeyType, ck.ID, ck.StartDate, ck.EndDate, ck.Derive, ck.Local, ck.KeyGenMechanism, ck.AllowedMechanisms}
 	ofPublic  = []ck.Attr{ck.Subject, ck.Encrypt, ck.Verify, ck.VerifyRecover, ck.Wrap, ck.WrapTemplate, ck.Trusted, ck.PublicKeyInfo, ck.CheckValue}
-	ofPrivate = []ck.Attr{ck.Subject, ck.Sensitive, ck.Decrypt, ck.Sign, ck.SignRecover, ck.Unwrap, ck.UnwrapTemplate, ck.Extractable, ck.AlwaysSensitive, ck.NeverExtractable,
+	ofPrivate = []ck.Attr{ck.Subject, ck.Sensitive, ck.Decrypt, ck.Sign, ck.SignRecover, ck.Unwrap, ck.UnwrapTemplate, ck.DeriveTemplate, ck.Extractable, ck.AlwaysSensitive, ck.NeverExtractable,
 		ck.WrapWithTrusted, ck.AlwaysAuthenticate, ck.PublicKeyInfo, ck.CheckValue}
 	ofSecret = []ck.Attr{ck.Sensitive, ck.Encrypt, ck.Decrypt, ck.Sign, ck.Verify, ck.Wrap, ck.Unwrap, ck.Extractable, ck.AlwaysSensitive, ck.NeverExtractable,
-		ck.CheckValue, ck.WrapWithTrusted, ck.Trusted, ck.ValueLen, ck.Value, ck.WrapTemplate, ck.UnwrapTemplate}
+		ck.CheckValue, ck.WrapWithTrusted, ck.Trusted, ck.ValueLen, ck.Value, ck.WrapTemplate, ck.UnwrapTemplate, ck.DeriveTemplate}
 	ofAll         = []ck.Attr{ck.Class, ck.Token, ck.Private, ck.Modifiable, ck.Label, ck.Copyable, ck.Destroyable, ck.UniqueID}
 	ofData        = []ck.Attr{ck.Application, ck.ObjectID, ck.Value}
 	ofCertificate = []ck.Attr{ck.CertificateType, ck.Trusted, ck.CertificateCategory, ck.Subject, ck.ID, ck.Issuer, ck.SerialNumber, ck.Value, ck.StartDate, ck.EndDate, ck.CheckValue}
@@ -165,7 +165,7 @@ func derivedAttribute(k hsm.KeyInfo, t ck.Attr) (a rpc.Attribute, ok bool) {
 		return number(uint64(generators[k.Type])), true
 	case ck.ECParams:
 		return blob(curveDER(k.Curve)), true
-	case ck.WrapTemplate, ck.UnwrapTemplate:
+	case ck.WrapTemplate, ck.UnwrapTemplate, ck.DeriveTemplate:
 		return rpc.Attribute{Attrs: templateAttributes(t, k.Attributes[templates[t]])}, true
 	case ck.ParameterSet, ck.Encapsulate, ck.Decapsulate:
 		return pqAttribute(k, t), true

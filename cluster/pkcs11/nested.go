@@ -13,11 +13,11 @@ import (
 	"github.com/hsmbackup/hsmbackup/cluster/pkcs11/rpc"
 )
 
-// CKA_WRAP_TEMPLATE and CKA_UNWRAP_TEMPLATE are templates in a template, and text in an
+// CKA_WRAP_TEMPLATE, CKA_UNWRAP_TEMPLATE and CKA_DERIVE_TEMPLATE are templates in a template, and text in an
 // HSM (hsm.ParseTemplate), which enforces them.
 
 // templates are the attributes that are templates.
-var templates = map[ck.Attr]string{ck.WrapTemplate: hsm.WrapTemplate, ck.UnwrapTemplate: hsm.UnwrapTemplate}
+var templates = map[ck.Attr]string{ck.WrapTemplate: hsm.WrapTemplate, ck.UnwrapTemplate: hsm.UnwrapTemplate, ck.DeriveTemplate: hsm.DeriveTemplate}
 
 // templateText is the text of a template for an HSM.
 func templateText(at ck.Attr, list []rpc.Attribute) (string, error) {
@@ -133,9 +133,10 @@ func sameValue(a, b rpc.Attribute) bool {
 }
 
 // yield takes out of a request what a key is for, where the application did not say it
-// and the unwrapping key does.
-func (t template) yield(r *hsm.CreateRequest, unwrapping hsm.KeyInfo) {
-	inner, err := hsm.ParseTemplate(hsm.UnwrapTemplate, unwrapping.Attributes[hsm.UnwrapTemplate])
+// and a template of the other key does, with which it is unwrapped, or from which it
+// is derived.
+func (t template) yield(r *hsm.CreateRequest, other hsm.KeyInfo, attribute string) {
+	inner, err := hsm.ParseTemplate(attribute, other.Attributes[attribute])
 	if err != nil || slices.ContainsFunc(usage, t.has) {
 		return
 	}

@@ -54,6 +54,29 @@ func TestWrapAndUnwrapTemplates(t *testing.T) {
 	} {
 		a.want(ck.AttributeValueInvalid, rpc.GenerateKey, s, mech(ck.AESKeyGen), []rpc.Attribute{attr(ck.ValueLen, 32), bad})
 	}
-	a.want(ck.AttributeTypeInvalid, rpc.GenerateKey, s, mech(ck.AESKeyGen), []rpc.Attribute{attr(ck.ValueLen, 32), nested(ck.DeriveTemplate)})
 	a.want(ck.TemplateInconsistent, rpc.GenerateKey, s, mech(ck.AESKeyGen), []rpc.Attribute{attr(ck.ValueLen, 32), nested(ck.WrapTemplate), wrapping})
+}
+
+// TestDeriveTemplate: a key of which the application does not say what it is for gets
+// what the template says, and one that contradicts it is not derived.
+func TestDeriveTemplate(t *testing.T) {
+	a := newWorld(t, 1, cluster.Policy{MinCopies: 1}).app()
+	s := a.session(bobPIN)
+	inner := nested(ck.DeriveTemplate, attr(ck.Sign, true), attr(ck.Sensitive, false), attr(ck.ValueLen, 32))
+	a.want(ck.AttributeValueInvalid, rpc.GenerateKey, s, mech(ck.GenericSecretGen), []rpc.Attribute{attr(ck.ValueLen, 32), attr(ck.Derive, true), inner})
+	inner = nested(ck.DeriveTemplate, attr(ck.Sign, true), attr(ck.Sensitive, false), attr(ck.KeyType, ck.KeyGeneric))
+	base := a.call(rpc.GenerateKey, s, mech(ck.GenericSecretGen), []rpc.Attribute{attr(ck.ValueLen, 32), attr(ck.Derive, true), inner})[0].(uint64)
+	items := rpc.Mechanism{Type: ck.SP800108Counter, Has: true, Nums: []uint64{uint64(ck.SHA256HMAC), 5, kdfIteration, kdfBytes, kdfBytes, kdfBytes, kdfLength},
+		Bufs: [][]byte{ulongs(0, 32), []byte("label"), {0}, []byte("context"), ulongs(1, 0, 32)}}
+	key := a.call(rpc.DeriveKey, s, items, base, []rpc.Attribute{attr(ck.ValueLen, 32)})[0].(uint64)
+	for at, want := range map[ck.Attr]uint64{ck.Sign: 1, ck.Sensitive: 0, ck.Encrypt: 0} {
+		if got, rv := a.value(s, key, at); got.Num != want || rv != ck.OK {
+			t.Errorf("%x is %d, %v", at, got.Num, rv)
+		}
+	}
+	a.want(ck.TemplateInconsistent, rpc.DeriveKey, s, items, base, []rpc.Attribute{attr(ck.ValueLen, 32), attr(ck.Sensitive, true)})
+	a.want(ck.TemplateInconsistent, rpc.DeriveKey, s, items, base, []rpc.Attribute{attr(ck.ValueLen, 32), attr(ck.KeyType, ck.KeyAES)})
+	if found := a.find(s, inner); len(found) != 1 || found[0] != base {
+		t.Errorf("found %v", found)
+	}
 }

@@ -143,6 +143,43 @@ func TestMLKEM(t *testing.T) {
 	a.want(ck.TemplateInconsistent, rpc.GenerateKeyPair, s, mech(ck.MLKEMKeyPairGen), []rpc.Attribute{set(2)}, []rpc.Attribute{set(3)})
 }
 
+// TestWrappedPostQuantumKeys: private keys of ML-DSA and ML-KEM leave wrapped, and what
+// is unwrapped signs and decapsulates for the public key of before.
+func TestWrappedPostQuantumKeys(t *testing.T) {
+	a := newWorld(t, 1, onlyOne).app()
+	s := a.session(bobPIN)
+	kek := a.aes(s, attr(ck.Wrap, true), attr(ck.Unwrap, true))
+	rsaPub, rsaPriv := a.rsa(s)
+	rsaAES := rpc.Mechanism{Type: ck.RSAAESKeyWrap, Has: true, Nums: []uint64{256, uint64(ck.SHA256), ck.MGF1SHA256, 1}, Bufs: [][]byte{nil}}
+	ways := []struct {
+		m          rpc.Mechanism
+		wrap, open uint64
+	}{{mech(ck.AESKeyWrapKWP), kek, kek}, {mech(ck.CloudHSMAESKWPKCS5), kek, kek}, {gcm(128), kek, kek}, {rsaAES, rsaPub, rsaPriv}}
+	pub, priv := a.pair(s, ck.MLDSAKeyPairGen, []rpc.Attribute{set(2)}, nil)
+	dsa := []rpc.Attribute{attr(ck.Class, ck.ObjectPrivateKey), attr(ck.KeyType, ck.KeyMLDSA)}
+	for _, w := range ways {
+		wrapped := a.call(rpc.WrapKey, s, w.m, w.wrap, priv, room)[0].([]byte)
+		back := a.call(rpc.UnwrapKey, s, w.m, w.open, wrapped, dsa)[0].(uint64)
+		sig := a.crypt(rpc.SignInit, s, mech(ck.MLDSA), back, []byte("data"))
+		a.call(rpc.VerifyInit, s, mech(ck.MLDSA), pub)
+		a.call(rpc.Verify, s, []byte("data"), sig)
+		a.want(ck.WrappedKeyInvalid, rpc.UnwrapKey, s, w.m, w.open, wrapped, []rpc.Attribute{attr(ck.Class, ck.ObjectPrivateKey), attr(ck.KeyType, ck.KeyMLKEM)})
+	}
+	pub, priv = a.pair(s, ck.MLKEMKeyPairGen, []rpc.Attribute{set(2)}, nil)
+	kem := []rpc.Attribute{attr(ck.Class, ck.ObjectPrivateKey), attr(ck.KeyType, ck.KeyMLKEM)}
+	clear := []rpc.Attribute{attr(ck.Sensitive, false), attr(ck.Extractable, true)}
+	out := a.call(rpc.EncapsulateKey, s, mech(ck.MLKEM), pub, clear, room)
+	want, _ := a.value(s, out[1].(uint64), ck.Value)
+	for _, w := range ways {
+		wrapped := a.call(rpc.WrapKey, s, w.m, w.wrap, priv, room)[0].([]byte)
+		back := a.call(rpc.UnwrapKey, s, w.m, w.open, wrapped, kem)[0].(uint64)
+		shared := a.call(rpc.DecapsulateKey, s, mech(ck.MLKEM), back, clear, out[0])[0].(uint64)
+		if got, _ := a.value(s, shared, ck.Value); len(got.Bytes) != 32 || !bytes.Equal(got.Bytes, want.Bytes) {
+			t.Errorf("mechanism 0x%x: another secret", uint32(w.m.Type))
+		}
+	}
+}
+
 func TestHMACGeneral(t *testing.T) {
 	a := newWorld(t, 1, onlyOne).app()
 	s := a.session(bobPIN)

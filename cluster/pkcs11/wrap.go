@@ -136,7 +136,7 @@ func (s *session) unwrapKey(ctx context.Context, args rpc.Args) ([]any, error) {
 	if t.has(ck.ValueLen) {
 		r.Size = int(min(t[ck.ValueLen].Num, 1<<20))
 	}
-	t.yield(&r, k)
+	t.yield(&r, k, hsm.UnwrapTemplate)
 	r.Method, r.Key, r.Params, r.Data = hsm.MethodUnwrap, key.ref, p, hsm.NewSecret(args.Bytes(3))
 	return s.one(ctx, l, r, map[error]ck.RV{hsm.ErrCrypto: ck.WrappedKeyInvalid, hsm.ErrInvalid: ck.WrappedKeyInvalid, hsm.ErrAttribute: ck.TemplateInconsistent,
 		hsm.ErrDenied: ck.KeyFunctionNotPermitted})
@@ -187,6 +187,7 @@ func (s *session) deriveKey(ctx context.Context, args rpc.Args) ([]any, error) {
 		}
 		r.Size = sizes[k.Curve]
 	}
+	t.yield(&r, k, hsm.DeriveTemplate)
 	r.Method, r.Key, r.Params = hsm.MethodDerive, key.ref, p
 	return s.one(ctx, l, r, map[error]ck.RV{hsm.ErrInvalid: ck.MechanismParamInvalid, hsm.ErrCrypto: ck.MechanismParamInvalid, hsm.ErrAttribute: ck.TemplateInconsistent,
 		hsm.ErrDenied: ck.KeyFunctionNotPermitted})

@@ -90,7 +90,7 @@ var verdicts = []verdict{
 	{cluster.ErrAvailability, "availability", exitRefused, "wait until the key is on more HSMs (cluster wait), start the missing HSMs, or lower min-copies"},
 	{cluster.ErrMinCopies, "min_copies", exitRefused, "start the missing HSMs (cluster info shows them), or ask for fewer with --min-copies"},
 	{cloudhsm.ErrFile, "sdk_config", exitFailed, "correct the setting it names, or write the file with hsmbackup configure"},
-	{hsm.ErrTemplate, "template", exitRefused, "key show lists the key's wrap-template and unwrap-template; its owner sets them with key set"},
+	{hsm.ErrTemplate, "template", exitRefused, "key show lists the key's wrap-template, unwrap-template and derive-template; its owner sets them with key set"},
 	{hsm.ErrAttribute, "attribute", exitRefused, "key show lists the key's attributes; key set changes those that may change"},
 	{hsm.ErrConflict, "conflict", exitRefused, "compare both keys with key show, and decide which one stands with synckey resolve"},
 	{hsm.ErrDestroyed, "destroyed", exitFailed, "a destroyed key stays destroyed; a snapshot made before may still hold it"},

@@ -91,3 +91,37 @@ func testUnwrapTemplate(w *world) {
 	_, err = n.opened(s, pairs.Ref, data, true, nil)
 	w.want("another class", err, hsm.ErrTemplate)
 }
+
+func testDeriveTemplate(w *world) {
+	n, other := w.node(), w.empty()
+	s := n.user(alice)
+	base := generate("generic-secret", 32, "")
+	base.Attributes = map[string]string{"derive": "true", hsm.DeriveTemplate: "extractable=false,encrypt=true,key-type=aes,token=true"}
+	key := n.create(s, base)[0]
+	w.equal("as it is shown", key.Attributes[hsm.DeriveTemplate], "encrypt=true,extractable=false,key-type=aes,token=true")
+	derive := func(keyType string, token bool, attributes map[string]string) hsm.CreateRequest {
+		return hsm.CreateRequest{Method: hsm.MethodDerive, Token: token, Type: keyType, Size: 32, Key: key.Ref,
+			Params: hsm.Params{Mechanism: "sp800-108-counter", SharedInfo: []byte("label")}, Attributes: attributes}
+	}
+	keys, err := n.tryCreate(s, derive("aes", true, map[string]string{"decrypt": "true", "encrypt": "1"}))
+	w.ok(err)
+	if k := keys[0]; k.Attributes["extractable"] != "false" || k.Attributes["encrypt"] != "true" || k.Attributes["decrypt"] != "true" {
+		w.Errorf("derived as %+v", k)
+	}
+	for what, r := range map[string]hsm.CreateRequest{
+		"a flag":        derive("aes", true, map[string]string{"extractable": "true"}),
+		"another type":  derive("generic-secret", true, nil),
+		"a session key": derive("aes", false, nil),
+	} {
+		_, err := n.tryCreate(s, r)
+		w.want(what, err, hsm.ErrTemplate)
+	}
+	w.sync(n, other)
+	_, err = other.tryCreate(other.user(alice), derive("generic-secret", true, nil))
+	w.want("on another HSM", err, hsm.ErrTemplate)
+	_, err = s.Change(n.ctx(), hsm.Change{Kind: hsm.ChangeAttribute, Ref: key.Ref, Name: hsm.DeriveTemplate, Value: "local=true"})
+	w.want("what nobody sets", err, hsm.ErrInvalid)
+	w.must(s.Change(n.ctx(), hsm.Change{Kind: hsm.ChangeAttribute, Ref: key.Ref, Name: hsm.DeriveTemplate, Value: ""}))
+	_, err = n.tryCreate(s, derive("generic-secret", false, nil))
+	w.ok(err)
+}

@@ -132,7 +132,7 @@ func (s *session) conceive(req *hsm.CreateRequest) ([]newborn, error) {
 	case hsm.MethodUnwrap:
 		b, req.Attributes, err = s.unwrapped(r)
 	case hsm.MethodDerive:
-		b, err = s.derived(r)
+		b, req.Attributes, err = s.derived(r)
 	case hsm.MethodCopy:
 		b, req.Attributes, err = s.copied(r)
 	default:

@@ -10,9 +10,10 @@ import (
 	"github.com/hsmbackup/hsmbackup/cluster/hsm"
 )
 
-// Wrap and unwrap templates (PKCS #11 v2.40 §4.9.1 and §5.14): a key with a
+// Wrap, unwrap and derive templates (PKCS #11 v2.40 §4.9.1 and §5.14): a key with a
 // wrap-template wraps only keys that have these attributes; what a key with an
-// unwrap-template unwraps has these attributes, and a request must not say otherwise.
+// unwrap-template unwraps, or what is derived from one with a derive-template, has these
+// attributes, and a request must not say otherwise.
 
 // templateOf reads a template of a key. What this version does not understand lets
 // nothing through.
@@ -49,9 +50,10 @@ func fitsWrapTemplate(key, payload *hsm.Record, token bool) error {
 	return nil
 }
 
-// withUnwrapTemplate returns the attributes of an unwrapped key.
-func withUnwrapTemplate(key *hsm.Record, r hsm.CreateRequest, b newborn) (map[string]string, error) {
-	t, err := templateOf(key, hsm.UnwrapTemplate)
+// withTemplate returns the attributes of a key that was unwrapped with another, or
+// derived from it, by a template of that.
+func withTemplate(attribute string, key *hsm.Record, r hsm.CreateRequest, b newborn) (map[string]string, error) {
+	t, err := templateOf(key, attribute)
 	if err != nil || len(t) == 0 {
 		return r.Attributes, err
 	}
@@ -63,7 +65,7 @@ func withUnwrapTemplate(key *hsm.Record, r hsm.CreateRequest, b newborn) (map[st
 		is, said := given[name]
 		switch {
 		case said && !hsm.SameValue(name, is, t[name]):
-			return nil, fmt.Errorf("%w: what key %s unwraps has %s=%q, not %q", hsm.ErrTemplate, key.Ref, name, t[name], is)
+			return nil, fmt.Errorf("%w: by the %s of key %s the new key has %s=%q, not %q", hsm.ErrTemplate, attribute, key.Ref, name, t[name], is)
 		case !said:
 			wanted[name] = t[name]
 		}

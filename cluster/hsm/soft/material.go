@@ -170,7 +170,7 @@ func (s *session) unwrapped(r hsm.CreateRequest) (newborn, map[string]string, er
 	case b.class == hsm.ClassPublic:
 		return newborn{}, nil, fmt.Errorf("%w: the data is a public key, which is imported, not unwrapped", hsm.ErrInvalid)
 	}
-	wanted, err := withUnwrapTemplate(e.rec, r, b)
+	wanted, err := withTemplate(hsm.UnwrapTemplate, e.rec, r, b)
 	return b, wanted, err
 }
 
@@ -185,30 +185,32 @@ const (
 // derived derives a secret key from another key: from an EC key and a peer's
 // public key by ECDH, with the X9.63 KDF if Hash is set; from a secret key by
 // the counter mode of SP 800-108, with SharedInfo as label.
-func (s *session) derived(r hsm.CreateRequest) (newborn, error) {
+func (s *session) derived(r hsm.CreateRequest) (newborn, map[string]string, error) {
 	spec := mech.Spec{Type: mech.KeyType(r.Type), Size: r.Size}
 	if !spec.Type.Secret() {
-		return newborn{}, fmt.Errorf("%w: key type %q: only aes, des3 and generic-secret keys are derived", hsm.ErrInvalid, r.Type)
+		return newborn{}, nil, fmt.Errorf("%w: key type %q: only aes, des3 and generic-secret keys are derived", hsm.ErrInvalid, r.Type)
 	}
 	if err := spec.Validate(); err != nil {
-		return newborn{}, mechanism(err)
+		return newborn{}, nil, mechanism(err)
 	}
 	e, err := s.usable(r.Key, accessOwner, "derive")
 	if err != nil {
-		return newborn{}, err
+		return newborn{}, nil, err
 	}
 	m, err := e.parsed()
 	if err != nil {
-		return newborn{}, err
+		return newborn{}, nil, err
 	}
 	key, err := derive(m, r)
 	if err != nil {
-		return newborn{}, mechanism(err)
+		return newborn{}, nil, mechanism(err)
 	}
 	if err := mech.FinishDerived(spec.Type, key); err != nil {
-		return newborn{}, mechanism(err)
+		return newborn{}, nil, mechanism(err)
 	}
-	return newborn{class: hsm.ClassSecret, spec: spec, secret: key, origin: hsm.MethodDerive, base: e.rec}, nil
+	b := newborn{class: hsm.ClassSecret, spec: spec, secret: key, origin: hsm.MethodDerive, base: e.rec}
+	wanted, err := withTemplate(hsm.DeriveTemplate, e.rec, r, b)
+	return b, wanted, err
 }
 
 func derive(m material, r hsm.CreateRequest) ([]byte, error) {

@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"encoding/pem"
 	"fmt"
 	"os"
 	"testing"
@@ -186,4 +187,41 @@ func TestPQRefuses(t *testing.T) {
 		wantErr(t, hex.EncodeToString([]byte(s.Type)), s.Validate(), ErrKeySize)
 	}
 	wantErr(t, "a curve", Spec{Type: MLDSA, Size: 44, Curve: Secp256r1}.Validate(), ErrCurve)
+}
+
+// TestPQFromPEM imports both halves of the first key of each set from PEM, and the
+// example of RFC 9881 (appendix C.1) for a private key that is its seed.
+func TestPQFromPEM(t *testing.T) {
+	seen := map[string]bool{}
+	for _, v := range pqVectors(t).Keygen {
+		if name := fmt.Sprint(v.Type, v.Size); seen[name] {
+			continue
+		} else {
+			seen[name] = true
+		}
+		k := pqKey(t, v.Type, v.Size, v.Seed)
+		private := pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: k.PKCS8()})
+		public := pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: k.Public()})
+		for _, kt := range []KeyType{"", v.Type} {
+			one, two := must(ParseImport(kt, private))(t), must(ParseImport(kt, public))(t)
+			equal(t, "private key", one.Secret, k.PKCS8())
+			equal(t, "its public half", one.Public, k.Public())
+			equal(t, "public key", two.Public, k.Public())
+			if one.Class != ClassPrivate || two.Class != ClassPublic || one.Spec != k.Spec() || two.Spec != k.Spec() {
+				t.Errorf("read as %s %+v and %s %+v", one.Class, one.Spec, two.Class, two.Spec)
+			}
+		}
+		for name, bad := range map[string][]byte{"another type": private, "two keys": append(bytes.Clone(private), public...)} {
+			if _, err := ParseImport(RSA, bad); err == nil {
+				t.Errorf("%s is read as rsa", name)
+			}
+		}
+	}
+	if len(seen) != 5 {
+		t.Errorf("keys of %d sets", len(seen))
+	}
+	rfc := "-----BEGIN PRIVATE KEY-----\nMDQCAQAwCwYJYIZIAWUDBAMRBCKAIAABAgMEBQYHCAkKCwwNDg8QERITFBUWFxgZ\nGhscHR4f\n-----END PRIVATE KEY-----\n"
+	k := must(ParseImport("", []byte(rfc)))(t)
+	want := pqKey(t, MLDSA, 44, "000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f")
+	equal(t, "the key of RFC 9881", k.Secret, want.PKCS8())
 }
