@@ -133,6 +133,7 @@ func TestStepsThatTravelTogetherKeepTheirApplications(t *testing.T) {
 // the application it was made for, or for none.
 func TestCallsOfOneStreamKeepTheirApplications(t *testing.T) {
 	m, s, ctx := newClaimSite(t)
+	framed(t, s)
 	other := hsm.WithApplication(t.Context(), hsm.Application{PID: 7, Program: "sshd"})
 	const each = 20
 	var all sync.WaitGroup
@@ -151,7 +152,7 @@ func TestCallsOfOneStreamKeepTheirApplications(t *testing.T) {
 			t.Errorf("%d of %q, want %d", m.count(want), want, each)
 		}
 	}
-	if n := s.calls.line.last; n != 3*each {
+	if n := s.calls.last.Load(); n != 3*each {
 		t.Errorf("%d of %d calls shared the stream", n, 3*each)
 	}
 }

@@ -46,7 +46,8 @@ func BenchmarkRoundTrip(b *testing.B) {
 // BenchmarkCall is the cost of the wire alone, for what a session asks for all the
 // time.
 func BenchmarkCall(b *testing.B) {
-	_, remote := newProbe(b, &probeModule{})
+	_, r := newProbe(b, &probeModule{})
+	remote := framed(b, r)
 	for _, n := range []int{1, 4, 32} {
 		b.Run(fmt.Sprintf("callers=%d", n), func(b *testing.B) {
 			callers(b, n, func() error {

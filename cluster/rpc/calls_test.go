@@ -3,19 +3,22 @@ package rpc
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
+	"io"
+	"net"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
-	"google.golang.org/grpc"
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
+	"github.com/google/go-cmp/cmp"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/hsmbackup/hsmbackup/cluster/hsm"
 	"github.com/hsmbackup/hsmbackup/cluster/rpc/pb"
+	"github.com/hsmbackup/hsmbackup/cluster/rpc/pki"
 )
 
 // use signs data by HMAC, which a probe answers as the test wants.
@@ -42,7 +45,17 @@ func newCallSite(t *testing.T, opts ...ServerOption) (s *site, remote *session, 
 		return u.Data, nil
 	}}
 	s, r := newProbe(t, m, opts...)
-	return s, r.(*session), asked
+	return s, framed(t, r), asked
+}
+
+// framed has a session make its calls in frames from the first one on.
+func framed(t testing.TB, r hsm.Session) *session {
+	t.Helper()
+	s := r.(*session)
+	if err := s.calls.connect(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	return s
 }
 
 // TestCallsAnswerTheirCallers: many at once on one stream, and each gets its own
@@ -86,7 +99,7 @@ func TestLargeCallsGoAlone(t *testing.T) {
 			t.Errorf("%d bytes: %d bytes, %v", n, len(got), err)
 		}
 	}
-	if n := s.calls.line.last; n != 3 {
+	if n := s.calls.last.Load(); n != 3 {
 		t.Errorf("%d calls went on the stream, want 3", n)
 	}
 	u := use(nil)
@@ -181,7 +194,7 @@ func TestCallsOfALostConnection(t *testing.T) {
 	c := &calls{}
 	s, _, asked := newCallSite(t, WithObserver(c.observe))
 	p := newProxy(t, s.address)
-	remote := open(t, s.dialAt(p.address(), "client", "app"))
+	remote := framed(t, open(t, s.dialAt(p.address(), "client", "app")))
 	errs := make(chan error, 10)
 	for range cap(errs) {
 		go func() {
@@ -216,7 +229,8 @@ func TestCallsAreAnsweredBeforeTheServerStops(t *testing.T) {
 		<-proceed
 		return u.Data, nil
 	}}
-	s, remote := newProbe(t, m)
+	s, probed := newProbe(t, m)
+	remote := framed(t, probed)
 	u := use([]byte("last"))
 	u.Params.Mechanism = "rsa-pss"
 	done := make(chan error, 1)
@@ -242,126 +256,216 @@ func TestCallsAreAnsweredBeforeTheServerStops(t *testing.T) {
 	<-stopped
 }
 
-// olderCalls is an HSM that does not know the stream.
-type olderCalls struct {
-	pb.HSMClient
-	asked atomic.Int64
-}
-
-func (o *olderCalls) Calls(ctx context.Context, _ ...grpc.CallOption) (grpc.BidiStreamingClient[pb.CallsRequest, pb.CallsReply], error) {
-	o.asked.Add(1)
-	return olderStream{ctx: ctx}, nil
-}
-
-// olderStream is what gRPC makes of a stream that the other side does not know.
-type olderStream struct {
-	grpc.BidiStreamingClient[pb.CallsRequest, pb.CallsReply]
-	ctx context.Context
-}
-
-func (olderStream) Send(*pb.CallsRequest) error { return nil }
-func (olderStream) Recv() (*pb.CallsReply, error) {
-	return nil, status.Error(codes.Unimplemented, "unknown method Calls")
-}
-
+// TestCallsToAnOlderHSM: one that speaks gRPC on every connection is asked once
+// whether it knows another, and called in the old way.
 func TestCallsToAnOlderHSM(t *testing.T) {
-	_, s, _ := newCallSite(t)
-	older := &olderCalls{HSMClient: s.replica.api}
-	s.replica.module.api = older
-	var all sync.WaitGroup
-	for range 20 {
-		all.Go(func() {
-			if got, err := s.Use(t.Context(), use([]byte("x"))); err != nil || string(got) != "x" {
-				t.Errorf("%q, %v", got, err)
-			}
-		})
+	s := &site{t: t, cluster: hsm.NewClusterID(), id: hsm.NewHSMID(), keyring: hsm.NewKeyring(), older: true}
+	s.hsm = newSoftOf(t, s.id, s.cluster, s.keyring)
+	s.serve(s.module)
+	s.users("bob")
+	bob := loginAs(t, s.dial(pki.KindClient, "app"), hsm.RoleCryptoUser, "bob").(*session)
+	if err := bob.calls.connect(t.Context()); !errors.Is(err, errOlder) {
+		t.Fatalf("%v, want that the HSM is older", err)
 	}
-	all.Wait()
-	asked := older.asked.Load()
-	if _, err := s.Use(t.Context(), use(nil)); err != nil || older.asked.Load() != asked {
-		t.Errorf("it is asked again: %v", err)
+	key := create(t, bob, hsm.CreateRequest{Method: hsm.MethodGenerate, Type: "generic-secret", Size: 32, Token: true,
+		Attributes: map[string]string{"label": "k", "sign": "true"}}).Keys[0].Ref
+	u := use([]byte("x"))
+	u.Key, u.Kind = key, hsm.UseMAC
+	for range 3 {
+		if _, err := bob.Use(t.Context(), u); err != nil {
+			t.Error(err)
+		}
+	}
+	if n := bob.calls.last.Load(); n != 0 || bob.calls.making {
+		t.Errorf("%d calls in frames", n)
 	}
 }
 
-// awayCalls is an HSM to which no stream can be opened; with stuck, not before the
-// caller gives up.
-type awayCalls struct {
-	pb.HSMClient
-	stuck bool
-}
-
-func (a *awayCalls) Calls(ctx context.Context, _ ...grpc.CallOption) (grpc.BidiStreamingClient[pb.CallsRequest, pb.CallsReply], error) {
-	if a.stuck {
-		<-ctx.Done()
-		return nil, status.FromContextError(ctx.Err()).Err()
+// TestCallsFindTheirConnection: the first call of a session goes in the old way, the
+// second has a connection made, and waits for none.
+func TestCallsFindTheirConnection(t *testing.T) {
+	_, r := newProbe(t, &probeModule{})
+	s := r.(*session)
+	once := func() {
+		t.Helper()
+		if _, err := s.Use(t.Context(), use(nil)); err != nil {
+			t.Fatal(err)
+		}
 	}
-	return nil, status.Error(codes.Unavailable, "connection refused")
+	if once(); s.calls.making {
+		t.Error("a session that asks once has a connection made")
+	}
+	eventually(t.Context(), t, "a call goes in a frame", func() bool { once(); return s.calls.last.Load() > 0 })
+	s.calls.line.fail(errClosed) // as when it breaks
+	n := s.calls.last.Load()
+	eventually(t.Context(), t, "there is another connection", func() bool { once(); return s.calls.last.Load() > n })
 }
 
-// TestACallThatFindsNoConnection is one of an HSM that is away, so that another is
-// asked: not one that its caller has broken off.
-func TestACallThatFindsNoConnection(t *testing.T) {
-	_, s, _ := newCallSite(t)
-	s.replica.module.api = &awayCalls{HSMClient: s.replica.api}
-	if _, err := s.Use(t.Context(), use([]byte("x"))); !errors.Is(err, hsm.ErrUnavailable) || errors.Is(err, context.Canceled) {
+// TestCallsOfAnHSMThatIsAway: the error is that of a call of its own, and where a
+// connection for calls cannot be made none is missed.
+func TestCallsOfAnHSMThatIsAway(t *testing.T) {
+	s, r := newProbe(t, &probeModule{})
+	dial := r.(*session).replica.dialer
+	r.(*session).replica.dialer = func(context.Context, string) (net.Conn, error) { return nil, errors.New("no more sockets") }
+	for range 3 {
+		if _, err := r.Use(t.Context(), use(nil)); err != nil {
+			t.Error(err)
+		}
+	}
+	eventually(t.Context(), t, "one was tried", func() bool {
+		c := &r.(*session).calls
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		return !c.making && !c.after.IsZero()
+	})
+	r.(*session).replica.dialer = dial
+	remote := framed(t, r)
+	s.server.Stop()
+	eventually(t.Context(), t, "the session is lost", func() bool {
+		_, err := remote.Use(t.Context(), use([]byte("x")))
+		if errors.Is(err, context.Canceled) {
+			t.Fatalf("%v, of a call that nobody broke off", err)
+		}
+		return errors.Is(err, hsm.ErrUnavailable)
+	})
+}
+
+// raw is a connection for calls, made by hand.
+func raw(t *testing.T, s *site, name string) (net.Conn, *frames) {
+	t.Helper()
+	cfg := s.config(pki.KindClient, name)
+	cfg.NextProtos = []string{pki.CallsProtocol}
+	return rawWith(t, s, cfg)
+}
+
+func rawWith(t *testing.T, s *site, cfg *tls.Config) (net.Conn, *frames) {
+	t.Helper()
+	conn, err := tls.Dial("tcp", s.address, cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	return conn, &frames{from: conn, most: maxFrame}
+}
+
+// say sends a message in a frame.
+func say(t *testing.T, conn net.Conn, m proto.Message) {
+	t.Helper()
+	b, err := proto.Marshal(m)
+	if err == nil {
+		_, err = conn.Write(appendFrame(nil, b))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestCallsNeedTheirSession: a token is good on connections of who has it, by
+// certificate, while the session lasts.
+func TestCallsNeedTheirSession(t *testing.T) {
+	site, s, _ := newCallSite(t)
+	own := s.replica.cfg.Clone()
+	own.NextProtos = []string{pki.CallsProtocol}
+	other := site.config(pki.KindClient, "somebody-else")
+	other.NextProtos = own.NextProtos
+	again, _, err := newPair(t, site, s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	token := []byte(s.replica.token)
+	for name, c := range map[string]struct {
+		cfg   *tls.Config
+		token []byte
+	}{
+		"another caller": {other, token}, "the same name, another certificate": {again, token}, "another token": {own, bytes.Repeat([]byte{1}, tokenSize)},
+	} {
+		conn, in := rawWith(t, site, c.cfg)
+		say(t, conn, &pb.CallsHello{Session: c.token})
+		frame, err := in.next()
+		welcome := &pb.CallsWelcome{}
+		if err == nil {
+			err = proto.Unmarshal(frame, welcome)
+		}
+		if err != nil || welcome.GetFailure() == nil || !errors.Is(fromFailure(welcome.GetFailure()), hsm.ErrSession) {
+			t.Errorf("%s: %v, %v; want ErrSession", name, welcome, err)
+		}
+	}
+	for i := range maxLines {
+		conn, _, _, err := s.replica.dialCalls(t.Context(), s.replica.token)
+		if err == nil {
+			defer conn.Close()
+		}
+		if want := i == maxLines-1; (err != nil) != want || want && !errors.Is(err, hsm.ErrUnavailable) {
+			t.Errorf("connection %d of %d: %v", i+2, maxLines, err)
+		}
+	}
+	s.Close()
+	if _, _, _, err := s.replica.dialCalls(t.Context(), s.replica.token); !errors.Is(err, hsm.ErrSession) {
+		t.Errorf("after the session: %v, want ErrSession", err)
+	}
+}
+
+// newPair is another certificate of the caller.
+func newPair(t *testing.T, site *site, s *session) (cfg *tls.Config, id pki.Identity, err error) {
+	t.Helper()
+	id, err = pki.PeerIdentity(tls.ConnectionState{PeerCertificates: []*x509.Certificate{s.replica.cfg.Certificates[0].Leaf}})
+	if err != nil {
+		return nil, id, err
+	}
+	cfg = site.config(id.Kind, id.Name)
+	cfg.NextProtos = []string{pki.CallsProtocol}
+	return cfg, id, nil
+}
+
+// TestCallsEndWithTheConnection: a caller who is put out loses the connections for
+// calls too, with what is under way on them.
+func TestCallsEndWithTheConnection(t *testing.T) {
+	c := &calls{}
+	site, s, asked := newCallSite(t, WithObserver(c.observe))
+	done := make(chan error, 1)
+	go func() {
+		_, err := s.Use(t.Context(), slowUse())
+		done <- err
+	}()
+	<-asked
+	if n := site.server.End(func(id pki.Identity, _ time.Time) bool { return id.Kind == pki.KindClient }); n != 2 {
+		t.Errorf("%d connections were ended, want gRPC's and that for calls", n)
+	}
+	if err := <-done; !errors.Is(err, hsm.ErrUnavailable) {
 		t.Errorf("%v, want ErrUnavailable", err)
 	}
+	eventually(t.Context(), t, "the HSM stops", func() bool { return c.count("Use canceled") == 1 })
 }
 
-// TestCallsDoNotWaitForAStream: while one cannot be opened, each caller has its own
-// deadline, and closing the session ends nothing that is not there.
-func TestCallsDoNotWaitForAStream(t *testing.T) {
-	_, s, _ := newCallSite(t)
-	api := s.replica.api
-	s.replica.module.api = &awayCalls{HSMClient: api, stuck: true}
-	long, cancel := context.WithCancel(t.Context())
-	first := make(chan error, 1)
-	go func() {
-		_, err := s.Use(long, use([]byte("x")))
-		first <- err
-	}()
-	eventually(t.Context(), t, "a stream is being opened", func() bool { return len(s.calls.opening) == 1 })
-	short, end := context.WithTimeout(t.Context(), time.Millisecond)
-	defer end()
-	if _, err := s.Use(short, use([]byte("y"))); !errors.Is(err, context.DeadlineExceeded) {
-		t.Errorf("the second caller: %v, want its own deadline", err)
-	}
-	cancel()
-	if err := <-first; !errors.Is(err, context.Canceled) {
-		t.Errorf("the first caller: %v, want that it was canceled", err)
-	}
-	s.replica.module.api = api
-	if got, err := s.Use(t.Context(), use([]byte("z"))); err != nil || string(got) != "z" {
-		t.Errorf("then: %q, %v", got, err)
-	}
-}
-
-// TestCallsOfAHostileCaller: refused, each by itself or the stream, and the HSM
+// TestCallsOfAHostileCaller: refused, each by itself or the connection, and the HSM
 // goes on.
 func TestCallsOfAHostileCaller(t *testing.T) {
 	site, s, asked := newCallSite(t)
+	own := s.replica.cfg.Clone()
+	own.NextProtos = []string{pki.CallsProtocol}
 	hmac := func(id uint64, word string) *pb.Call {
 		return &pb.Call{Id: id, Within: -5, What: &pb.Call_Use{Use: toUse(use([]byte(word)))}}
 	}
-	begin := func(calls ...*pb.Call) pb.HSM_CallsClient {
-		out, err := s.replica.outgoing(t.Context())
-		if err != nil {
-			t.Fatal(err)
+	begin := func(calls ...*pb.Call) (net.Conn, *frames) {
+		conn, in := rawWith(t, site, own)
+		say(t, conn, &pb.CallsHello{Session: []byte(s.replica.token)})
+		if frame, err := in.next(); err != nil || len(frame) > 0 {
+			t.Fatalf("%q, %v", frame, err)
 		}
-		stream, err := s.replica.api.Calls(out)
-		if err == nil {
-			err = stream.Send(&pb.CallsRequest{Calls: calls, Gone: []uint64{5, 6}})
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-		return stream
+		say(t, conn, &pb.CallsRequest{Calls: calls, Gone: []uint64{5, 6}})
+		return conn, in
 	}
 	for name, call := range map[string]*pb.Call{
 		"nothing": {}, "no use": {What: &pb.Call_Use{}}, "no create": {What: &pb.Call_Create{}}, "no prepare": {What: &pb.Call_Prepare{}},
 		"short op": {What: &pb.Call_Commit{Commit: &pb.OpRequest{Op: []byte{1}}}},
 	} {
-		reply, err := begin(call).Recv()
+		conn, in := begin(call)
+		frame, err := in.next()
+		reply := &pb.CallsReply{}
+		if err == nil {
+			err = proto.Unmarshal(frame, reply)
+		}
+		conn.Close()
 		if name == "no use" && err == nil {
 			continue // the probe does not mind
 		}
@@ -369,19 +473,21 @@ func TestCallsOfAHostileCaller(t *testing.T) {
 			t.Errorf("%s: %v, %v; want ErrInvalid", name, reply, err)
 		}
 	}
-	twice := begin(hmac(1, "wait"), hmac(1, "wait"))
+	_, twice := begin(hmac(1, "wait"), hmac(1, "wait"))
 	<-asked
-	for name, stream := range map[string]pb.HSM_CallsClient{"one id twice": twice, "too many": begin(make([]*pb.Call, maxSteps+1)...)} {
-		if err := drain(stream.Recv, func(*pb.CallsReply) error { return nil }); status.Code(err) != codes.InvalidArgument {
-			t.Errorf("%s: %v, want InvalidArgument", name, err)
+	_, many := begin(make([]*pb.Call, maxSteps+1)...)
+	huge, of := begin()
+	huge.Write([]byte{0xff, 0xff, 0xff, 0xff, 1})
+	garbage, out := begin()
+	garbage.Write(appendFrame(nil, []byte("no calls")))
+	for name, in := range map[string]*frames{"one id twice": twice, "too many": many, "a frame of 4 GiB": of, "garbage": out} {
+		var err error
+		for err == nil { // until the HSM has ended it
+			_, err = in.next()
 		}
-	}
-	stream, err := s.replica.api.Calls(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := stream.Recv(); status.Code(err) != codes.Unauthenticated {
-		t.Errorf("without a session: %v", err)
+		if errors.Is(err, hsm.ErrInvalid) {
+			t.Errorf("%s: %v", name, err)
+		}
 	}
 	if _, err := s.Use(t.Context(), use(nil)); err != nil {
 		t.Errorf("afterwards: %v", err)
@@ -398,34 +504,187 @@ func TestCallsOfAHostileCaller(t *testing.T) {
 	})
 }
 
-// hostileStream answers what was not asked, and then breaks off.
-type hostileStream struct {
-	olderStream
-	left *atomic.Int64
-}
-
-func (h hostileStream) Recv() (*pb.CallsReply, error) {
-	if h.left.Add(-1) < 0 {
-		return nil, status.Error(codes.Internal, "so much for that")
+// TestHalfAHello: who names no session does not keep a connection, nor the server
+// from stopping.
+func TestHalfAHello(t *testing.T) {
+	site := newSite(t)
+	for name, b := range map[string][]byte{
+		"too long": {0, 0, 0xff, 0xff}, "no token": appendFrame(nil, nil), "garbage": appendFrame(nil, []byte{0xff}), "a request": appendFrame(nil, []byte{10, 0}),
+	} {
+		conn, in := raw(t, site, "app")
+		conn.Write(b)
+		if frame, err := in.next(); err == nil {
+			t.Errorf("%s: %q", name, frame)
+		}
 	}
-	return &pb.CallsReply{Answers: []*pb.Answer{{}, {Id: 99, Use: &pb.UseReply{Data: []byte("forged")}}}}, nil
+	silent, in := raw(t, site, "app")
+	silent.Write([]byte{0, 0})
+	eventually(t.Context(), t, "it is there", func() bool {
+		site.server.lines.mu.Lock()
+		defer site.server.lines.mu.Unlock()
+		return len(site.server.lines.all) == 1
+	})
+	site.server.Stop()
+	if _, err := in.next(); err == nil {
+		t.Error("a connection that outlives the server")
+	}
 }
 
-type hostileCalls struct {
-	pb.HSMClient
-	left atomic.Int64
+// TestCallsAreAliveWhileTheyTakeLong: an empty frame is answered by one.
+func TestCallsAreAliveWhileTheyTakeLong(t *testing.T) {
+	_, s, asked := newCallSite(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() {
+		_, err := s.Use(ctx, slowUse())
+		done <- err
+	}()
+	<-asked
+	l := s.calls.line
+	l.mu.Lock()
+	before := l.reads
+	l.ping = true
+	l.sendAside()
+	l.mu.Unlock()
+	eventually(t.Context(), t, "the HSM shows that it is alive", func() bool {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		return l.reads > before
+	})
+	cancel()
+	if err := <-done; !errors.Is(err, context.Canceled) {
+		t.Error(err)
+	}
 }
 
-func (h *hostileCalls) Calls(ctx context.Context, _ ...grpc.CallOption) (grpc.BidiStreamingClient[pb.CallsRequest, pb.CallsReply], error) {
-	return hostileStream{olderStream{ctx: ctx}, &h.left}, nil
+// hostileHSM is the other side of a line: it says what it is told to, whatever it is
+// asked.
+func hostileHSM(t *testing.T, says ...[]byte) *line {
+	t.Helper()
+	near, far := net.Pipe()
+	t.Cleanup(func() { far.Close() })
+	go io.Copy(io.Discard, far)
+	go func() {
+		for _, b := range says {
+			far.Write(b)
+		}
+		far.Close()
+	}()
+	return newLine(near, &frames{from: near})
 }
 
+// TestCallsOfAHostileHSM: answers to what nobody asked are nobody's, and what is no
+// frame of answers ends the connection.
 func TestCallsOfAHostileHSM(t *testing.T) {
-	_, s, _ := newCallSite(t)
-	h := &hostileCalls{HSMClient: s.replica.api}
-	h.left.Store(3)
-	s.replica.module.api = h
-	if got, err := s.Use(t.Context(), use([]byte("x"))); !errors.Is(err, hsm.ErrUnavailable) || got != nil {
-		t.Errorf("%q, %v; want ErrUnavailable", got, err)
+	forged, err := proto.Marshal(&pb.CallsReply{Answers: []*pb.Answer{{}, {Id: 99, Use: &pb.UseReply{Data: []byte("forged")}}}})
+	if err != nil {
+		t.Fatal(err)
 	}
+	for name, says := range map[string][][]byte{
+		"forged answers": {appendFrame(nil, forged), appendFrame(nil, forged)}, "4 GiB": {{0xff, 0xff, 0xff, 0xff}},
+		"garbage": {appendFrame(nil, []byte("no answers"))}, "half a frame": {{0, 0, 0, 9, 1}}, "nothing": nil,
+	} {
+		l := hostileHSM(t, says...)
+		w := l.ask(1, []byte{8, 1})
+		if w == nil { // it has ended already
+			continue
+		}
+		if err := l.wait(t.Context(), w); err == nil || w.out != nil {
+			t.Errorf("%s: %v, %v; want an error", name, w.out, err)
+		}
+		if !l.isOver() || l.ask(2, nil) != nil {
+			t.Errorf("%s: the connection goes on", name)
+		}
+	}
+}
+
+// TestAReadIsBrokenOff: by the context of who reads, and then another reads on where
+// it stopped, also within a frame.
+func TestAReadIsBrokenOff(t *testing.T) {
+	near, far := net.Pipe()
+	defer far.Close()
+	go io.Copy(io.Discard, far)
+	l := newLine(near, &frames{from: near})
+	ctx, cancel := context.WithCancel(t.Context())
+	first, second := l.ask(1, []byte{8, 1}), l.ask(2, []byte{8, 2})
+	ended := make(chan error, 2)
+	go func() { ended <- l.wait(ctx, first) }()
+	eventually(t.Context(), t, "the first reads", func() bool {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		return l.reader == first
+	})
+	reply, err := proto.Marshal(&pb.CallsReply{Answers: []*pb.Answer{{Id: 1}, {Id: 2, Use: &pb.UseReply{Data: []byte("x")}}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	frame := appendFrame(nil, reply)
+	if _, err := far.Write(frame[:7]); err != nil { // taken by the reader
+		t.Fatal(err)
+	}
+	cancel()
+	if err := <-ended; !errors.Is(err, context.Canceled) {
+		t.Errorf("the first: %v", err)
+	}
+	go func() { ended <- l.wait(t.Context(), second) }()
+	if _, err := far.Write(frame[7:]); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-ended; err != nil || string(second.out.GetUse().GetData()) != "x" {
+		t.Errorf("the second: %v, %v", second.out, err)
+	}
+	if len(l.waiting) != 0 {
+		t.Errorf("%d calls are still waited for", len(l.waiting))
+	}
+}
+
+// FuzzFrames: whatever arrives, in whatever pieces, is read as the same frames, none
+// larger than allowed, in memory that what arrived accounts for.
+func FuzzFrames(f *testing.F) {
+	f.Add(appendFrame(appendFrame(nil, []byte("one")), nil), 3)
+	f.Add([]byte{0xff, 0xff, 0xff, 0xff}, 1)
+	f.Add([]byte{0, 0, 0, 9, 1, 2}, 5)
+	f.Fuzz(func(t *testing.T, b []byte, piece int) {
+		whole, wholeErr := framesOf(t, b, len(b)+1)
+		parts, partsErr := framesOf(t, b, max(1, piece%16))
+		if diff := cmp.Diff(whole, parts); diff != "" || (wholeErr == io.EOF) != (partsErr == io.EOF) {
+			t.Errorf("in pieces %v, at once %v:\n%s", partsErr, wholeErr, diff)
+		}
+		for _, frame := range whole {
+			req, reply := &pb.CallsRequest{}, &pb.CallsReply{}
+			if proto.Unmarshal(frame, req) == nil && len(req.Calls) > len(frame) || proto.Unmarshal(frame, reply) == nil && len(reply.Answers) > len(frame) {
+				t.Errorf("%d calls of %d bytes", len(req.Calls), len(frame))
+			}
+		}
+	})
+}
+
+// framesOf reads all frames from a reader that gives a few bytes at a time.
+func framesOf(t *testing.T, b []byte, piece int) (all [][]byte, err error) {
+	const most = 1 << 10
+	in := &frames{from: &pieces{b, piece}, most: most}
+	for {
+		frame, err := in.next()
+		if err != nil {
+			return all, err
+		}
+		if len(frame) > most || len(in.rest) > 2*(most+frameHeader)+readBytes+2*len(b) {
+			t.Fatalf("a frame of %d bytes, %d held", len(frame), len(in.rest))
+		}
+		all = append(all, bytes.Clone(frame))
+	}
+}
+
+type pieces struct {
+	b    []byte
+	size int
+}
+
+func (p *pieces) Read(b []byte) (int, error) {
+	if len(p.b) == 0 {
+		return 0, io.EOF
+	}
+	n := copy(b[:min(len(b), p.size)], p.b)
+	p.b = p.b[n:]
+	return n, nil
 }

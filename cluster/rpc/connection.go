@@ -31,11 +31,19 @@ const (
 type connection struct {
 	credentials.CommonAuthInfo
 	identity pki.Identity
-	issued   time.Time     // of its certificate
-	room     chan struct{} // bounds the calls under way on streams of calls
+	issued   time.Time         // of its certificate
+	leaf     [sha256.Size]byte // of its certificate
+	room     chan struct{}     // bounds the calls under way in frames
 
 	mu       sync.Mutex
-	sessions map[[sha256.Size]byte]hsm.Session // by hash of the token
+	sessions map[[sha256.Size]byte]*held // by hash of the token
+}
+
+// held is a session, and what ends with it.
+type held struct {
+	session hsm.Session
+	over    chan struct{} // closed when it has ended
+	lines   int           // its connections for calls
 }
 
 // AuthType implements credentials.AuthInfo.
@@ -46,22 +54,26 @@ func (c *connection) add(s hsm.Session) (token []byte) {
 	rand.Read(token)
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.sessions[sha256.Sum256(token)] = s
+	c.sessions[sha256.Sum256(token)] = &held{session: s, over: make(chan struct{})}
 	return token
 }
 
 func (c *connection) remove(token []byte) {
+	hash := sha256.Sum256(token)
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	delete(c.sessions, sha256.Sum256(token))
+	close(c.sessions[hash].over)
+	delete(c.sessions, hash)
 }
 
 func (c *connection) find(token string) (hsm.Session, bool) {
 	hash := sha256.Sum256([]byte(token))
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	s, ok := c.sessions[hash]
-	return s, ok
+	if h, ok := c.sessions[hash]; ok {
+		return h.session, true
+	}
+	return nil, false
 }
 
 func connectionOf(ctx context.Context) (*connection, error) {
@@ -73,8 +85,14 @@ func connectionOf(ctx context.Context) (*connection, error) {
 	return nil, fmt.Errorf("%w: no TLS identity", hsm.ErrDenied)
 }
 
+// sessionKey marks the context of a call whose session is known.
+type sessionKey struct{}
+
 // sessionOf finds the session a call belongs to.
 func sessionOf(ctx context.Context) (hsm.Session, error) {
+	if s, ok := ctx.Value(sessionKey{}).(hsm.Session); ok {
+		return s, nil
+	}
 	c, err := connectionOf(ctx)
 	if err != nil {
 		return nil, err
@@ -93,12 +111,13 @@ func sessionOf(ctx context.Context) (hsm.Session, error) {
 // serverCredentials make a connection of every TLS handshake.
 type serverCredentials struct {
 	credentials.TransportCredentials
-	log  *slog.Logger
-	open *connections
+	log   *slog.Logger
+	open  *connections
+	calls func(net.Conn, *connection) // takes connections for calls
 }
 
-func newServerCredentials(cfg *tls.Config, log *slog.Logger, open *connections) credentials.TransportCredentials {
-	return &serverCredentials{credentials.NewTLS(cfg), log, open}
+func (s *Server) credentials(cfg *tls.Config) credentials.TransportCredentials {
+	return &serverCredentials{credentials.NewTLS(cfg), s.log, &s.conns, s.takeCalls}
 }
 
 // connections are the server's open ones.
@@ -168,9 +187,15 @@ func (s *serverCredentials) ServerHandshake(raw net.Conn) (net.Conn, credentials
 	}
 	c := &connection{
 		CommonAuthInfo: tlsInfo.CommonAuthInfo, identity: id, issued: pki.IssuedAt(tlsInfo.State.PeerCertificates[0]),
-		room: make(chan struct{}, maxCallsPerConnection), sessions: map[[sha256.Size]byte]hsm.Session{},
+		leaf: sha256.Sum256(tlsInfo.State.PeerCertificates[0].Raw),
+		room: make(chan struct{}, maxCallsPerConnection), sessions: map[[sha256.Size]byte]*held{},
 	}
-	return s.open.add(conn, c), c, nil
+	conn = s.open.add(conn, c)
+	if tlsInfo.State.NegotiatedProtocol == pki.CallsProtocol {
+		s.calls(conn, c)
+		return nil, nil, credentials.ErrConnDispatched // which leaves it open
+	}
+	return conn, c, nil
 }
 
 // youngConn is a connection during its handshake. Closing it lets the alert
@@ -192,5 +217,5 @@ func (c *youngConn) Close() error {
 
 // Clone implements credentials.TransportCredentials.
 func (s *serverCredentials) Clone() credentials.TransportCredentials {
-	return &serverCredentials{s.TransportCredentials.Clone(), s.log, s.open}
+	return &serverCredentials{s.TransportCredentials.Clone(), s.log, s.open, s.calls}
 }

@@ -20,10 +20,13 @@ import (
 // module is an HSM elsewhere.
 type module struct {
 	address string
+	cfg     *tls.Config
+	dialer  func(ctx context.Context, address string) (net.Conn, error)
 	conn    *grpc.ClientConn
 	api     pb.HSMClient
 	timeout time.Duration
 	closed  atomic.Bool
+	older   atomic.Bool // the HSM knows no connections for calls
 	link    atomic.Pointer[link]
 	cause   atomic.Pointer[error] // why there is no connection, if that is known
 }
@@ -61,7 +64,7 @@ func Dial(ctx context.Context, address string, cfg *tls.Config, opts ...DialOpti
 	for _, opt := range opts {
 		opt(&o)
 	}
-	m := &module{address: address, timeout: o.timeout}
+	m := &module{address: address, timeout: o.timeout, cfg: cfg, dialer: o.dialer}
 	conn, err := grpc.NewClient("passthrough:///"+address,
 		grpc.WithTransportCredentials(newClientCredentials(cfg, m)),
 		grpc.WithContextDialer(m.dial(o.dialer)),
@@ -184,7 +187,7 @@ func (m *module) attachWith(ctx context.Context, req *pb.AttachRequest, factor h
 	}
 	s := &session{principal: principal, stream: stream, end: end}
 	s.replica = replicaClient{module: m, token: string(reply.GetToken()), lineage: lineage, scope: hsm.ScopeLineage, over: &s.over}
-	s.calls.replica, s.calls.opening = &s.replica, make(chan struct{}, 1)
+	s.calls.replica = &s.replica
 	s.steps.replica, s.steps.calls = &s.replica, &s.calls
 	return s, hsm.NewSecret(reply.GetTicket()), nil
 }

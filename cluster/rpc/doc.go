@@ -7,11 +7,16 @@
 //
 // A session lasts as long as one stream on one connection. When the connection
 // ends, for whatever reason, its sessions are closed and their session keys are
-// gone. A token is of use on its own connection only, and is stored hashed.
+// gone. A token is of use on its own connection, and on connections for calls from
+// the same certificate, and is stored hashed.
 //
-// What a session asks for all the time, uses of keys and steps of creations, shares
-// one stream of the session (Calls); an older HSM, which does not know it, gets a
-// call for each. A call means the same either way.
+// What a session asks for all the time, uses of keys and steps of creations, travels
+// in frames on such a connection for calls: the same port, the same mutual TLS, told
+// apart by ALPN (pki.CallsProtocol), begun by the session's token, and over when the
+// session is or when its caller is put out. A frame is four bytes of length and
+// one message (pb/hsm.proto says which, limits.go and frames.go how large). An older
+// HSM, which does not know it, gets a call of gRPC for each, and so does any HSM
+// while there is no such connection. A call means the same either way.
 //
 // Nothing is retried that might have been done: a call that fails with
 // hsm.ErrUnavailable may or may not have taken effect. A dead peer is noticed

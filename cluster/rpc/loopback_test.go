@@ -27,6 +27,7 @@ type site struct {
 	keyring   *hsm.Keyring
 	hsm       *soft.HSM
 	server    *Server
+	older     bool // it speaks gRPC only
 	address   string
 }
 
@@ -71,6 +72,9 @@ func (s *site) serve(modules func(pki.Identity) hsm.Module, opts ...ServerOption
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		s.t.Fatal(err)
+	}
+	if s.older {
+		cfg.NextProtos = []string{"h2"}
 	}
 	s.server, s.address = NewServer(modules, cfg, append([]ServerOption{WithLogger(quiet)}, opts...)...), l.Addr().String()
 	go s.server.Serve(l)

@@ -33,6 +33,7 @@ type Server struct {
 	over    chan struct{} // closed when sessions are to end
 	jobs    chan func()   // steps for the workers
 	conns   connections
+	lines   lines
 
 	mu       sync.Mutex
 	sessions int
@@ -68,7 +69,7 @@ func NewServer(modules func(pki.Identity) hsm.Module, cfg *tls.Config, opts ...S
 	}
 	s.gate.init()
 	s.grpc = grpc.NewServer(
-		grpc.Creds(newServerCredentials(cfg, s.log, &s.conns)),
+		grpc.Creds(s.credentials(cfg)),
 		grpc.MaxRecvMsgSize(MaxMessage), grpc.MaxSendMsgSize(MaxMessage), grpc.MaxHeaderListSize(maxHeaderBytes),
 		grpc.StaticStreamWindowSize(streamWindow), grpc.StaticConnWindowSize(connWindow),
 		grpc.MaxConcurrentStreams(uint32(2*s.most+maxCallsPerConnection)),
@@ -103,11 +104,13 @@ func (s *Server) Stop() {
 	drained := make(chan struct{})
 	go func() {
 		defer close(drained)
+		s.lines.drain()
 		s.grpc.GracefulStop() // returns when all answers are written
 	}()
 	select {
 	case <-drained:
 	case <-time.After(drainGrace):
+		s.lines.cut()
 		s.grpc.Stop()
 		<-drained
 	}
@@ -134,7 +137,7 @@ func (s *Server) stream(srv any, stream grpc.ServerStream, info *grpc.StreamServ
 	if ctx := claimed(stream.Context()); ctx != stream.Context() {
 		stream = &claimedStream{stream, ctx}
 	}
-	if name == "Attach" || name == "Calls" { // as long as the session; they observe what happens in them
+	if name == "Attach" { // as long as the session; it observes what happens in it
 		return s.status(name, s.guarded(name, func() error { return handler(srv, stream) }))
 	}
 	return s.call(name, func() error { return handler(srv, stream) })

@@ -2572,7 +2572,7 @@ func (*Step_Commit) isStep_What() {}
 
 // Application is the process that a call is made for, as the client says, for
 // the audit log. Calls carry it in the metadata "hsmbackup-application-bin",
-// steps and the calls of a stream beside what they do. No right comes from it.
+// steps and calls in frames beside what they do. No right comes from it.
 type Application struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Pid           int64                  `protobuf:"varint,1,opt,name=pid,proto3" json:"pid,omitempty"`
@@ -2730,9 +2730,102 @@ func (x *Outcome) GetCreate() *CreateReply {
 	return nil
 }
 
+// What a session asks for all the time travels on a connection beside gRPC's, of the
+// same port and the same certificates (ALPN "hsmbackup-calls/1"): frames of four
+// bytes of length and one message. The caller sends a CallsHello and then
+// CallsRequests, the HSM a CallsWelcome and then CallsReplies. Each call is as if it had
+// been made alone, as a call of gRPC; answers come in any order.
+type CallsHello struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Session       []byte                 `protobuf:"bytes,1,opt,name=session,proto3" json:"session,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CallsHello) Reset() {
+	*x = CallsHello{}
+	mi := &file_hsm_proto_msgTypes[44]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CallsHello) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CallsHello) ProtoMessage() {}
+
+func (x *CallsHello) ProtoReflect() protoreflect.Message {
+	mi := &file_hsm_proto_msgTypes[44]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CallsHello.ProtoReflect.Descriptor instead.
+func (*CallsHello) Descriptor() ([]byte, []int) {
+	return file_hsm_proto_rawDescGZIP(), []int{44}
+}
+
+func (x *CallsHello) GetSession() []byte {
+	if x != nil {
+		return x.Session
+	}
+	return nil
+}
+
+type CallsWelcome struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Failure       *Failure               `protobuf:"bytes,1,opt,name=failure,proto3" json:"failure,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CallsWelcome) Reset() {
+	*x = CallsWelcome{}
+	mi := &file_hsm_proto_msgTypes[45]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CallsWelcome) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CallsWelcome) ProtoMessage() {}
+
+func (x *CallsWelcome) ProtoReflect() protoreflect.Message {
+	mi := &file_hsm_proto_msgTypes[45]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CallsWelcome.ProtoReflect.Descriptor instead.
+func (*CallsWelcome) Descriptor() ([]byte, []int) {
+	return file_hsm_proto_rawDescGZIP(), []int{45}
+}
+
+func (x *CallsWelcome) GetFailure() *Failure {
+	if x != nil {
+		return x.Failure
+	}
+	return nil
+}
+
 type CallsRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Calls         []*Call                `protobuf:"bytes,1,rep,name=calls,proto3" json:"calls,omitempty"`
+	Calls         []*Call                `protobuf:"bytes,1,rep,name=calls,proto3" json:"calls,omitempty"`       // at most 64
 	Gone          []uint64               `protobuf:"varint,2,rep,packed,name=gone,proto3" json:"gone,omitempty"` // calls whose callers wait no more
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2740,7 +2833,7 @@ type CallsRequest struct {
 
 func (x *CallsRequest) Reset() {
 	*x = CallsRequest{}
-	mi := &file_hsm_proto_msgTypes[44]
+	mi := &file_hsm_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2752,7 +2845,7 @@ func (x *CallsRequest) String() string {
 func (*CallsRequest) ProtoMessage() {}
 
 func (x *CallsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[44]
+	mi := &file_hsm_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2765,7 +2858,7 @@ func (x *CallsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CallsRequest.ProtoReflect.Descriptor instead.
 func (*CallsRequest) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{44}
+	return file_hsm_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *CallsRequest) GetCalls() []*Call {
@@ -2786,7 +2879,6 @@ type Call struct {
 	state  protoimpl.MessageState `protogen:"open.v1"`
 	Id     uint64                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`         // the caller's choice; not that of a call under way
 	Within int64                  `protobuf:"varint,2,opt,name=within,proto3" json:"within,omitempty"` // nanoseconds the caller waits; 0: as long as it takes
-	Alone  bool                   `protobuf:"varint,3,opt,name=alone,proto3" json:"alone,omitempty"`   // no other call of the stream is under way
 	// Types that are valid to be assigned to What:
 	//
 	//	*Call_Use
@@ -2794,14 +2886,14 @@ type Call struct {
 	//	*Call_Prepare
 	//	*Call_Commit
 	What          isCall_What  `protobuf_oneof:"what"`
-	Application   *Application `protobuf:"bytes,8,opt,name=application,proto3" json:"application,omitempty"` // none: the client named none
+	Application   *Application `protobuf:"bytes,7,opt,name=application,proto3" json:"application,omitempty"` // none: the client named none
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Call) Reset() {
 	*x = Call{}
-	mi := &file_hsm_proto_msgTypes[45]
+	mi := &file_hsm_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2813,7 +2905,7 @@ func (x *Call) String() string {
 func (*Call) ProtoMessage() {}
 
 func (x *Call) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[45]
+	mi := &file_hsm_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2826,7 +2918,7 @@ func (x *Call) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Call.ProtoReflect.Descriptor instead.
 func (*Call) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{45}
+	return file_hsm_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *Call) GetId() uint64 {
@@ -2841,13 +2933,6 @@ func (x *Call) GetWithin() int64 {
 		return x.Within
 	}
 	return 0
-}
-
-func (x *Call) GetAlone() bool {
-	if x != nil {
-		return x.Alone
-	}
-	return false
 }
 
 func (x *Call) GetWhat() isCall_What {
@@ -2905,19 +2990,19 @@ type isCall_What interface {
 }
 
 type Call_Use struct {
-	Use *UseRequest `protobuf:"bytes,4,opt,name=use,proto3,oneof"`
+	Use *UseRequest `protobuf:"bytes,3,opt,name=use,proto3,oneof"`
 }
 
 type Call_Create struct {
-	Create *CreateRequest `protobuf:"bytes,5,opt,name=create,proto3,oneof"`
+	Create *CreateRequest `protobuf:"bytes,4,opt,name=create,proto3,oneof"`
 }
 
 type Call_Prepare struct {
-	Prepare *PrepareRequest `protobuf:"bytes,6,opt,name=prepare,proto3,oneof"`
+	Prepare *PrepareRequest `protobuf:"bytes,5,opt,name=prepare,proto3,oneof"`
 }
 
 type Call_Commit struct {
-	Commit *OpRequest `protobuf:"bytes,7,opt,name=commit,proto3,oneof"`
+	Commit *OpRequest `protobuf:"bytes,6,opt,name=commit,proto3,oneof"`
 }
 
 func (*Call_Use) isCall_What() {}
@@ -2937,7 +3022,7 @@ type CallsReply struct {
 
 func (x *CallsReply) Reset() {
 	*x = CallsReply{}
-	mi := &file_hsm_proto_msgTypes[46]
+	mi := &file_hsm_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2949,7 +3034,7 @@ func (x *CallsReply) String() string {
 func (*CallsReply) ProtoMessage() {}
 
 func (x *CallsReply) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[46]
+	mi := &file_hsm_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2962,7 +3047,7 @@ func (x *CallsReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CallsReply.ProtoReflect.Descriptor instead.
 func (*CallsReply) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{46}
+	return file_hsm_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *CallsReply) GetAnswers() []*Answer {
@@ -2985,7 +3070,7 @@ type Answer struct {
 
 func (x *Answer) Reset() {
 	*x = Answer{}
-	mi := &file_hsm_proto_msgTypes[47]
+	mi := &file_hsm_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2997,7 +3082,7 @@ func (x *Answer) String() string {
 func (*Answer) ProtoMessage() {}
 
 func (x *Answer) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[47]
+	mi := &file_hsm_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3010,7 +3095,7 @@ func (x *Answer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Answer.ProtoReflect.Descriptor instead.
 func (*Answer) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{47}
+	return file_hsm_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *Answer) GetId() uint64 {
@@ -3056,7 +3141,7 @@ type AbortReply struct {
 
 func (x *AbortReply) Reset() {
 	*x = AbortReply{}
-	mi := &file_hsm_proto_msgTypes[48]
+	mi := &file_hsm_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3068,7 +3153,7 @@ func (x *AbortReply) String() string {
 func (*AbortReply) ProtoMessage() {}
 
 func (x *AbortReply) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[48]
+	mi := &file_hsm_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3081,7 +3166,7 @@ func (x *AbortReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AbortReply.ProtoReflect.Descriptor instead.
 func (*AbortReply) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{48}
+	return file_hsm_proto_rawDescGZIP(), []int{50}
 }
 
 type ResolveReply struct {
@@ -3093,7 +3178,7 @@ type ResolveReply struct {
 
 func (x *ResolveReply) Reset() {
 	*x = ResolveReply{}
-	mi := &file_hsm_proto_msgTypes[49]
+	mi := &file_hsm_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3105,7 +3190,7 @@ func (x *ResolveReply) String() string {
 func (*ResolveReply) ProtoMessage() {}
 
 func (x *ResolveReply) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[49]
+	mi := &file_hsm_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3118,7 +3203,7 @@ func (x *ResolveReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResolveReply.ProtoReflect.Descriptor instead.
 func (*ResolveReply) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{49}
+	return file_hsm_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *ResolveReply) GetState() uint32 {
@@ -3147,7 +3232,7 @@ type Params struct {
 
 func (x *Params) Reset() {
 	*x = Params{}
-	mi := &file_hsm_proto_msgTypes[50]
+	mi := &file_hsm_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3159,7 +3244,7 @@ func (x *Params) String() string {
 func (*Params) ProtoMessage() {}
 
 func (x *Params) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[50]
+	mi := &file_hsm_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3172,7 +3257,7 @@ func (x *Params) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Params.ProtoReflect.Descriptor instead.
 func (*Params) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{50}
+	return file_hsm_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *Params) GetMechanism() string {
@@ -3276,7 +3361,7 @@ type CreateRequest struct {
 
 func (x *CreateRequest) Reset() {
 	*x = CreateRequest{}
-	mi := &file_hsm_proto_msgTypes[51]
+	mi := &file_hsm_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3288,7 +3373,7 @@ func (x *CreateRequest) String() string {
 func (*CreateRequest) ProtoMessage() {}
 
 func (x *CreateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[51]
+	mi := &file_hsm_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3301,7 +3386,7 @@ func (x *CreateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateRequest.ProtoReflect.Descriptor instead.
 func (*CreateRequest) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{51}
+	return file_hsm_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *CreateRequest) GetOp() []byte {
@@ -3426,7 +3511,7 @@ type CreateReply struct {
 
 func (x *CreateReply) Reset() {
 	*x = CreateReply{}
-	mi := &file_hsm_proto_msgTypes[52]
+	mi := &file_hsm_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3438,7 +3523,7 @@ func (x *CreateReply) String() string {
 func (*CreateReply) ProtoMessage() {}
 
 func (x *CreateReply) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[52]
+	mi := &file_hsm_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3451,7 +3536,7 @@ func (x *CreateReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateReply.ProtoReflect.Descriptor instead.
 func (*CreateReply) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{52}
+	return file_hsm_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *CreateReply) GetKeys() []*KeyInfo {
@@ -3495,7 +3580,7 @@ type ChangeRequest struct {
 
 func (x *ChangeRequest) Reset() {
 	*x = ChangeRequest{}
-	mi := &file_hsm_proto_msgTypes[53]
+	mi := &file_hsm_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3507,7 +3592,7 @@ func (x *ChangeRequest) String() string {
 func (*ChangeRequest) ProtoMessage() {}
 
 func (x *ChangeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[53]
+	mi := &file_hsm_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3520,7 +3605,7 @@ func (x *ChangeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangeRequest.ProtoReflect.Descriptor instead.
 func (*ChangeRequest) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{53}
+	return file_hsm_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *ChangeRequest) GetKind() string {
@@ -3672,7 +3757,7 @@ type UseRequest struct {
 
 func (x *UseRequest) Reset() {
 	*x = UseRequest{}
-	mi := &file_hsm_proto_msgTypes[54]
+	mi := &file_hsm_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3684,7 +3769,7 @@ func (x *UseRequest) String() string {
 func (*UseRequest) ProtoMessage() {}
 
 func (x *UseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[54]
+	mi := &file_hsm_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3697,7 +3782,7 @@ func (x *UseRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UseRequest.ProtoReflect.Descriptor instead.
 func (*UseRequest) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{54}
+	return file_hsm_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *UseRequest) GetKind() string {
@@ -3765,7 +3850,7 @@ type UseReply struct {
 
 func (x *UseReply) Reset() {
 	*x = UseReply{}
-	mi := &file_hsm_proto_msgTypes[55]
+	mi := &file_hsm_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3777,7 +3862,7 @@ func (x *UseReply) String() string {
 func (*UseReply) ProtoMessage() {}
 
 func (x *UseReply) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[55]
+	mi := &file_hsm_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3790,7 +3875,7 @@ func (x *UseReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UseReply.ProtoReflect.Descriptor instead.
 func (*UseReply) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{55}
+	return file_hsm_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *UseReply) GetData() []byte {
@@ -3811,7 +3896,7 @@ type KeysRequest struct {
 
 func (x *KeysRequest) Reset() {
 	*x = KeysRequest{}
-	mi := &file_hsm_proto_msgTypes[56]
+	mi := &file_hsm_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3823,7 +3908,7 @@ func (x *KeysRequest) String() string {
 func (*KeysRequest) ProtoMessage() {}
 
 func (x *KeysRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[56]
+	mi := &file_hsm_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3836,7 +3921,7 @@ func (x *KeysRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeysRequest.ProtoReflect.Descriptor instead.
 func (*KeysRequest) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{56}
+	return file_hsm_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *KeysRequest) GetRefs() []uint64 {
@@ -3869,7 +3954,7 @@ type KeyBatch struct {
 
 func (x *KeyBatch) Reset() {
 	*x = KeyBatch{}
-	mi := &file_hsm_proto_msgTypes[57]
+	mi := &file_hsm_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3881,7 +3966,7 @@ func (x *KeyBatch) String() string {
 func (*KeyBatch) ProtoMessage() {}
 
 func (x *KeyBatch) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[57]
+	mi := &file_hsm_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3894,7 +3979,7 @@ func (x *KeyBatch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeyBatch.ProtoReflect.Descriptor instead.
 func (*KeyBatch) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{57}
+	return file_hsm_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *KeyBatch) GetKeys() []*KeyInfo {
@@ -3913,7 +3998,7 @@ type KeyRequest struct {
 
 func (x *KeyRequest) Reset() {
 	*x = KeyRequest{}
-	mi := &file_hsm_proto_msgTypes[58]
+	mi := &file_hsm_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3925,7 +4010,7 @@ func (x *KeyRequest) String() string {
 func (*KeyRequest) ProtoMessage() {}
 
 func (x *KeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[58]
+	mi := &file_hsm_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3938,7 +4023,7 @@ func (x *KeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeyRequest.ProtoReflect.Descriptor instead.
 func (*KeyRequest) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{58}
+	return file_hsm_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *KeyRequest) GetRef() uint64 {
@@ -3972,7 +4057,7 @@ type KeyInfo struct {
 
 func (x *KeyInfo) Reset() {
 	*x = KeyInfo{}
-	mi := &file_hsm_proto_msgTypes[59]
+	mi := &file_hsm_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3984,7 +4069,7 @@ func (x *KeyInfo) String() string {
 func (*KeyInfo) ProtoMessage() {}
 
 func (x *KeyInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[59]
+	mi := &file_hsm_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3997,7 +4082,7 @@ func (x *KeyInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeyInfo.ProtoReflect.Descriptor instead.
 func (*KeyInfo) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{59}
+	return file_hsm_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *KeyInfo) GetRef() uint64 {
@@ -4120,7 +4205,7 @@ type UsersRequest struct {
 
 func (x *UsersRequest) Reset() {
 	*x = UsersRequest{}
-	mi := &file_hsm_proto_msgTypes[60]
+	mi := &file_hsm_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4132,7 +4217,7 @@ func (x *UsersRequest) String() string {
 func (*UsersRequest) ProtoMessage() {}
 
 func (x *UsersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[60]
+	mi := &file_hsm_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4145,7 +4230,7 @@ func (x *UsersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UsersRequest.ProtoReflect.Descriptor instead.
 func (*UsersRequest) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{60}
+	return file_hsm_proto_rawDescGZIP(), []int{62}
 }
 
 type UserBatch struct {
@@ -4157,7 +4242,7 @@ type UserBatch struct {
 
 func (x *UserBatch) Reset() {
 	*x = UserBatch{}
-	mi := &file_hsm_proto_msgTypes[61]
+	mi := &file_hsm_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4169,7 +4254,7 @@ func (x *UserBatch) String() string {
 func (*UserBatch) ProtoMessage() {}
 
 func (x *UserBatch) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[61]
+	mi := &file_hsm_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4182,7 +4267,7 @@ func (x *UserBatch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UserBatch.ProtoReflect.Descriptor instead.
 func (*UserBatch) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{61}
+	return file_hsm_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *UserBatch) GetUsers() []*UserInfo {
@@ -4207,7 +4292,7 @@ type UserInfo struct {
 
 func (x *UserInfo) Reset() {
 	*x = UserInfo{}
-	mi := &file_hsm_proto_msgTypes[62]
+	mi := &file_hsm_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4219,7 +4304,7 @@ func (x *UserInfo) String() string {
 func (*UserInfo) ProtoMessage() {}
 
 func (x *UserInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[62]
+	mi := &file_hsm_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4232,7 +4317,7 @@ func (x *UserInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UserInfo.ProtoReflect.Descriptor instead.
 func (*UserInfo) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{62}
+	return file_hsm_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *UserInfo) GetName() string {
@@ -4294,7 +4379,7 @@ type EnvelopeRequest struct {
 
 func (x *EnvelopeRequest) Reset() {
 	*x = EnvelopeRequest{}
-	mi := &file_hsm_proto_msgTypes[63]
+	mi := &file_hsm_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4306,7 +4391,7 @@ func (x *EnvelopeRequest) String() string {
 func (*EnvelopeRequest) ProtoMessage() {}
 
 func (x *EnvelopeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[63]
+	mi := &file_hsm_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4319,7 +4404,7 @@ func (x *EnvelopeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EnvelopeRequest.ProtoReflect.Descriptor instead.
 func (*EnvelopeRequest) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{63}
+	return file_hsm_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *EnvelopeRequest) GetCustodians() []string {
@@ -4345,7 +4430,7 @@ type EnvelopeReply struct {
 
 func (x *EnvelopeReply) Reset() {
 	*x = EnvelopeReply{}
-	mi := &file_hsm_proto_msgTypes[64]
+	mi := &file_hsm_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4357,7 +4442,7 @@ func (x *EnvelopeReply) String() string {
 func (*EnvelopeReply) ProtoMessage() {}
 
 func (x *EnvelopeReply) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[64]
+	mi := &file_hsm_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4370,7 +4455,7 @@ func (x *EnvelopeReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EnvelopeReply.ProtoReflect.Descriptor instead.
 func (*EnvelopeReply) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{64}
+	return file_hsm_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *EnvelopeReply) GetEnvelope() []byte {
@@ -4390,7 +4475,7 @@ type SignRequest struct {
 
 func (x *SignRequest) Reset() {
 	*x = SignRequest{}
-	mi := &file_hsm_proto_msgTypes[65]
+	mi := &file_hsm_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4402,7 +4487,7 @@ func (x *SignRequest) String() string {
 func (*SignRequest) ProtoMessage() {}
 
 func (x *SignRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[65]
+	mi := &file_hsm_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4415,7 +4500,7 @@ func (x *SignRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignRequest.ProtoReflect.Descriptor instead.
 func (*SignRequest) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{65}
+	return file_hsm_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *SignRequest) GetPurpose() string {
@@ -4442,7 +4527,7 @@ type SignReply struct {
 
 func (x *SignReply) Reset() {
 	*x = SignReply{}
-	mi := &file_hsm_proto_msgTypes[66]
+	mi := &file_hsm_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4454,7 +4539,7 @@ func (x *SignReply) String() string {
 func (*SignReply) ProtoMessage() {}
 
 func (x *SignReply) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[66]
+	mi := &file_hsm_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4467,7 +4552,7 @@ func (x *SignReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignReply.ProtoReflect.Descriptor instead.
 func (*SignReply) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{66}
+	return file_hsm_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *SignReply) GetPublic() []byte {
@@ -4499,7 +4584,7 @@ type GreetRequest struct {
 
 func (x *GreetRequest) Reset() {
 	*x = GreetRequest{}
-	mi := &file_hsm_proto_msgTypes[67]
+	mi := &file_hsm_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4511,7 +4596,7 @@ func (x *GreetRequest) String() string {
 func (*GreetRequest) ProtoMessage() {}
 
 func (x *GreetRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[67]
+	mi := &file_hsm_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4524,7 +4609,7 @@ func (x *GreetRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GreetRequest.ProtoReflect.Descriptor instead.
 func (*GreetRequest) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{67}
+	return file_hsm_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *GreetRequest) GetBoot() []byte {
@@ -4572,7 +4657,7 @@ type Boot struct {
 
 func (x *Boot) Reset() {
 	*x = Boot{}
-	mi := &file_hsm_proto_msgTypes[68]
+	mi := &file_hsm_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4584,7 +4669,7 @@ func (x *Boot) String() string {
 func (*Boot) ProtoMessage() {}
 
 func (x *Boot) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[68]
+	mi := &file_hsm_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4597,7 +4682,7 @@ func (x *Boot) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Boot.ProtoReflect.Descriptor instead.
 func (*Boot) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{68}
+	return file_hsm_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *Boot) GetId() []byte {
@@ -4627,7 +4712,7 @@ type GreetReply struct {
 
 func (x *GreetReply) Reset() {
 	*x = GreetReply{}
-	mi := &file_hsm_proto_msgTypes[69]
+	mi := &file_hsm_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4639,7 +4724,7 @@ func (x *GreetReply) String() string {
 func (*GreetReply) ProtoMessage() {}
 
 func (x *GreetReply) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[69]
+	mi := &file_hsm_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4652,7 +4737,7 @@ func (x *GreetReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GreetReply.ProtoReflect.Descriptor instead.
 func (*GreetReply) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{69}
+	return file_hsm_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *GreetReply) GetInfo() *InfoReply {
@@ -4702,7 +4787,7 @@ type IssueRequest struct {
 
 func (x *IssueRequest) Reset() {
 	*x = IssueRequest{}
-	mi := &file_hsm_proto_msgTypes[70]
+	mi := &file_hsm_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4714,7 +4799,7 @@ func (x *IssueRequest) String() string {
 func (*IssueRequest) ProtoMessage() {}
 
 func (x *IssueRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[70]
+	mi := &file_hsm_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4727,7 +4812,7 @@ func (x *IssueRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueRequest.ProtoReflect.Descriptor instead.
 func (*IssueRequest) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{70}
+	return file_hsm_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *IssueRequest) GetKind() string {
@@ -4767,7 +4852,7 @@ type IssueReply struct {
 
 func (x *IssueReply) Reset() {
 	*x = IssueReply{}
-	mi := &file_hsm_proto_msgTypes[71]
+	mi := &file_hsm_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4779,7 +4864,7 @@ func (x *IssueReply) String() string {
 func (*IssueReply) ProtoMessage() {}
 
 func (x *IssueReply) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[71]
+	mi := &file_hsm_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4792,7 +4877,7 @@ func (x *IssueReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueReply.ProtoReflect.Descriptor instead.
 func (*IssueReply) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{71}
+	return file_hsm_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *IssueReply) GetCertificate() []byte {
@@ -4816,7 +4901,7 @@ type JoinRequest struct {
 
 func (x *JoinRequest) Reset() {
 	*x = JoinRequest{}
-	mi := &file_hsm_proto_msgTypes[72]
+	mi := &file_hsm_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4828,7 +4913,7 @@ func (x *JoinRequest) String() string {
 func (*JoinRequest) ProtoMessage() {}
 
 func (x *JoinRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[72]
+	mi := &file_hsm_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4841,7 +4926,7 @@ func (x *JoinRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinRequest.ProtoReflect.Descriptor instead.
 func (*JoinRequest) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{72}
+	return file_hsm_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *JoinRequest) GetJoiner() uint64 {
@@ -4902,7 +4987,7 @@ type JoinReply struct {
 
 func (x *JoinReply) Reset() {
 	*x = JoinReply{}
-	mi := &file_hsm_proto_msgTypes[73]
+	mi := &file_hsm_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4914,7 +4999,7 @@ func (x *JoinReply) String() string {
 func (*JoinReply) ProtoMessage() {}
 
 func (x *JoinReply) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[73]
+	mi := &file_hsm_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4927,7 +5012,7 @@ func (x *JoinReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinReply.ProtoReflect.Descriptor instead.
 func (*JoinReply) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{73}
+	return file_hsm_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *JoinReply) GetCertificate() []byte {
@@ -5174,19 +5259,23 @@ const file_hsm_proto_rawDesc = "" +
 	"\boutcomes\x18\x01 \x03(\v2\x15.hsmbackup.v1.OutcomeR\boutcomes\"m\n" +
 	"\aOutcome\x12/\n" +
 	"\afailure\x18\x01 \x01(\v2\x15.hsmbackup.v1.FailureR\afailure\x121\n" +
-	"\x06create\x18\x02 \x01(\v2\x19.hsmbackup.v1.CreateReplyR\x06create\"L\n" +
+	"\x06create\x18\x02 \x01(\v2\x19.hsmbackup.v1.CreateReplyR\x06create\"&\n" +
+	"\n" +
+	"CallsHello\x12\x18\n" +
+	"\asession\x18\x01 \x01(\fR\asession\"?\n" +
+	"\fCallsWelcome\x12/\n" +
+	"\afailure\x18\x01 \x01(\v2\x15.hsmbackup.v1.FailureR\afailure\"L\n" +
 	"\fCallsRequest\x12(\n" +
 	"\x05calls\x18\x01 \x03(\v2\x12.hsmbackup.v1.CallR\x05calls\x12\x12\n" +
-	"\x04gone\x18\x02 \x03(\x04R\x04gone\"\xdb\x02\n" +
+	"\x04gone\x18\x02 \x03(\x04R\x04gone\"\xc5\x02\n" +
 	"\x04Call\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x16\n" +
-	"\x06within\x18\x02 \x01(\x03R\x06within\x12\x14\n" +
-	"\x05alone\x18\x03 \x01(\bR\x05alone\x12,\n" +
-	"\x03use\x18\x04 \x01(\v2\x18.hsmbackup.v1.UseRequestH\x00R\x03use\x125\n" +
-	"\x06create\x18\x05 \x01(\v2\x1b.hsmbackup.v1.CreateRequestH\x00R\x06create\x128\n" +
-	"\aprepare\x18\x06 \x01(\v2\x1c.hsmbackup.v1.PrepareRequestH\x00R\aprepare\x121\n" +
-	"\x06commit\x18\a \x01(\v2\x17.hsmbackup.v1.OpRequestH\x00R\x06commit\x12;\n" +
-	"\vapplication\x18\b \x01(\v2\x19.hsmbackup.v1.ApplicationR\vapplicationB\x06\n" +
+	"\x06within\x18\x02 \x01(\x03R\x06within\x12,\n" +
+	"\x03use\x18\x03 \x01(\v2\x18.hsmbackup.v1.UseRequestH\x00R\x03use\x125\n" +
+	"\x06create\x18\x04 \x01(\v2\x1b.hsmbackup.v1.CreateRequestH\x00R\x06create\x128\n" +
+	"\aprepare\x18\x05 \x01(\v2\x1c.hsmbackup.v1.PrepareRequestH\x00R\aprepare\x121\n" +
+	"\x06commit\x18\x06 \x01(\v2\x17.hsmbackup.v1.OpRequestH\x00R\x06commit\x12;\n" +
+	"\vapplication\x18\a \x01(\v2\x19.hsmbackup.v1.ApplicationR\vapplicationB\x06\n" +
 	"\x04what\"<\n" +
 	"\n" +
 	"CallsReply\x12.\n" +
@@ -5379,7 +5468,7 @@ const file_hsm_proto_rawDesc = "" +
 	"\fcluster_name\x18\x05 \x01(\tR\vclusterName\x12\x16\n" +
 	"\x06region\x18\x06 \x01(\tR\x06region\x12\x18\n" +
 	"\alineage\x18\a \x01(\fR\alineage\x12.\n" +
-	"\amembers\x18\b \x03(\v2\x14.hsmbackup.v1.MemberR\amembers2\xa3\x0e\n" +
+	"\amembers\x18\b \x03(\v2\x14.hsmbackup.v1.MemberR\amembers2\xe0\r\n" +
 	"\x03HSM\x12:\n" +
 	"\x04Ping\x12\x19.hsmbackup.v1.PingRequest\x1a\x17.hsmbackup.v1.PingReply\x12D\n" +
 	"\x06Attach\x12\x1b.hsmbackup.v1.AttachRequest\x1a\x19.hsmbackup.v1.AttachReply(\x010\x01\x12:\n" +
@@ -5395,8 +5484,7 @@ const file_hsm_proto_rawDesc = "" +
 	"\x06Commit\x12\x17.hsmbackup.v1.OpRequest\x1a\x19.hsmbackup.v1.CommitReply\x12:\n" +
 	"\x05Abort\x12\x17.hsmbackup.v1.OpRequest\x1a\x18.hsmbackup.v1.AbortReply\x12>\n" +
 	"\aResolve\x12\x17.hsmbackup.v1.OpRequest\x1a\x1a.hsmbackup.v1.ResolveReply\x12=\n" +
-	"\x05Steps\x12\x1a.hsmbackup.v1.StepsRequest\x1a\x18.hsmbackup.v1.StepsReply\x12A\n" +
-	"\x05Calls\x12\x1a.hsmbackup.v1.CallsRequest\x1a\x18.hsmbackup.v1.CallsReply(\x010\x01\x12@\n" +
+	"\x05Steps\x12\x1a.hsmbackup.v1.StepsRequest\x1a\x18.hsmbackup.v1.StepsReply\x12@\n" +
 	"\x06Create\x12\x1b.hsmbackup.v1.CreateRequest\x1a\x19.hsmbackup.v1.CreateReply\x12;\n" +
 	"\x06Change\x12\x1b.hsmbackup.v1.ChangeRequest\x1a\x14.hsmbackup.v1.Masked\x127\n" +
 	"\x03Use\x12\x18.hsmbackup.v1.UseRequest\x1a\x16.hsmbackup.v1.UseReply\x12;\n" +
@@ -5422,7 +5510,7 @@ func file_hsm_proto_rawDescGZIP() []byte {
 	return file_hsm_proto_rawDescData
 }
 
-var file_hsm_proto_msgTypes = make([]protoimpl.MessageInfo, 78)
+var file_hsm_proto_msgTypes = make([]protoimpl.MessageInfo, 80)
 var file_hsm_proto_goTypes = []any{
 	(*Failure)(nil),                // 0: hsmbackup.v1.Failure
 	(*PingRequest)(nil),            // 1: hsmbackup.v1.PingRequest
@@ -5468,40 +5556,42 @@ var file_hsm_proto_goTypes = []any{
 	(*Application)(nil),            // 41: hsmbackup.v1.Application
 	(*StepsReply)(nil),             // 42: hsmbackup.v1.StepsReply
 	(*Outcome)(nil),                // 43: hsmbackup.v1.Outcome
-	(*CallsRequest)(nil),           // 44: hsmbackup.v1.CallsRequest
-	(*Call)(nil),                   // 45: hsmbackup.v1.Call
-	(*CallsReply)(nil),             // 46: hsmbackup.v1.CallsReply
-	(*Answer)(nil),                 // 47: hsmbackup.v1.Answer
-	(*AbortReply)(nil),             // 48: hsmbackup.v1.AbortReply
-	(*ResolveReply)(nil),           // 49: hsmbackup.v1.ResolveReply
-	(*Params)(nil),                 // 50: hsmbackup.v1.Params
-	(*CreateRequest)(nil),          // 51: hsmbackup.v1.CreateRequest
-	(*CreateReply)(nil),            // 52: hsmbackup.v1.CreateReply
-	(*ChangeRequest)(nil),          // 53: hsmbackup.v1.ChangeRequest
-	(*UseRequest)(nil),             // 54: hsmbackup.v1.UseRequest
-	(*UseReply)(nil),               // 55: hsmbackup.v1.UseReply
-	(*KeysRequest)(nil),            // 56: hsmbackup.v1.KeysRequest
-	(*KeyBatch)(nil),               // 57: hsmbackup.v1.KeyBatch
-	(*KeyRequest)(nil),             // 58: hsmbackup.v1.KeyRequest
-	(*KeyInfo)(nil),                // 59: hsmbackup.v1.KeyInfo
-	(*UsersRequest)(nil),           // 60: hsmbackup.v1.UsersRequest
-	(*UserBatch)(nil),              // 61: hsmbackup.v1.UserBatch
-	(*UserInfo)(nil),               // 62: hsmbackup.v1.UserInfo
-	(*EnvelopeRequest)(nil),        // 63: hsmbackup.v1.EnvelopeRequest
-	(*EnvelopeReply)(nil),          // 64: hsmbackup.v1.EnvelopeReply
-	(*SignRequest)(nil),            // 65: hsmbackup.v1.SignRequest
-	(*SignReply)(nil),              // 66: hsmbackup.v1.SignReply
-	(*GreetRequest)(nil),           // 67: hsmbackup.v1.GreetRequest
-	(*Boot)(nil),                   // 68: hsmbackup.v1.Boot
-	(*GreetReply)(nil),             // 69: hsmbackup.v1.GreetReply
-	(*IssueRequest)(nil),           // 70: hsmbackup.v1.IssueRequest
-	(*IssueReply)(nil),             // 71: hsmbackup.v1.IssueReply
-	(*JoinRequest)(nil),            // 72: hsmbackup.v1.JoinRequest
-	(*JoinReply)(nil),              // 73: hsmbackup.v1.JoinReply
-	nil,                            // 74: hsmbackup.v1.CreateRequest.AttributesEntry
-	nil,                            // 75: hsmbackup.v1.CreateRequest.PublicEntry
-	nil,                            // 76: hsmbackup.v1.KeysRequest.AttrsEntry
-	nil,                            // 77: hsmbackup.v1.KeyInfo.AttributesEntry
+	(*CallsHello)(nil),             // 44: hsmbackup.v1.CallsHello
+	(*CallsWelcome)(nil),           // 45: hsmbackup.v1.CallsWelcome
+	(*CallsRequest)(nil),           // 46: hsmbackup.v1.CallsRequest
+	(*Call)(nil),                   // 47: hsmbackup.v1.Call
+	(*CallsReply)(nil),             // 48: hsmbackup.v1.CallsReply
+	(*Answer)(nil),                 // 49: hsmbackup.v1.Answer
+	(*AbortReply)(nil),             // 50: hsmbackup.v1.AbortReply
+	(*ResolveReply)(nil),           // 51: hsmbackup.v1.ResolveReply
+	(*Params)(nil),                 // 52: hsmbackup.v1.Params
+	(*CreateRequest)(nil),          // 53: hsmbackup.v1.CreateRequest
+	(*CreateReply)(nil),            // 54: hsmbackup.v1.CreateReply
+	(*ChangeRequest)(nil),          // 55: hsmbackup.v1.ChangeRequest
+	(*UseRequest)(nil),             // 56: hsmbackup.v1.UseRequest
+	(*UseReply)(nil),               // 57: hsmbackup.v1.UseReply
+	(*KeysRequest)(nil),            // 58: hsmbackup.v1.KeysRequest
+	(*KeyBatch)(nil),               // 59: hsmbackup.v1.KeyBatch
+	(*KeyRequest)(nil),             // 60: hsmbackup.v1.KeyRequest
+	(*KeyInfo)(nil),                // 61: hsmbackup.v1.KeyInfo
+	(*UsersRequest)(nil),           // 62: hsmbackup.v1.UsersRequest
+	(*UserBatch)(nil),              // 63: hsmbackup.v1.UserBatch
+	(*UserInfo)(nil),               // 64: hsmbackup.v1.UserInfo
+	(*EnvelopeRequest)(nil),        // 65: hsmbackup.v1.EnvelopeRequest
+	(*EnvelopeReply)(nil),          // 66: hsmbackup.v1.EnvelopeReply
+	(*SignRequest)(nil),            // 67: hsmbackup.v1.SignRequest
+	(*SignReply)(nil),              // 68: hsmbackup.v1.SignReply
+	(*GreetRequest)(nil),           // 69: hsmbackup.v1.GreetRequest
+	(*Boot)(nil),                   // 70: hsmbackup.v1.Boot
+	(*GreetReply)(nil),             // 71: hsmbackup.v1.GreetReply
+	(*IssueRequest)(nil),           // 72: hsmbackup.v1.IssueRequest
+	(*IssueReply)(nil),             // 73: hsmbackup.v1.IssueReply
+	(*JoinRequest)(nil),            // 74: hsmbackup.v1.JoinRequest
+	(*JoinReply)(nil),              // 75: hsmbackup.v1.JoinReply
+	nil,                            // 76: hsmbackup.v1.CreateRequest.AttributesEntry
+	nil,                            // 77: hsmbackup.v1.CreateRequest.PublicEntry
+	nil,                            // 78: hsmbackup.v1.KeysRequest.AttrsEntry
+	nil,                            // 79: hsmbackup.v1.KeyInfo.AttributesEntry
 }
 var file_hsm_proto_depIdxs = []int32{
 	4,  // 0: hsmbackup.v1.AttachRequest.login:type_name -> hsmbackup.v1.Login
@@ -5518,74 +5608,74 @@ var file_hsm_proto_depIdxs = []int32{
 	0,  // 11: hsmbackup.v1.InsertReply.failure:type_name -> hsmbackup.v1.Failure
 	26, // 12: hsmbackup.v1.PrepareRequest.objects:type_name -> hsmbackup.v1.Masked
 	40, // 13: hsmbackup.v1.StepsRequest.steps:type_name -> hsmbackup.v1.Step
-	51, // 14: hsmbackup.v1.Step.create:type_name -> hsmbackup.v1.CreateRequest
+	53, // 14: hsmbackup.v1.Step.create:type_name -> hsmbackup.v1.CreateRequest
 	35, // 15: hsmbackup.v1.Step.prepare:type_name -> hsmbackup.v1.PrepareRequest
 	37, // 16: hsmbackup.v1.Step.commit:type_name -> hsmbackup.v1.OpRequest
 	41, // 17: hsmbackup.v1.Step.application:type_name -> hsmbackup.v1.Application
 	43, // 18: hsmbackup.v1.StepsReply.outcomes:type_name -> hsmbackup.v1.Outcome
 	0,  // 19: hsmbackup.v1.Outcome.failure:type_name -> hsmbackup.v1.Failure
-	52, // 20: hsmbackup.v1.Outcome.create:type_name -> hsmbackup.v1.CreateReply
-	45, // 21: hsmbackup.v1.CallsRequest.calls:type_name -> hsmbackup.v1.Call
-	54, // 22: hsmbackup.v1.Call.use:type_name -> hsmbackup.v1.UseRequest
-	51, // 23: hsmbackup.v1.Call.create:type_name -> hsmbackup.v1.CreateRequest
-	35, // 24: hsmbackup.v1.Call.prepare:type_name -> hsmbackup.v1.PrepareRequest
-	37, // 25: hsmbackup.v1.Call.commit:type_name -> hsmbackup.v1.OpRequest
-	41, // 26: hsmbackup.v1.Call.application:type_name -> hsmbackup.v1.Application
-	47, // 27: hsmbackup.v1.CallsReply.answers:type_name -> hsmbackup.v1.Answer
-	0,  // 28: hsmbackup.v1.Answer.failure:type_name -> hsmbackup.v1.Failure
-	55, // 29: hsmbackup.v1.Answer.use:type_name -> hsmbackup.v1.UseReply
-	52, // 30: hsmbackup.v1.Answer.create:type_name -> hsmbackup.v1.CreateReply
-	74, // 31: hsmbackup.v1.CreateRequest.attributes:type_name -> hsmbackup.v1.CreateRequest.AttributesEntry
-	75, // 32: hsmbackup.v1.CreateRequest.public:type_name -> hsmbackup.v1.CreateRequest.PublicEntry
-	50, // 33: hsmbackup.v1.CreateRequest.params:type_name -> hsmbackup.v1.Params
-	26, // 34: hsmbackup.v1.CreateRequest.masked:type_name -> hsmbackup.v1.Masked
-	10, // 35: hsmbackup.v1.CreateRequest.approvals:type_name -> hsmbackup.v1.Approval
-	59, // 36: hsmbackup.v1.CreateReply.keys:type_name -> hsmbackup.v1.KeyInfo
-	26, // 37: hsmbackup.v1.CreateReply.objects:type_name -> hsmbackup.v1.Masked
-	15, // 38: hsmbackup.v1.ChangeRequest.settings:type_name -> hsmbackup.v1.Settings
-	18, // 39: hsmbackup.v1.ChangeRequest.member:type_name -> hsmbackup.v1.Member
-	26, // 40: hsmbackup.v1.ChangeRequest.masked:type_name -> hsmbackup.v1.Masked
-	19, // 41: hsmbackup.v1.ChangeRequest.invite:type_name -> hsmbackup.v1.Invite
-	20, // 42: hsmbackup.v1.ChangeRequest.claim:type_name -> hsmbackup.v1.Claim
-	21, // 43: hsmbackup.v1.ChangeRequest.revoked:type_name -> hsmbackup.v1.Revocation
-	10, // 44: hsmbackup.v1.ChangeRequest.approvals:type_name -> hsmbackup.v1.Approval
-	50, // 45: hsmbackup.v1.UseRequest.params:type_name -> hsmbackup.v1.Params
-	10, // 46: hsmbackup.v1.UseRequest.approvals:type_name -> hsmbackup.v1.Approval
-	76, // 47: hsmbackup.v1.KeysRequest.attrs:type_name -> hsmbackup.v1.KeysRequest.AttrsEntry
-	59, // 48: hsmbackup.v1.KeyBatch.keys:type_name -> hsmbackup.v1.KeyInfo
-	77, // 49: hsmbackup.v1.KeyInfo.attributes:type_name -> hsmbackup.v1.KeyInfo.AttributesEntry
-	62, // 50: hsmbackup.v1.UserBatch.users:type_name -> hsmbackup.v1.UserInfo
-	68, // 51: hsmbackup.v1.GreetRequest.before:type_name -> hsmbackup.v1.Boot
-	8,  // 52: hsmbackup.v1.GreetReply.info:type_name -> hsmbackup.v1.InfoReply
-	18, // 53: hsmbackup.v1.JoinReply.members:type_name -> hsmbackup.v1.Member
-	1,  // 54: hsmbackup.v1.HSM.Ping:input_type -> hsmbackup.v1.PingRequest
-	3,  // 55: hsmbackup.v1.HSM.Attach:input_type -> hsmbackup.v1.AttachRequest
-	7,  // 56: hsmbackup.v1.HSM.Info:input_type -> hsmbackup.v1.InfoRequest
-	16, // 57: hsmbackup.v1.HSM.Members:input_type -> hsmbackup.v1.MembersRequest
-	22, // 58: hsmbackup.v1.HSM.Objects:input_type -> hsmbackup.v1.ObjectsRequest
-	24, // 59: hsmbackup.v1.HSM.Extract:input_type -> hsmbackup.v1.ExtractRequest
-	27, // 60: hsmbackup.v1.HSM.Insert:input_type -> hsmbackup.v1.InsertRequest
-	29, // 61: hsmbackup.v1.HSM.Root:input_type -> hsmbackup.v1.RootRequest
-	31, // 62: hsmbackup.v1.HSM.FingerprintKeys:input_type -> hsmbackup.v1.FingerprintKeysRequest
-	33, // 63: hsmbackup.v1.HSM.Cells:input_type -> hsmbackup.v1.CellsRequest
-	35, // 64: hsmbackup.v1.HSM.Prepare:input_type -> hsmbackup.v1.PrepareRequest
-	37, // 65: hsmbackup.v1.HSM.Commit:input_type -> hsmbackup.v1.OpRequest
-	37, // 66: hsmbackup.v1.HSM.Abort:input_type -> hsmbackup.v1.OpRequest
-	37, // 67: hsmbackup.v1.HSM.Resolve:input_type -> hsmbackup.v1.OpRequest
-	39, // 68: hsmbackup.v1.HSM.Steps:input_type -> hsmbackup.v1.StepsRequest
-	44, // 69: hsmbackup.v1.HSM.Calls:input_type -> hsmbackup.v1.CallsRequest
-	51, // 70: hsmbackup.v1.HSM.Create:input_type -> hsmbackup.v1.CreateRequest
-	53, // 71: hsmbackup.v1.HSM.Change:input_type -> hsmbackup.v1.ChangeRequest
-	54, // 72: hsmbackup.v1.HSM.Use:input_type -> hsmbackup.v1.UseRequest
-	56, // 73: hsmbackup.v1.HSM.Keys:input_type -> hsmbackup.v1.KeysRequest
-	58, // 74: hsmbackup.v1.HSM.Key:input_type -> hsmbackup.v1.KeyRequest
-	60, // 75: hsmbackup.v1.HSM.Users:input_type -> hsmbackup.v1.UsersRequest
-	63, // 76: hsmbackup.v1.HSM.Envelope:input_type -> hsmbackup.v1.EnvelopeRequest
-	65, // 77: hsmbackup.v1.HSM.Sign:input_type -> hsmbackup.v1.SignRequest
+	54, // 20: hsmbackup.v1.Outcome.create:type_name -> hsmbackup.v1.CreateReply
+	0,  // 21: hsmbackup.v1.CallsWelcome.failure:type_name -> hsmbackup.v1.Failure
+	47, // 22: hsmbackup.v1.CallsRequest.calls:type_name -> hsmbackup.v1.Call
+	56, // 23: hsmbackup.v1.Call.use:type_name -> hsmbackup.v1.UseRequest
+	53, // 24: hsmbackup.v1.Call.create:type_name -> hsmbackup.v1.CreateRequest
+	35, // 25: hsmbackup.v1.Call.prepare:type_name -> hsmbackup.v1.PrepareRequest
+	37, // 26: hsmbackup.v1.Call.commit:type_name -> hsmbackup.v1.OpRequest
+	41, // 27: hsmbackup.v1.Call.application:type_name -> hsmbackup.v1.Application
+	49, // 28: hsmbackup.v1.CallsReply.answers:type_name -> hsmbackup.v1.Answer
+	0,  // 29: hsmbackup.v1.Answer.failure:type_name -> hsmbackup.v1.Failure
+	57, // 30: hsmbackup.v1.Answer.use:type_name -> hsmbackup.v1.UseReply
+	54, // 31: hsmbackup.v1.Answer.create:type_name -> hsmbackup.v1.CreateReply
+	76, // 32: hsmbackup.v1.CreateRequest.attributes:type_name -> hsmbackup.v1.CreateRequest.AttributesEntry
+	77, // 33: hsmbackup.v1.CreateRequest.public:type_name -> hsmbackup.v1.CreateRequest.PublicEntry
+	52, // 34: hsmbackup.v1.CreateRequest.params:type_name -> hsmbackup.v1.Params
+	26, // 35: hsmbackup.v1.CreateRequest.masked:type_name -> hsmbackup.v1.Masked
+	10, // 36: hsmbackup.v1.CreateRequest.approvals:type_name -> hsmbackup.v1.Approval
+	61, // 37: hsmbackup.v1.CreateReply.keys:type_name -> hsmbackup.v1.KeyInfo
+	26, // 38: hsmbackup.v1.CreateReply.objects:type_name -> hsmbackup.v1.Masked
+	15, // 39: hsmbackup.v1.ChangeRequest.settings:type_name -> hsmbackup.v1.Settings
+	18, // 40: hsmbackup.v1.ChangeRequest.member:type_name -> hsmbackup.v1.Member
+	26, // 41: hsmbackup.v1.ChangeRequest.masked:type_name -> hsmbackup.v1.Masked
+	19, // 42: hsmbackup.v1.ChangeRequest.invite:type_name -> hsmbackup.v1.Invite
+	20, // 43: hsmbackup.v1.ChangeRequest.claim:type_name -> hsmbackup.v1.Claim
+	21, // 44: hsmbackup.v1.ChangeRequest.revoked:type_name -> hsmbackup.v1.Revocation
+	10, // 45: hsmbackup.v1.ChangeRequest.approvals:type_name -> hsmbackup.v1.Approval
+	52, // 46: hsmbackup.v1.UseRequest.params:type_name -> hsmbackup.v1.Params
+	10, // 47: hsmbackup.v1.UseRequest.approvals:type_name -> hsmbackup.v1.Approval
+	78, // 48: hsmbackup.v1.KeysRequest.attrs:type_name -> hsmbackup.v1.KeysRequest.AttrsEntry
+	61, // 49: hsmbackup.v1.KeyBatch.keys:type_name -> hsmbackup.v1.KeyInfo
+	79, // 50: hsmbackup.v1.KeyInfo.attributes:type_name -> hsmbackup.v1.KeyInfo.AttributesEntry
+	64, // 51: hsmbackup.v1.UserBatch.users:type_name -> hsmbackup.v1.UserInfo
+	70, // 52: hsmbackup.v1.GreetRequest.before:type_name -> hsmbackup.v1.Boot
+	8,  // 53: hsmbackup.v1.GreetReply.info:type_name -> hsmbackup.v1.InfoReply
+	18, // 54: hsmbackup.v1.JoinReply.members:type_name -> hsmbackup.v1.Member
+	1,  // 55: hsmbackup.v1.HSM.Ping:input_type -> hsmbackup.v1.PingRequest
+	3,  // 56: hsmbackup.v1.HSM.Attach:input_type -> hsmbackup.v1.AttachRequest
+	7,  // 57: hsmbackup.v1.HSM.Info:input_type -> hsmbackup.v1.InfoRequest
+	16, // 58: hsmbackup.v1.HSM.Members:input_type -> hsmbackup.v1.MembersRequest
+	22, // 59: hsmbackup.v1.HSM.Objects:input_type -> hsmbackup.v1.ObjectsRequest
+	24, // 60: hsmbackup.v1.HSM.Extract:input_type -> hsmbackup.v1.ExtractRequest
+	27, // 61: hsmbackup.v1.HSM.Insert:input_type -> hsmbackup.v1.InsertRequest
+	29, // 62: hsmbackup.v1.HSM.Root:input_type -> hsmbackup.v1.RootRequest
+	31, // 63: hsmbackup.v1.HSM.FingerprintKeys:input_type -> hsmbackup.v1.FingerprintKeysRequest
+	33, // 64: hsmbackup.v1.HSM.Cells:input_type -> hsmbackup.v1.CellsRequest
+	35, // 65: hsmbackup.v1.HSM.Prepare:input_type -> hsmbackup.v1.PrepareRequest
+	37, // 66: hsmbackup.v1.HSM.Commit:input_type -> hsmbackup.v1.OpRequest
+	37, // 67: hsmbackup.v1.HSM.Abort:input_type -> hsmbackup.v1.OpRequest
+	37, // 68: hsmbackup.v1.HSM.Resolve:input_type -> hsmbackup.v1.OpRequest
+	39, // 69: hsmbackup.v1.HSM.Steps:input_type -> hsmbackup.v1.StepsRequest
+	53, // 70: hsmbackup.v1.HSM.Create:input_type -> hsmbackup.v1.CreateRequest
+	55, // 71: hsmbackup.v1.HSM.Change:input_type -> hsmbackup.v1.ChangeRequest
+	56, // 72: hsmbackup.v1.HSM.Use:input_type -> hsmbackup.v1.UseRequest
+	58, // 73: hsmbackup.v1.HSM.Keys:input_type -> hsmbackup.v1.KeysRequest
+	60, // 74: hsmbackup.v1.HSM.Key:input_type -> hsmbackup.v1.KeyRequest
+	62, // 75: hsmbackup.v1.HSM.Users:input_type -> hsmbackup.v1.UsersRequest
+	65, // 76: hsmbackup.v1.HSM.Envelope:input_type -> hsmbackup.v1.EnvelopeRequest
+	67, // 77: hsmbackup.v1.HSM.Sign:input_type -> hsmbackup.v1.SignRequest
 	12, // 78: hsmbackup.v1.HSM.Token:input_type -> hsmbackup.v1.TokenRequest
-	67, // 79: hsmbackup.v1.HSM.Greet:input_type -> hsmbackup.v1.GreetRequest
-	70, // 80: hsmbackup.v1.HSM.Issue:input_type -> hsmbackup.v1.IssueRequest
-	72, // 81: hsmbackup.v1.HSM.Join:input_type -> hsmbackup.v1.JoinRequest
+	69, // 79: hsmbackup.v1.HSM.Greet:input_type -> hsmbackup.v1.GreetRequest
+	72, // 80: hsmbackup.v1.HSM.Issue:input_type -> hsmbackup.v1.IssueRequest
+	74, // 81: hsmbackup.v1.HSM.Join:input_type -> hsmbackup.v1.JoinRequest
 	2,  // 82: hsmbackup.v1.HSM.Ping:output_type -> hsmbackup.v1.PingReply
 	6,  // 83: hsmbackup.v1.HSM.Attach:output_type -> hsmbackup.v1.AttachReply
 	8,  // 84: hsmbackup.v1.HSM.Info:output_type -> hsmbackup.v1.InfoReply
@@ -5598,27 +5688,26 @@ var file_hsm_proto_depIdxs = []int32{
 	34, // 91: hsmbackup.v1.HSM.Cells:output_type -> hsmbackup.v1.CellBatch
 	36, // 92: hsmbackup.v1.HSM.Prepare:output_type -> hsmbackup.v1.PrepareReply
 	38, // 93: hsmbackup.v1.HSM.Commit:output_type -> hsmbackup.v1.CommitReply
-	48, // 94: hsmbackup.v1.HSM.Abort:output_type -> hsmbackup.v1.AbortReply
-	49, // 95: hsmbackup.v1.HSM.Resolve:output_type -> hsmbackup.v1.ResolveReply
+	50, // 94: hsmbackup.v1.HSM.Abort:output_type -> hsmbackup.v1.AbortReply
+	51, // 95: hsmbackup.v1.HSM.Resolve:output_type -> hsmbackup.v1.ResolveReply
 	42, // 96: hsmbackup.v1.HSM.Steps:output_type -> hsmbackup.v1.StepsReply
-	46, // 97: hsmbackup.v1.HSM.Calls:output_type -> hsmbackup.v1.CallsReply
-	52, // 98: hsmbackup.v1.HSM.Create:output_type -> hsmbackup.v1.CreateReply
-	26, // 99: hsmbackup.v1.HSM.Change:output_type -> hsmbackup.v1.Masked
-	55, // 100: hsmbackup.v1.HSM.Use:output_type -> hsmbackup.v1.UseReply
-	57, // 101: hsmbackup.v1.HSM.Keys:output_type -> hsmbackup.v1.KeyBatch
-	59, // 102: hsmbackup.v1.HSM.Key:output_type -> hsmbackup.v1.KeyInfo
-	61, // 103: hsmbackup.v1.HSM.Users:output_type -> hsmbackup.v1.UserBatch
-	64, // 104: hsmbackup.v1.HSM.Envelope:output_type -> hsmbackup.v1.EnvelopeReply
-	66, // 105: hsmbackup.v1.HSM.Sign:output_type -> hsmbackup.v1.SignReply
-	13, // 106: hsmbackup.v1.HSM.Token:output_type -> hsmbackup.v1.TokenReply
-	69, // 107: hsmbackup.v1.HSM.Greet:output_type -> hsmbackup.v1.GreetReply
-	71, // 108: hsmbackup.v1.HSM.Issue:output_type -> hsmbackup.v1.IssueReply
-	73, // 109: hsmbackup.v1.HSM.Join:output_type -> hsmbackup.v1.JoinReply
-	82, // [82:110] is the sub-list for method output_type
-	54, // [54:82] is the sub-list for method input_type
-	54, // [54:54] is the sub-list for extension type_name
-	54, // [54:54] is the sub-list for extension extendee
-	0,  // [0:54] is the sub-list for field type_name
+	54, // 97: hsmbackup.v1.HSM.Create:output_type -> hsmbackup.v1.CreateReply
+	26, // 98: hsmbackup.v1.HSM.Change:output_type -> hsmbackup.v1.Masked
+	57, // 99: hsmbackup.v1.HSM.Use:output_type -> hsmbackup.v1.UseReply
+	59, // 100: hsmbackup.v1.HSM.Keys:output_type -> hsmbackup.v1.KeyBatch
+	61, // 101: hsmbackup.v1.HSM.Key:output_type -> hsmbackup.v1.KeyInfo
+	63, // 102: hsmbackup.v1.HSM.Users:output_type -> hsmbackup.v1.UserBatch
+	66, // 103: hsmbackup.v1.HSM.Envelope:output_type -> hsmbackup.v1.EnvelopeReply
+	68, // 104: hsmbackup.v1.HSM.Sign:output_type -> hsmbackup.v1.SignReply
+	13, // 105: hsmbackup.v1.HSM.Token:output_type -> hsmbackup.v1.TokenReply
+	71, // 106: hsmbackup.v1.HSM.Greet:output_type -> hsmbackup.v1.GreetReply
+	73, // 107: hsmbackup.v1.HSM.Issue:output_type -> hsmbackup.v1.IssueReply
+	75, // 108: hsmbackup.v1.HSM.Join:output_type -> hsmbackup.v1.JoinReply
+	82, // [82:109] is the sub-list for method output_type
+	55, // [55:82] is the sub-list for method input_type
+	55, // [55:55] is the sub-list for extension type_name
+	55, // [55:55] is the sub-list for extension extendee
+	0,  // [0:55] is the sub-list for field type_name
 }
 
 func init() { file_hsm_proto_init() }
@@ -5637,7 +5726,7 @@ func file_hsm_proto_init() {
 		(*Step_Prepare)(nil),
 		(*Step_Commit)(nil),
 	}
-	file_hsm_proto_msgTypes[45].OneofWrappers = []any{
+	file_hsm_proto_msgTypes[47].OneofWrappers = []any{
 		(*Call_Use)(nil),
 		(*Call_Create)(nil),
 		(*Call_Prepare)(nil),
@@ -5649,7 +5738,7 @@ func file_hsm_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_hsm_proto_rawDesc), len(file_hsm_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   78,
+			NumMessages:   80,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -41,7 +41,6 @@ const (
 	HSM_Abort_FullMethodName           = "/hsmbackup.v1.HSM/Abort"
 	HSM_Resolve_FullMethodName         = "/hsmbackup.v1.HSM/Resolve"
 	HSM_Steps_FullMethodName           = "/hsmbackup.v1.HSM/Steps"
-	HSM_Calls_FullMethodName           = "/hsmbackup.v1.HSM/Calls"
 	HSM_Create_FullMethodName          = "/hsmbackup.v1.HSM/Create"
 	HSM_Change_FullMethodName          = "/hsmbackup.v1.HSM/Change"
 	HSM_Use_FullMethodName             = "/hsmbackup.v1.HSM/Use"
@@ -89,9 +88,6 @@ type HSMClient interface {
 	// asked for alone: one may fail and the others succeed. It is for callers who
 	// have many on their way.
 	Steps(ctx context.Context, in *StepsRequest, opts ...grpc.CallOption) (*StepsReply, error)
-	// Calls is for what a session asks for all the time: many small calls on one
-	// stream, each as if it had been made alone. Answers come in any order.
-	Calls(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[CallsRequest, CallsReply], error)
 	Create(ctx context.Context, in *CreateRequest, opts ...grpc.CallOption) (*CreateReply, error)
 	Change(ctx context.Context, in *ChangeRequest, opts ...grpc.CallOption) (*Masked, error)
 	Use(ctx context.Context, in *UseRequest, opts ...grpc.CallOption) (*UseReply, error)
@@ -290,19 +286,6 @@ func (c *hSMClient) Steps(ctx context.Context, in *StepsRequest, opts ...grpc.Ca
 	return out, nil
 }
 
-func (c *hSMClient) Calls(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[CallsRequest, CallsReply], error) {
-	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	stream, err := c.cc.NewStream(ctx, &HSM_ServiceDesc.Streams[5], HSM_Calls_FullMethodName, cOpts...)
-	if err != nil {
-		return nil, err
-	}
-	x := &grpc.GenericClientStream[CallsRequest, CallsReply]{ClientStream: stream}
-	return x, nil
-}
-
-// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
-type HSM_CallsClient = grpc.BidiStreamingClient[CallsRequest, CallsReply]
-
 func (c *hSMClient) Create(ctx context.Context, in *CreateRequest, opts ...grpc.CallOption) (*CreateReply, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(CreateReply)
@@ -335,7 +318,7 @@ func (c *hSMClient) Use(ctx context.Context, in *UseRequest, opts ...grpc.CallOp
 
 func (c *hSMClient) Keys(ctx context.Context, in *KeysRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[KeyBatch], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	stream, err := c.cc.NewStream(ctx, &HSM_ServiceDesc.Streams[6], HSM_Keys_FullMethodName, cOpts...)
+	stream, err := c.cc.NewStream(ctx, &HSM_ServiceDesc.Streams[5], HSM_Keys_FullMethodName, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -364,7 +347,7 @@ func (c *hSMClient) Key(ctx context.Context, in *KeyRequest, opts ...grpc.CallOp
 
 func (c *hSMClient) Users(ctx context.Context, in *UsersRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[UserBatch], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	stream, err := c.cc.NewStream(ctx, &HSM_ServiceDesc.Streams[7], HSM_Users_FullMethodName, cOpts...)
+	stream, err := c.cc.NewStream(ctx, &HSM_ServiceDesc.Streams[6], HSM_Users_FullMethodName, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -474,9 +457,6 @@ type HSMServer interface {
 	// asked for alone: one may fail and the others succeed. It is for callers who
 	// have many on their way.
 	Steps(context.Context, *StepsRequest) (*StepsReply, error)
-	// Calls is for what a session asks for all the time: many small calls on one
-	// stream, each as if it had been made alone. Answers come in any order.
-	Calls(grpc.BidiStreamingServer[CallsRequest, CallsReply]) error
 	Create(context.Context, *CreateRequest) (*CreateReply, error)
 	Change(context.Context, *ChangeRequest) (*Masked, error)
 	Use(context.Context, *UseRequest) (*UseReply, error)
@@ -548,9 +528,6 @@ func (UnimplementedHSMServer) Resolve(context.Context, *OpRequest) (*ResolveRepl
 }
 func (UnimplementedHSMServer) Steps(context.Context, *StepsRequest) (*StepsReply, error) {
 	return nil, status.Error(codes.Unimplemented, "method Steps not implemented")
-}
-func (UnimplementedHSMServer) Calls(grpc.BidiStreamingServer[CallsRequest, CallsReply]) error {
-	return status.Error(codes.Unimplemented, "method Calls not implemented")
 }
 func (UnimplementedHSMServer) Create(context.Context, *CreateRequest) (*CreateReply, error) {
 	return nil, status.Error(codes.Unimplemented, "method Create not implemented")
@@ -827,13 +804,6 @@ func _HSM_Steps_Handler(srv interface{}, ctx context.Context, dec func(interface
 	}
 	return interceptor(ctx, in, info, handler)
 }
-
-func _HSM_Calls_Handler(srv interface{}, stream grpc.ServerStream) error {
-	return srv.(HSMServer).Calls(&grpc.GenericServerStream[CallsRequest, CallsReply]{ServerStream: stream})
-}
-
-// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
-type HSM_CallsServer = grpc.BidiStreamingServer[CallsRequest, CallsReply]
 
 func _HSM_Create_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(CreateRequest)
@@ -1152,12 +1122,6 @@ var HSM_ServiceDesc = grpc.ServiceDesc{
 		{
 			StreamName:    "Cells",
 			Handler:       _HSM_Cells_Handler,
-			ServerStreams: true,
-			ClientStreams: true,
-		},
-		{
-			StreamName:    "Calls",
-			Handler:       _HSM_Calls_Handler,
 			ServerStreams: true,
 			ClientStreams: true,
 		},

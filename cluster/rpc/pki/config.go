@@ -10,6 +10,13 @@ import (
 	"github.com/hsmbackup/hsmbackup/cluster/hsm"
 )
 
+// CallsProtocol is the ALPN name of connections for the calls of a session. An HSM that
+// does not know it speaks gRPC on all.
+const CallsProtocol = "hsmbackup-calls/1"
+
+// protocols are those an HSM speaks. Who offers it both wants the first.
+func protocols() []string { return []string{CallsProtocol, "h2"} }
+
 // ServerConfig is the TLS configuration of an HSM that serves cluster: TLS 1.3,
 // and every caller shows a certificate of the same cluster. caPEM may hold
 // several authorities, while one replaces another. The HSM's own certificate
@@ -21,6 +28,7 @@ func ServerConfig(certPEM []byte, keyPEM hsm.Secret, caPEM []byte, cluster hsm.C
 	}
 	v.usage = x509.ExtKeyUsageClientAuth
 	cfg.ClientAuth = tls.RequireAnyClientCert // VerifyConnection decides
+	cfg.NextProtos = protocols()
 	return cfg, nil
 }
 

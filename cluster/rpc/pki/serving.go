@@ -60,7 +60,7 @@ func (s *Serving) Replace(certPEM []byte) error {
 		return err
 	}
 	v.usage, v.revoked = x509.ExtKeyUsageClientAuth, s.checks.Revoked
-	ordinary.ClientAuth, ordinary.NextProtos = tls.RequireAnyClientCert, []string{"h2"}
+	ordinary.ClientAuth, ordinary.NextProtos = tls.RequireAnyClientCert, protocols()
 	next := &servingNow{cert: bytes.Clone(certPEM), leaf: ordinary.Certificates[0].Leaf, ordinary: ordinary}
 	if s.checks.Invite != nil {
 		next.join = ordinary.Clone()
@@ -70,6 +70,7 @@ func (s *Serving) Replace(certPEM []byte) error {
 			pair.Certificate = append(pair.Certificate, ca.Raw)
 		}
 		next.join.Certificates, next.join.VerifyConnection = []tls.Certificate{pair}, s.joiner
+		next.join.NextProtos = []string{"h2"} // joiners have no sessions to make calls in
 	}
 	s.now.Store(next)
 	return nil

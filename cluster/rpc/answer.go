@@ -1,0 +1,235 @@
+package rpc
+
+import (
+	"context"
+	"errors"
+	"math"
+	"net"
+	"sync"
+	"time"
+
+	"google.golang.org/protobuf/encoding/protowire"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/hsmbackup/hsmbackup/cluster/rpc/pb"
+)
+
+// answering is the server's side of a connection for calls.
+type answering struct {
+	service *service
+	ctx     context.Context // of the calls; it knows the session
+	conn    net.Conn
+	room    chan struct{} // of the session's connection
+
+	mu       sync.Mutex
+	running  map[uint64]context.CancelFunc
+	under    int // calls under way, their answers included
+	finished bool
+	idle     chan struct{} // holds one token when finished and nothing is under way
+	queue    [][]byte      // answers, encoded
+	pong     bool          // the caller asks for a sign of life
+	sending  bool
+	out      []byte // of whoever sends
+}
+
+func newAnswering(ctx context.Context, s *Server, conn net.Conn, room chan struct{}) *answering {
+	return &answering{
+		service: &service{server: s}, ctx: ctx, conn: conn, room: room, running: map[uint64]context.CancelFunc{},
+		idle: make(chan struct{}, 1),
+	}
+}
+
+// read begins what is asked until the connection ends. Calls beyond the room there
+// is wait on the wire.
+func (a *answering) read(in *frames) error {
+	for {
+		frame, err := in.next()
+		if err != nil {
+			return err
+		}
+		req := &pb.CallsRequest{}
+		if err := proto.Unmarshal(frame, req); err != nil {
+			return invalid("calls do not decode")
+		}
+		calls := req.GetCalls()
+		if n := len(calls); n > maxSteps {
+			return invalid("%d calls in one frame: want at most %d", n, maxSteps)
+		}
+		if len(calls)+len(req.GetGone()) == 0 {
+			a.live()
+		}
+		alone := len(calls) == 1 && len(in.buf) == 0
+		for _, p := range calls {
+			if err := a.begin(p, alone && quick(p)); err != nil {
+				return err
+			}
+		}
+		a.leave(req.GetGone())
+	}
+}
+
+// begin begins one call. One that came alone and is done in no time is done at once,
+// here: to wake another goroutine for it would cost as much again. What comes
+// meanwhile waits no longer for it than it would for the processor.
+func (a *answering) begin(p *pb.Call, here bool) error {
+	select {
+	case a.room <- struct{}{}:
+	case <-a.ctx.Done():
+		return a.ctx.Err()
+	}
+	within := time.Duration(p.GetWithin())
+	if within <= 0 {
+		within = math.MaxInt64
+	}
+	ctx, cancel := withTimeout(a.ctx, within)
+	a.mu.Lock()
+	_, taken := a.running[p.GetId()]
+	if taken || a.finished {
+		a.mu.Unlock()
+		cancel()
+		<-a.room
+		if taken {
+			return invalid("call %d is under way already", p.GetId())
+		}
+		return errStopping
+	}
+	a.running[p.GetId()] = cancel
+	a.under++
+	a.mu.Unlock()
+	if here {
+		a.run(ctx, p)
+	} else {
+		a.service.server.work(func() { a.run(ctx, p) })
+	}
+	return nil
+}
+
+// withTimeout is context.WithTimeout, without a timer for what never comes.
+func withTimeout(ctx context.Context, d time.Duration) (context.Context, context.CancelFunc) {
+	if d == math.MaxInt64 {
+		return context.WithCancel(ctx)
+	}
+	return context.WithTimeout(ctx, d)
+}
+
+// quick tells of a call that it takes a fraction of a millisecond and waits for
+// nothing.
+func quick(p *pb.Call) bool {
+	switch what := p.GetWhat().(type) {
+	case *pb.Call_Prepare:
+		return true
+	case *pb.Call_Use:
+		switch what.Use.GetParams().GetMechanism() {
+		case "ecdsa", "hmac", "aes-gcm", "aes-cbc", "aes-ctr", "aes-cmac":
+			return true
+		}
+	}
+	return false
+}
+
+// leave breaks calls off for which nobody waits.
+func (a *answering) leave(gone []uint64) {
+	for _, id := range gone {
+		a.mu.Lock()
+		cancel := a.running[id]
+		a.mu.Unlock()
+		if cancel != nil {
+			cancel()
+		}
+	}
+}
+
+// run does one call and sends its answer.
+func (a *answering) run(ctx context.Context, p *pb.Call) {
+	out := a.service.answer(ctx, p)
+	b, err := proto.Marshal(out)
+	if err != nil { // a text that is none; failures have none such
+		b, _ = proto.Marshal(&pb.Answer{Id: p.GetId(), Failure: a.service.server.failure("Calls", err)})
+	}
+	a.mu.Lock()
+	a.running[p.GetId()]()
+	delete(a.running, p.GetId())
+	<-a.room
+	a.queue = append(a.queue, b)
+	a.sendLocked()
+	a.under--
+	a.noteIdle()
+	a.mu.Unlock()
+}
+
+// live answers an empty frame.
+func (a *answering) live() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.pong = true
+	a.sendLocked()
+}
+
+// sendLocked sends answers until there are none, unless somebody does already. If the
+// connection is broken they are lost, as their callers know. It gives up a.mu while it
+// writes.
+func (a *answering) sendLocked() {
+	if a.sending {
+		return
+	}
+	a.sending = true
+	for len(a.queue) > 0 || a.pong {
+		b := a.frame()
+		a.mu.Unlock()
+		a.conn.Write(b)
+		a.mu.Lock()
+	}
+	a.queue, a.sending = nil, false
+}
+
+// frame takes one frame's worth off the queue.
+func (a *answering) frame() []byte {
+	b, n := beginFrame(a.out), 0
+	for n < len(a.queue) && len(b) < batchBytes {
+		b = protowire.AppendTag(b, 1, protowire.BytesType)
+		b = protowire.AppendBytes(b, a.queue[n])
+		n++
+	}
+	a.queue, a.pong = a.queue[n:], false
+	if a.out = endFrame(b); cap(b) > keptBytes {
+		a.out = nil
+	}
+	return b
+}
+
+// finish lets nothing begin any more and waits for what has.
+func (a *answering) finish() {
+	a.mu.Lock()
+	a.finished = true
+	a.noteIdle()
+	a.mu.Unlock()
+	<-a.idle
+}
+
+func (a *answering) noteIdle() {
+	if a.finished && a.under == 0 {
+		select {
+		case a.idle <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// answer does one call as the call of its own that it stands for.
+func (v *service) answer(ctx context.Context, p *pb.Call) *pb.Answer {
+	out := &pb.Answer{Id: p.GetId()}
+	ctx = withApplication(ctx, p.GetApplication())
+	name, do := v.creation(ctx, p, &out.Create)
+	switch use := p.GetUse(); {
+	case use != nil:
+		name, do = "Use", func() (err error) { out.Use, err = v.Use(ctx, use); return err }
+	case do == nil:
+		name, do = "Calls", func() error { return invalid("a call that is none of use, create, prepare and commit") }
+	}
+	if err := v.server.within(name, do); err != nil {
+		out.Use, out.Create = nil, nil
+		out.Late = errors.Is(err, context.DeadlineExceeded)
+		out.Failure = v.server.failure(name, err)
+	}
+	return out
+}
