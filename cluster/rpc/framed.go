@@ -196,10 +196,14 @@ func (s *Server) serveCalls(ctx context.Context, conn net.Conn, c *connection) e
 	go func() { read <- a.read(in) }()
 	select {
 	case err = <-read:
-		cancel() // nobody is there to answer
 	case <-h.over:
-		cancel()
+	case <-s.over:
+	}
+	select {
 	case <-s.over: // what has begun is answered
+	default: // nobody is there to answer, or to be told more than that the session is over
+		conn.Close()
+		cancel()
 	}
 	conn.SetWriteDeadline(time.Now().Add(drainGrace))
 	a.finish()
