@@ -132,45 +132,56 @@ func compareNames(a, b string) int {
 // zero. Byte strings alias the input.
 type reader struct {
 	b   []byte
+	at  int // what is read next: a number, since moving a pointer is dear while memory is collected
 	bad bool
 }
 
-func (r *reader) fail() { r.b, r.bad = nil, true }
+func (r *reader) fail() { r.at, r.bad = len(r.b), true }
+
+// skipRest leaves the rest of the input as if it were read.
+func (r *reader) skipRest() { r.at = len(r.b) }
+
+// rest is what was not read yet.
+func (r *reader) rest() []byte { return r.b[r.at:] }
 
 // done tells whether everything was read and was well.
-func (r *reader) done() bool { return !r.bad && len(r.b) == 0 }
+func (r *reader) done() bool { return !r.bad && r.at == len(r.b) }
 
 // head reads a head of the major type, in its shortest form.
 func (r *reader) head(major byte) uint64 {
-	if len(r.b) > 0 && r.b[0]-major < 24 { // most of them, and small enough to be inlined
-		v := uint64(r.b[0] - major)
-		r.b = r.b[1:]
-		return v
+	if r.at < len(r.b) { // most of them, and small enough to be inlined
+		if v := r.b[r.at] - major; v < 24 {
+			r.at++
+			return uint64(v)
+		}
 	}
 	return r.longHead(major)
 }
 
 func (r *reader) longHead(major byte) uint64 {
-	if len(r.b) == 0 || r.b[0]&0xe0 != major {
+	b := r.rest()
+	if len(b) == 0 || b[0]&0xe0 != major {
 		r.fail()
 		return 0
 	}
-	info, b := r.b[0]&0x1f, r.b[1:]
+	info := b[0] & 0x1f
+	b = b[1:]
 	var v, least uint64
+	size := 0
 	switch { // least is what half the bytes cannot hold
 	case info < 24:
-		v = uint64(info)
-		r.b = b
-		return v
+		r.at++
+		return uint64(info)
 	case info == 24 && len(b) >= 1:
-		v, least, r.b = uint64(b[0]), 24, b[1:]
+		v, least, size = uint64(b[0]), 24, 1
 	case info == 25 && len(b) >= 2:
-		v, least, r.b = uint64(binary.BigEndian.Uint16(b)), 1<<8, b[2:]
+		v, least, size = uint64(binary.BigEndian.Uint16(b)), 1<<8, 2
 	case info == 26 && len(b) >= 4:
-		v, least, r.b = uint64(binary.BigEndian.Uint32(b)), 1<<16, b[4:]
+		v, least, size = uint64(binary.BigEndian.Uint32(b)), 1<<16, 4
 	case info == 27 && len(b) >= 8:
-		v, least, r.b = binary.BigEndian.Uint64(b), 1<<32, b[8:]
+		v, least, size = binary.BigEndian.Uint64(b), 1<<32, 8
 	}
+	r.at += 1 + size
 	if v < least || least == 0 {
 		r.fail()
 		return 0
@@ -179,12 +190,13 @@ func (r *reader) longHead(major byte) uint64 {
 }
 
 func (r *reader) take(n uint64) []byte {
-	if r.bad || n > uint64(len(r.b)) {
+	if r.bad || n > uint64(len(r.b)-r.at) {
 		r.fail()
 		return nil
 	}
-	v := r.b[:n:n]
-	r.b = r.b[n:]
+	end := r.at + int(n)
+	v := r.b[r.at:end:end]
+	r.at = end
 	return v
 }
 
@@ -241,20 +253,20 @@ func (r *reader) text() string {
 }
 
 func (r *reader) flag() bool {
-	if len(r.b) == 0 || r.b[0] != cborTrue {
+	if r.at == len(r.b) || r.b[r.at] != cborTrue {
 		r.fail()
 		return false
 	}
-	r.b = r.b[1:]
+	r.at++
 	return true
 }
 
 func (r *reader) stamp() Stamp {
-	const long = cborUint | 27                                  // eight bytes follow
-	if b := r.b; len(b) >= 18 && b[0] == long && b[9] == long { // as of nearly all of them
+	const long = cborUint | 27                                       // eight bytes follow
+	if b := r.rest(); len(b) >= 18 && b[0] == long && b[9] == long { // as of nearly all of them
 		s := Stamp{Time: binary.BigEndian.Uint64(b[1:]), HSM: HSMID(binary.BigEndian.Uint64(b[10:]))}
 		if s.Time >= 1<<32 && s.HSM >= 1<<32 {
-			r.b = b[18:]
+			r.at += 18
 			return s
 		}
 	}
@@ -298,7 +310,7 @@ func (r *reader) registers() map[string]Register {
 // if the input is well in the end.
 func (r *reader) eachRegister(f func(name []byte, reg Register)) {
 	n := r.head(cborMap)
-	if n == 0 || n > uint64(len(r.b)) {
+	if n == 0 || n > uint64(len(r.b)-r.at) {
 		r.fail()
 		return
 	}

@@ -132,3 +132,15 @@ func BenchmarkGlance(b *testing.B) {
 		}
 	}
 }
+
+func BenchmarkPeekMasked(b *testing.B) {
+	k := testKeyring(b, 1)
+	m := mask(b, k, ecRecord(b, k))
+	b.SetBytes(int64(len(m.Bytes)))
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := PeekMasked(m.Bytes); err != nil {
+			b.Fatal(err)
+		}
+	}
+}

@@ -55,7 +55,7 @@ func peekClear(b []byte) (m MaskedObject, ok bool) {
 		last = key
 		seen |= 1 << key
 		if i == n-1 && key >= keyRegisters { // the last field, and most of the bytes: not looked into
-			in.b = nil
+			in.skipRest()
 			break
 		}
 		switch key {
@@ -77,27 +77,47 @@ func peekClear(b []byte) (m MaskedObject, ok bool) {
 
 // skip passes over one value, whatever is nested in it.
 func (r *reader) skip() {
-	for left := uint64(1); left > 0 && !r.bad; left-- {
-		if len(r.b) == 0 {
+	b, at := r.b, r.at
+	for left := uint64(1); left > 0; left-- {
+		if at >= len(b) {
 			r.fail()
 			return
 		}
-		switch major := r.b[0] & 0xe0; major {
+		h := b[at]
+		n, major := uint64(h&0x1f), h&0xe0
+		if n < 24 && major != 0xe0 {
+			at++
+		} else if r.at = at; major == 0xe0 {
+			r.flag()
+			at = r.at
+			continue
+		} else {
+			n = r.longHead(major)
+			at = r.at
+		}
+		switch major {
 		case cborUint:
-			r.head(cborUint)
 		case cborBytes, cborText:
-			r.take(r.head(major))
+			if n > uint64(len(b)-at) {
+				r.fail()
+				return
+			}
+			at += int(n)
 		case cborArray, cborMap:
-			n := r.head(major)
-			if n > uint64(len(r.b)) { // each element takes a byte at least
+			if n > uint64(len(b)-at) { // each element takes a byte at least
 				r.fail()
 				return
 			}
 			if left += n; major == cborMap {
 				left += n
 			}
-		default:
-			r.flag()
+		default: // numbers below zero, and tags
+			r.fail()
+			return
+		}
+		if r.bad {
+			return
 		}
 	}
+	r.at = at
 }

@@ -242,7 +242,7 @@ func (w *fieldWriter) rivals(k byte, m map[[16]byte]*Rival) {
 // rivals reads a map of rivals that would have been left out were it empty.
 func (r *reader) rivals() map[[16]byte]*Rival {
 	n := r.head(cborMap)
-	if n == 0 || n > uint64(len(r.b)) {
+	if n == 0 || n > uint64(len(r.b)-r.at) {
 		r.fail()
 		return nil
 	}

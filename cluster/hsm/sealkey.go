@@ -1,6 +1,7 @@
 package hsm
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"crypto/subtle"
 )
@@ -26,20 +27,24 @@ func sealKey(masking *[KeySize]byte, siv *[sivSize]byte) [KeySize]byte {
 // of 32 bytes.
 func macBlock(key *[32]byte, message []byte) [sha256.Size]byte {
 	var b [sha256.BlockSize + 32]byte
-	pad(b[:], key, 0x36)
+	pad(b[:], key, &innerPad)
 	n := sha256.BlockSize + copy(b[sha256.BlockSize:], message)
 	inner := sha256.Sum256(b[:n])
-	pad(b[:], key, 0x5c)
+	pad(b[:], key, &outerPad)
 	copy(b[sha256.BlockSize:], inner[:])
 	sum := sha256.Sum256(b[:])
 	clear(b[:])
 	return sum
 }
 
+// The pads of HMAC.
+var (
+	innerPad = [sha256.BlockSize]byte(bytes.Repeat([]byte{0x36}, sha256.BlockSize))
+	outerPad = [sha256.BlockSize]byte(bytes.Repeat([]byte{0x5c}, sha256.BlockSize))
+)
+
 // pad fills one block with the padded key.
-func pad(b []byte, key *[32]byte, with byte) {
-	for i := range sha256.BlockSize {
-		b[i] = with
-	}
-	subtle.XORBytes(b[:len(key)], b[:len(key)], key[:])
+func pad(b []byte, key *[32]byte, with *[sha256.BlockSize]byte) {
+	copy(b, with[:])
+	subtle.XORBytes(b[:len(key)], with[:len(key)], key[:])
 }
