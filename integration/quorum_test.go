@@ -45,9 +45,9 @@ func TestQuorum(t *testing.T) {
 	second.ok(t, "user", "change-quorum", "token-sign", "register", "--public-key", secondPublic, "--signed-token", file)
 	root.refused(t, 4, "denied", "quorum", "token-sign", "set-quorum-value", "--service", "user", "--value", "3")
 	root.ok(t, "quorum", "token-sign", "set-quorum-value", "--service", "user", "--value", "2")
-	var values struct{ User, Quorum int }
+	var values struct{ User, Quorum, Cluster int }
 	root.json(t, &values, "quorum", "token-sign", "list-quorum-values")
-	if values.User != 2 || values.Quorum != 1 {
+	if values.User != 2 || values.Quorum != 1 || values.Cluster != 1 {
 		t.Errorf("values %+v", values)
 	}
 
@@ -69,6 +69,20 @@ func TestQuorum(t *testing.T) {
 	c.machine.refused(t, 2, "usage", "quorum", "token-sign", "sign", "--token", token, "--key", rootKey, "--username", "root")
 	root.ok(t, append(create, token)...)
 	root.refused(t, 4, "quorum", "user", "delete", "carol", "--approval", token)
+	approve := func(service string) {
+		root.ok(t, "quorum", "token-sign", "generate", "--service", service, "--token", token)
+		sign("root", rootKey)
+		sign("second", secondKey)
+	}
+	raise := []string{"quorum", "token-sign", "set-quorum-value", "--service", "cluster", "--value", "2"}
+	root.refused(t, 4, "quorum", raise...)
+	approve("quorum")
+	root.ok(t, append(raise, "--approval", token)...)
+	for _, alone := range [][]string{{"cluster", "set", "--min-copies", "2"}, {"hsm", "invite"}, {"credential", "revoke", "--kind", "appliance", "--name", "other"}} {
+		root.refused(t, 4, "quorum", alone...)
+		approve("cluster")
+		root.ok(t, append(alone, "--approval", token)...)
+	}
 	quorumKey(t, c, ec)
 	keyTemplates(t, c)
 	secondFactor(t, c, ec)

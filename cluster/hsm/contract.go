@@ -253,8 +253,8 @@ type Session interface {
 
 	// Token issues a quorum token, encoded, to be approved by others and then to be
 	// brought back to this HSM with an operation of this user; it is good once, and
-	// until it expires, the HSM stops or the user's password changes. Of ServiceUser and
-	// ServiceQuorum a user has one at a time: another one puts an end to it. Admins
+	// until it expires, the HSM stops or the user's password changes. Of ServiceUser,
+	// ServiceQuorum and ServiceCluster a user has one at a time: another one puts an end to it. Admins
 	// for those, crypto users for the services of keys that they may use.
 	Token(ctx context.Context, service Service, key KeyRef) ([]byte, error)
 

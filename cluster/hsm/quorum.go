@@ -14,11 +14,12 @@ import (
 // Service is what a quorum value and a token are for.
 type Service string
 
-// The services (cloudhsm.md §1.6). The values of the first two are the cluster's;
+// The services (cloudhsm.md §1.6). The values of the first three are the cluster's;
 // those of the others are attributes of each key.
 const (
 	ServiceUser          Service = "user"           // admin: user create, delete, change-password, unlock, deregistration of keys
 	ServiceQuorum        Service = "quorum"         // admin: quorum values
+	ServiceCluster       Service = "cluster"        // admin: settings, invitations, revocations
 	ServiceKeyManagement Service = "key-management" // crypto user: wrap, unwrap, share, unshare, set-attribute, copy, value
 	ServiceKeyUsage      Service = "key-usage"      // crypto user: sign, mac, encrypt, decrypt, derive
 )
@@ -26,12 +27,17 @@ const (
 // OfKey tells whether the service is about one key.
 func (s Service) OfKey() bool { return s == ServiceKeyManagement || s == ServiceKeyUsage }
 
-func (s Service) known() bool { return s == ServiceUser || s == ServiceQuorum || s.OfKey() }
+// OfCluster tells whether the service's value is the cluster's.
+func (s Service) OfCluster() bool {
+	return s == ServiceUser || s == ServiceQuorum || s == ServiceCluster
+}
+
+func (s Service) known() bool { return s.OfCluster() || s.OfKey() }
 
 // ParseService reads the name of a service. ErrInvalid.
 func ParseService(s string) (Service, error) {
 	if !Service(s).known() {
-		return "", fmt.Errorf("%w: service %s: want %s, %s, %s or %s", ErrInvalid, quote(s), ServiceUser, ServiceQuorum, ServiceKeyManagement, ServiceKeyUsage)
+		return "", fmt.Errorf("%w: service %s: want %s, %s, %s, %s or %s", ErrInvalid, quote(s), ServiceUser, ServiceQuorum, ServiceCluster, ServiceKeyManagement, ServiceKeyUsage)
 	}
 	return Service(s), nil
 }
@@ -47,7 +53,10 @@ const (
 )
 
 // QuorumValues are how many approvals the services of the cluster take; 0 and 1: none.
-type QuorumValues struct{ User, Quorum int }
+type QuorumValues struct{ User, Quorum, Cluster int }
+
+// Most is the largest of them.
+func (v QuorumValues) Most() int { return max(v.User, v.Quorum, v.Cluster) }
 
 // Approval is a token with the signatures of those who approve.
 type Approval struct {

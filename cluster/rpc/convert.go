@@ -164,7 +164,7 @@ func toQuorum(v hsm.QuorumValues) *pb.QuorumValues {
 	if v == (hsm.QuorumValues{}) {
 		return nil
 	}
-	return &pb.QuorumValues{User: int64(v.User), Quorum: int64(v.Quorum)}
+	return &pb.QuorumValues{User: int64(v.User), Quorum: int64(v.Quorum), Cluster: int64(v.Cluster)}
 }
 
 func toDoubts(doubts []hsm.Doubt) (out []*pb.Doubt) {
@@ -203,7 +203,8 @@ func fromInfo(p *pb.InfoReply) (hsm.Info, error) {
 		Version: c.name("version", p.GetVersion()), State: hsm.State(c.word("state", p.GetState())), Notice: c.text("notice", p.GetNotice(), maxFailure), Time: fromTime(p.GetTime()), Root: root, ClusterRoot: clusterRoot,
 		Keys: p.GetKeys(), InDoubt: p.GetInDoubt(), Sessions: p.GetSessions(),
 		Started: fromTime(p.GetStarted()), LastSync: fromTime(p.GetLastSync()), Doubts: fromDoubts(c, p.GetDoubts()), Epochs: p.GetEpochs(), Sealing: p.GetSealing(), Format: p.GetFormat(), Clock: p.GetClock(),
-		Quorum: hsm.QuorumValues{User: c.small("quorum value", p.GetQuorum().GetUser()), Quorum: c.small("quorum value", p.GetQuorum().GetQuorum())},
+		Quorum: hsm.QuorumValues{User: c.small("quorum value", p.GetQuorum().GetUser()), Quorum: c.small("quorum value", p.GetQuorum().GetQuorum()),
+			Cluster: c.small("quorum value", p.GetQuorum().GetCluster())},
 	}
 	c.count("masking keys", len(i.Epochs), hsm.MaxEpochs)
 	if s := fromSettings(c, p.GetSettings()); s != nil {

@@ -19,7 +19,7 @@ import (
 
 func (p *program) clusterCommand() *cli.Command {
 	return &cli.Command{Name: "cluster", Usage: "make, run and watch clusters", Subcommands: append(p.maskingKeyCommands(), []*cli.Command{
-		p.clusterCreateCommand(), p.clusterSetCommand(), p.coverageCommand(), p.settleCommand(),
+		p.clusterCreateCommand(), withApproval(p.clusterSetCommand()), p.coverageCommand(), p.settleCommand(),
 		{
 			Name: "start", Usage: "run all HSMs of a cluster on this machine, in the foreground", ArgsUsage: "DIR", Action: p.clusterStart,
 			Description: "Example: hsmbackup cluster start ./east --metrics :9100\n\nEach HSM is a process of its own. Prints one line when all are ready.",

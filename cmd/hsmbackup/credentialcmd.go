@@ -29,11 +29,11 @@ func (p *program) credentialCommand() *cli.Command {
 				&cli.BoolFlag{Name: "replace", Usage: "replace the file; programs that use it go on with the new one"},
 				&cli.StringFlag{Name: "dir", Usage: "the `FOLDER` of a stopped HSM to issue from, instead of a running cluster"}),
 		},
-		{
+		withApproval(&cli.Command{
 			Name: "revoke", Usage: "end all certificates of a name that were issued until now, as an admin", ArgsUsage: "[CLUSTER]", Action: p.revokeCredential,
 			Description: "Example: hsmbackup credential revoke ./east --kind appliance --name backup-2\n\nThey are refused at once, and their connections end. New ones can be issued under the same name.",
 			Flags:       append(clusterFlags(), kind, name),
-		},
+		}),
 	}}
 }
 

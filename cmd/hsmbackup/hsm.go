@@ -23,7 +23,7 @@ func (p *program) hsmCommand() *cli.Command {
 			Description: "Example: hsmbackup hsm serve ./east/hsm-1 --metrics :9100\n\nPrints one line when it is ready.",
 			Flags:       []cli.Flag{metricsFlag("")},
 		},
-		p.inviteCommand(), p.joinCommand(), p.removeCommand(), p.renewCommand(),
+		withApproval(p.inviteCommand()), p.joinCommand(), p.removeCommand(), p.renewCommand(),
 	}}
 }
 

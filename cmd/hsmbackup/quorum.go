@@ -26,7 +26,7 @@ func withApproval(c *cli.Command) *cli.Command {
 
 func (p *program) quorumCommand() *cli.Command {
 	token := &cli.StringFlag{Name: "token", Usage: "the `FILE` with the token", Required: true}
-	service := &cli.StringFlag{Name: "service", Usage: "`SERVICE`: user, quorum, key-usage or key-management", Required: true}
+	service := &cli.StringFlag{Name: "service", Usage: "`SERVICE`: user, quorum, cluster, key-usage or key-management", Required: true}
 	verb := func(name, usage, example string, action cli.ActionFunc, flags ...cli.Flag) *cli.Command {
 		return &cli.Command{Name: name, Usage: usage, Action: action, Flags: flags, Description: "Example: hsmbackup quorum token-sign " + example}
 	}
@@ -34,7 +34,7 @@ func (p *program) quorumCommand() *cli.Command {
 		append(append(clusterFlags(), filterFlags()...), token, service)...)
 	generate.ArgsUsage = "[FILTER…]"
 	set := verb("set-quorum-value", "how many admins approve each operation of a service", "set-quorum-value --service user --value 2 --cluster ./east", p.setQuorumValue,
-		append(clusterFlags(), &cli.StringFlag{Name: "service", Usage: "`SERVICE`: user or quorum", Required: true}, &cli.StringFlag{Name: "value", Usage: "`M`: 2 to 8; 1: nobody else approves", Required: true})...)
+		append(clusterFlags(), &cli.StringFlag{Name: "service", Usage: "`SERVICE`: user, quorum or cluster", Required: true}, &cli.StringFlag{Name: "value", Usage: "`M`: 2 to 8; 1: nobody else approves", Required: true})...)
 	return &cli.Command{Name: "quorum", Usage: "operations that several users approve (M of N)", Subcommands: []*cli.Command{
 		{Name: "token-sign", Usage: "approve with signatures over tokens", Subcommands: []*cli.Command{
 			generate,
@@ -185,8 +185,10 @@ func (p *program) listQuorumValues(cc *cli.Context) error {
 		if err != nil {
 			return err
 		}
-		doc := map[string]int{"user": max(v.User, 1), "quorum": max(v.Quorum, 1)}
-		return p.result(doc, func(w io.Writer) { fmt.Fprintf(w, "user    %d\nquorum  %d\n", doc["user"], doc["quorum"]) })
+		doc := map[string]int{"user": max(v.User, 1), "quorum": max(v.Quorum, 1), "cluster": max(v.Cluster, 1)}
+		return p.result(doc, func(w io.Writer) {
+			fmt.Fprintf(w, "user     %d\nquorum   %d\ncluster  %d\n", doc["user"], doc["quorum"], doc["cluster"])
+		})
 	})
 }
 

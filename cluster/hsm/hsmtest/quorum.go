@@ -7,6 +7,7 @@ import (
 	"crypto/x509"
 	"slices"
 	"strconv"
+	"time"
 
 	"github.com/hsmbackup/hsmbackup/cluster/hsm"
 )
@@ -99,7 +100,7 @@ func testQuorumUsers(w *world) {
 	c := w.council()
 	w.ok(c.make("before", nil))
 	w.ok(c.set(hsm.ServiceUser, 2, nil))
-	w.equal("values", c.info().Quorum, hsm.QuorumValues{User: 2, Quorum: 1})
+	w.equal("values", c.info().Quorum, hsm.QuorumValues{User: 2, Quorum: 1, Cluster: 1})
 	w.want("without a token", c.make("carol", nil), hsm.ErrQuorum)
 	for _, ch := range []hsm.Change{
 		{Kind: hsm.ChangeUserDelete, User: "before"}, {Kind: hsm.ChangeUserPassword, User: alice, Password: password(bob)},
@@ -160,7 +161,7 @@ func testQuorumTokens(w *world) {
 	w.want("a crypto user asks for an admin's token", err, hsm.ErrDenied)
 	_, err = c.nobody().Token(c.ctx(), hsm.ServiceUser, 0)
 	w.want("nobody asks", err, hsm.ErrDenied)
-	_, err = c.chair.Token(c.ctx(), "cluster", 0)
+	_, err = c.chair.Token(c.ctx(), "registration", 0)
 	w.want("an unknown service", err, hsm.ErrInvalid)
 	_, err = c.chair.Token(c.ctx(), hsm.ServiceUser, 5)
 	w.want("a key where there is none", err, hsm.ErrInvalid)
@@ -313,4 +314,44 @@ func (w *world) quorumKeyChanges(n *node, s hsm.Session, ref hsm.KeyRef, by ...s
 	w.want("approved by who has the key no more", err, hsm.ErrQuorum)
 	_, err = n.user(bob).Token(n.ctx(), hsm.ServiceKeyUsage, ref)
 	w.want("a token for a key of others", err, hsm.ErrNotFound)
+}
+
+// testQuorumCluster: with the value of the cluster service, an admin alone changes no
+// settings, so does not become a custodian, invites nobody and revokes nothing.
+func testQuorumCluster(w *world) {
+	c := w.council()
+	settings := func(as []hsm.Approval) error {
+		_, err := c.chair.Change(c.ctx(), hsm.Change{Kind: hsm.ChangeSettings, Settings: &hsm.Settings{MinCopies: 1, Custodians: []string{"age1mine"}, Threshold: 1}, Approvals: as})
+		return err
+	}
+	w.must(c.hsm().Change(c.ctx(), hsm.Change{Kind: hsm.ChangeMember, Member: &hsm.Member{ID: c.id, Name: "hsm-1", Address: "127.0.0.1:1"}}))
+	w.ok(settings(nil))
+	w.ok(c.set(hsm.ServiceCluster, 2, nil))
+	w.equal("values", c.info().Quorum, hsm.QuorumValues{User: 1, Quorum: 1, Cluster: 2})
+	invite := hsm.Change{Kind: hsm.ChangeInvite, Invite: &hsm.Invite{ID: hsm.InviteID{1}, Key: [32]byte{1}, Expires: w.now().Add(time.Hour), Voters: []hsm.HSMID{c.id}}}
+	revoke := hsm.Change{Kind: hsm.ChangeRevoke, Revoked: &hsm.Revocation{Kind: "appliance", Name: "backup", Until: w.now()}}
+	w.want("settings", settings(nil), hsm.ErrQuorum)
+	for _, ch := range []hsm.Change{invite, revoke} {
+		_, err := c.chair.Change(c.ctx(), ch)
+		w.want(string(ch.Kind), err, hsm.ErrQuorum)
+	}
+	w.ok(c.make("carol", nil)) // is of another service
+	w.want("lowering it alone", c.set(hsm.ServiceCluster, 1, nil), hsm.ErrQuorum)
+	other := w.approve(c.token(c.chair, hsm.ServiceUser, 0), c.keys...)
+	w.want("a token of another service", settings(other), hsm.ErrQuorum)
+	token := c.token(c.chair, hsm.ServiceCluster, 0)
+	w.want("one of two", settings(w.approve(token, c.keys[0])), hsm.ErrQuorum)
+	w.ok(settings(w.approve(token, c.keys[:2]...)))
+	w.want("the token again", settings(w.approve(token, c.keys[:2]...)), hsm.ErrQuorum)
+	for _, ch := range []hsm.Change{invite, revoke} {
+		ch.Approvals = w.approve(c.token(c.chair, hsm.ServiceCluster, 0), c.keys[1:]...)
+		_, err := c.chair.Change(c.ctx(), ch)
+		w.ok(err)
+	}
+	_, err := c.chair.Change(c.ctx(), hsm.Change{Kind: hsm.ChangeUserDelete, User: "third"})
+	w.ok(err) // two are left who can approve
+	_, err = c.chair.Change(c.ctx(), hsm.Change{Kind: hsm.ChangeUserDelete, User: "second"})
+	w.want("one of the last who can approve", err, hsm.ErrDenied)
+	_, err = c.user(alice).Token(c.ctx(), hsm.ServiceCluster, 0)
+	w.want("a token for a crypto user", err, hsm.ErrDenied)
 }

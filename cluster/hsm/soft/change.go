@@ -39,15 +39,15 @@ func (s *session) Change(ctx context.Context, c hsm.Change) (m hsm.MaskedObject,
 	case hsm.ChangeKeepCopy:
 		return s.keepCopy(c)
 	case hsm.ChangeSettings:
-		return s.changeSettings(c)
+		return s.approvedChange(ctx, c, func() (hsm.MaskedObject, error) { return s.changeSettings(c) })
 	case hsm.ChangeMember:
 		return s.changeMember(c)
 	case hsm.ChangeInvite:
-		return s.invite(c.Invite)
+		return s.approvedChange(ctx, c, func() (hsm.MaskedObject, error) { return s.invite(c.Invite) })
 	case hsm.ChangeClaim:
 		return s.claim(c)
 	case hsm.ChangeRevoke:
-		return s.revoke(c.Revoked)
+		return s.approvedChange(ctx, c, func() (hsm.MaskedObject, error) { return s.revoke(c.Revoked) })
 	}
 	return hsm.MaskedObject{}, fmt.Errorf("%w: there is no change %q", hsm.ErrInvalid, c.Kind)
 }

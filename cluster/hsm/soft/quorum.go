@@ -35,7 +35,7 @@ func readQuorum(r *hsm.Record) hsm.QuorumValues {
 		}
 		return n
 	}
-	return hsm.QuorumValues{User: value(hsm.ServiceUser), Quorum: value(hsm.ServiceQuorum)}
+	return hsm.QuorumValues{User: value(hsm.ServiceUser), Quorum: value(hsm.ServiceQuorum), Cluster: value(hsm.ServiceCluster)}
 }
 
 // demand is what an operation takes: need approvals by those who may approve.
@@ -54,6 +54,25 @@ func (s *session) userQuorum(c hsm.Change) demand {
 		return demand{}
 	}
 	return adminDemand(hsm.ServiceUser, s.h.quorum.Load().User)
+}
+
+// clusterQuorum is what a change of the cluster takes: of its settings, custodians
+// among them, of who is invited, and of whose certificates end. An HSM acts for its
+// operator, and for the joiner that was invited.
+func (s *session) clusterQuorum() demand {
+	if s.who.Role == hsm.RoleHSM {
+		return demand{}
+	}
+	return adminDemand(hsm.ServiceCluster, s.h.quorum.Load().Cluster)
+}
+
+// approvedChange makes a change of the cluster.
+func (s *session) approvedChange(ctx context.Context, c hsm.Change, change func() (hsm.MaskedObject, error)) (m hsm.MaskedObject, err error) {
+	err = s.withApproval(ctx, c.Approvals, s.clusterQuorum(), func() (err error) {
+		m, err = change()
+		return err
+	})
+	return m, err
 }
 
 func adminDemand(service hsm.Service, value int) demand {
@@ -239,8 +258,8 @@ func (s *session) changeQuorum(ctx context.Context, c hsm.Change) (hsm.MaskedObj
 		return hsm.MaskedObject{}, s.denied(hsm.RoleAdmin)
 	}
 	service := hsm.Service(c.Name)
-	if service != hsm.ServiceUser && service != hsm.ServiceQuorum {
-		return hsm.MaskedObject{}, fmt.Errorf("%w: service %.40q: want %s or %s; the values of keys are set when they are made", hsm.ErrInvalid, c.Name, hsm.ServiceUser, hsm.ServiceQuorum)
+	if !service.OfCluster() {
+		return hsm.MaskedObject{}, fmt.Errorf("%w: service %.40q: want %s, %s or %s; the values of keys are set when they are made", hsm.ErrInvalid, c.Name, hsm.ServiceUser, hsm.ServiceQuorum, hsm.ServiceCluster)
 	}
 	value, err := strconv.Atoi(c.Value)
 	if err != nil || value < 1 || value > hsm.MaxQuorum {
@@ -251,9 +270,8 @@ func (s *session) changeQuorum(ctx context.Context, c hsm.Change) (hsm.MaskedObj
 	if n := s.h.adminSigners(); value > 1 && n < value {
 		return hsm.MaskedObject{}, fmt.Errorf("%w: %d admins have a key to approve with, fewer than %d; they register one with user change-quorum", hsm.ErrDenied, n, value)
 	}
-	now := s.h.quorum.Load()
 	var m hsm.MaskedObject
-	err = s.withApproval(ctx, c.Approvals, adminDemand(hsm.ServiceQuorum, max(now.Quorum, now.User)), func() (err error) {
+	err = s.withApproval(ctx, c.Approvals, adminDemand(hsm.ServiceQuorum, s.h.quorum.Load().Most()), func() (err error) {
 		m, err = s.h.update(hsm.ScopeLineage, quorumRef, func(cur *held) (*hsm.Record, error) {
 			return s.h.withRegisters(cur, hsm.KindPolicy, quorumRef, hsm.PolicyQuorum, map[string][]byte{string(service): []byte(strconv.Itoa(value))}, s.h.stampOf(c))
 		})
@@ -274,8 +292,7 @@ func (h *HSM) adminSigners() (n int) {
 // maySpare keeps as many admins who can approve as the quorum values ask for:
 // with fewer nobody could change anything any more. deleting is locked.
 func (h *HSM) maySpare(u user) error {
-	need := h.quorum.Load()
-	if n := max(need.User, need.Quorum); n > 1 && u.role == hsm.RoleAdmin && len(u.quorumKey) > 0 && h.adminSigners() <= n {
+	if n := h.quorum.Load().Most(); n > 1 && u.role == hsm.RoleAdmin && len(u.quorumKey) > 0 && h.adminSigners() <= n {
 		return fmt.Errorf("%w: %d admins must be able to approve, and %q is one of the last; let another one register a key, or lower the quorum value", hsm.ErrDenied, n, u.name)
 	}
 	return nil

@@ -153,8 +153,8 @@ func TestApprovalsAreAudited(t *testing.T) {
 
 // TestQuorumFailsClosed: values that this version does not understand ask for the most.
 func TestQuorumFailsClosed(t *testing.T) {
-	r := &hsm.Record{Kind: hsm.KindPolicy, Registers: map[string]hsm.Register{"user": {Value: []byte("two")}, "quorum": {Value: []byte("0")}}}
-	if got := readQuorum(r); got != (hsm.QuorumValues{User: hsm.MaxQuorum, Quorum: hsm.MaxQuorum}) {
+	r := &hsm.Record{Kind: hsm.KindPolicy, Registers: map[string]hsm.Register{"user": {Value: []byte("two")}, "quorum": {Value: []byte("0")}, "cluster": {Value: []byte("9")}}}
+	if got := readQuorum(r); got != (hsm.QuorumValues{User: hsm.MaxQuorum, Quorum: hsm.MaxQuorum, Cluster: hsm.MaxQuorum}) {
 		t.Errorf("%+v", got)
 	}
 	key := &hsm.Record{Kind: hsm.KindKey, Registers: map[string]hsm.Register{hsm.AttributeRegister("use-key-quorum-value"): {Value: []byte{2}}}}

@@ -737,6 +737,7 @@ type QuorumValues struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	User          int64                  `protobuf:"varint,1,opt,name=user,proto3" json:"user,omitempty"`
 	Quorum        int64                  `protobuf:"varint,2,opt,name=quorum,proto3" json:"quorum,omitempty"`
+	Cluster       int64                  `protobuf:"varint,3,opt,name=cluster,proto3" json:"cluster,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -781,6 +782,13 @@ func (x *QuorumValues) GetUser() int64 {
 func (x *QuorumValues) GetQuorum() int64 {
 	if x != nil {
 		return x.Quorum
+	}
+	return 0
+}
+
+func (x *QuorumValues) GetCluster() int64 {
+	if x != nil {
+		return x.Cluster
 	}
 	return 0
 }
@@ -5127,10 +5135,11 @@ const file_hsm_proto_rawDesc = "" +
 	"\asealing\x18) \x01(\x04R\asealing\x12\x16\n" +
 	"\x06format\x18* \x01(\x04R\x06format\x12\x14\n" +
 	"\x05clock\x18+ \x01(\x06R\x05clock\x122\n" +
-	"\x06quorum\x18, \x01(\v2\x1a.hsmbackup.v1.QuorumValuesR\x06quorum\":\n" +
+	"\x06quorum\x18, \x01(\v2\x1a.hsmbackup.v1.QuorumValuesR\x06quorum\"T\n" +
 	"\fQuorumValues\x12\x12\n" +
 	"\x04user\x18\x01 \x01(\x03R\x04user\x12\x16\n" +
-	"\x06quorum\x18\x02 \x01(\x03R\x06quorum\"a\n" +
+	"\x06quorum\x18\x02 \x01(\x03R\x06quorum\x12\x18\n" +
+	"\acluster\x18\x03 \x01(\x03R\acluster\"a\n" +
 	"\bApproval\x12\x14\n" +
 	"\x05token\x18\x01 \x01(\fR\x05token\x12?\n" +
 	"\n" +
