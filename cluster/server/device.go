@@ -24,9 +24,10 @@ type device struct {
 
 // deviceOptions are what a process adds to the folder.
 type deviceOptions struct {
-	create       bool   // make object store and audit log; otherwise they must be there
-	untidied     bool   // soft.Options.Untidied
-	loaded       string // where an interrupted load is gone on with (soft.Options.LoadDir)
+	create       bool    // make object store and audit log; otherwise they must be there
+	untidied     bool    // soft.Options.Untidied
+	fs           soft.FS // where the object store is; nil: in the folder
+	loaded       string  // where an interrupted load is gone on with (soft.Options.LoadDir)
 	version      string
 	sealEnvelope SealEnvelope
 	changed      func() // members, invitations or revocations have changed
@@ -47,8 +48,12 @@ func openDevice(ctx context.Context, folder string, c *Config, keys *secrets, o 
 	if d.audit, err = audit.Open(filepath.Join(folder, AuditFile), o.now); err != nil {
 		return nil, err
 	}
+	dir := filepath.Join(folder, storeDir)
+	if o.fs != nil {
+		dir = storeDir
+	}
 	if d.soft, err = soft.Open(soft.Options{
-		Existing: !o.create, Dir: filepath.Join(folder, storeDir), ID: c.ID, Cluster: c.Cluster, ClusterName: c.ClusterName, Region: c.Region, Zone: c.Zone,
+		Existing: !o.create, Dir: dir, FS: o.fs, ID: c.ID, Cluster: c.Cluster, ClusterName: c.ClusterName, Region: c.Region, Zone: c.Zone,
 		Version: o.version, Keyring: keys.keyring, CA: keys.ca, Seal: o.sealEnvelope, Now: o.now, Audit: d.recordCall, Iterations: o.iterations, ClusterChanged: o.changed, LoadDir: o.loaded, Untidied: o.untidied,
 	}); err != nil {
 		return nil, err

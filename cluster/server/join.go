@@ -2,7 +2,6 @@ package server
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -17,8 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/hsmbackup/hsmbackup/cluster/hsm"
-	"github.com/hsmbackup/hsmbackup/cluster/reconcile"
-	"github.com/hsmbackup/hsmbackup/cluster/rpc"
+	"github.com/hsmbackup/hsmbackup/cluster/hsm/soft"
 	"github.com/hsmbackup/hsmbackup/cluster/rpc/pki"
 	"github.com/hsmbackup/hsmbackup/cluster/server/seal"
 )
@@ -34,9 +32,13 @@ type JoinSpec struct {
 	// Seal makes the seal of the new folder; nil: a file seal.
 	Seal    func(folder string) (seal.Seal, error)
 	Version string
-	Log     *slog.Logger // nil: slog.Default
+	Log     *slog.Logger     // nil: slog.Default
+	Now     func() time.Time // nil: time.Now
 
-	letIn func() // for tests: called between the cluster's answer and the copying
+	Network *Network // nil: TLS and gRPC
+	FS      soft.FS  // of the object store, which is in the folder store there; nil: Dir's
+	// Step is told of each durable step before it is made. Nil: nobody is.
+	Step func(what string)
 }
 
 var (
@@ -67,9 +69,7 @@ func Join(ctx context.Context, s JoinSpec) (*Config, error) {
 		return nil, err
 	}
 	defer token.Seed.Wipe()
-	if s.Log == nil {
-		s.Log = slog.Default()
-	}
+	s.complete()
 	dir, err := filepath.Abs(s.Dir)
 	if err != nil || s.Dir == "" {
 		return nil, fmt.Errorf("%w %s: no folder for the HSM", ErrFolder, s.Dir)
@@ -88,6 +88,7 @@ func Join(ctx context.Context, s JoinSpec) (*Config, error) {
 	}
 	// If we die before the rename the same call does all but the first step anew;
 	// after it DIR holds a whole HSM.
+	j.step("rename the folder")
 	if err := unix.Rename(j.staging, dir); err != nil {
 		return nil, fmt.Errorf("%w %s: %w", ErrFolder, dir, err)
 	}
@@ -95,6 +96,15 @@ func Join(ctx context.Context, s JoinSpec) (*Config, error) {
 		return nil, fmt.Errorf("%w %s: %w", ErrFolder, dir, err)
 	}
 	return j.config, nil
+}
+
+func (s *JoinSpec) complete() {
+	if s.Log == nil {
+		s.Log = slog.Default()
+	}
+	if s.Now == nil {
+		s.Now = time.Now
+	}
 }
 
 // joiner is one Join.
@@ -123,6 +133,13 @@ const (
 	pendingFile    = "join.age"
 	pendingVersion = 1
 )
+
+// step comes before each durable step.
+func (j *joiner) step(what string) {
+	if j.spec.Step != nil {
+		j.spec.Step(what)
+	}
+}
 
 // stage makes sure that dir is missing or empty, and opens the staging folder.
 func (j *joiner) stage(dir string) (unlock func(), err error) {
@@ -158,7 +175,7 @@ func (j *joiner) begin() error {
 			return j.clean(pendingFile, seal.FileName)
 		}
 	}
-	if err := errors.Join(os.RemoveAll(j.staging), os.Mkdir(j.staging, 0o700)); err != nil {
+	if err := errors.Join(j.dropStore(), os.RemoveAll(j.staging), os.Mkdir(j.staging, 0o700)); err != nil {
 		return fmt.Errorf("%w %s: %w", ErrFolder, j.staging, err)
 	}
 	if j.seal, err = j.openSeal(); err != nil {
@@ -216,7 +233,15 @@ func (j *joiner) clean(keep ...string) error {
 			err = errors.Join(err, os.RemoveAll(filepath.Join(j.staging, e.Name())))
 		}
 	}
-	return err
+	return errors.Join(err, j.dropStore())
+}
+
+// dropStore deletes a store on a file system of its own.
+func (j *joiner) dropStore() error {
+	if j.spec.FS == nil {
+		return nil // it goes with the folder
+	}
+	return j.spec.FS.RemoveAll(storeDir)
 }
 
 // draw draws the joiner's keys and keeps them, before anybody is asked: if we die
@@ -247,6 +272,7 @@ func (j *joiner) draw() error {
 	if err != nil {
 		return err
 	}
+	j.step("keep the joiner's keys")
 	if err := writeFile(filepath.Join(j.staging, pendingFile), sealed, 0o600); err != nil {
 		return fmt.Errorf("%w %s: %w", ErrFolder, j.staging, err)
 	}
@@ -301,161 +327,31 @@ func (j *joiner) once(ctx context.Context) error {
 		return err
 	}
 	defer keys.wipe()
+	j.step("write what the cluster gave")
 	if err := j.write(reply, keys); err != nil {
 		return fmt.Errorf("%w %s: %w", ErrFolder, j.staging, err)
 	}
-	if j.spec.letIn != nil {
-		j.spec.letIn()
-	}
+	j.step("fill the object store")
 	if err := j.fill(ctx, reply, keys); err != nil {
 		return err
 	}
+	j.step("forget the joiner's keys")
 	if err := os.Remove(filepath.Join(j.staging, pendingFile)); err != nil {
 		return fmt.Errorf("%w %s: %w", ErrFolder, j.staging, err)
 	}
-	return syncDir(j.staging)
+	return errors.Join(syncDir(j.staging), j.syncStore())
 }
 
-// ask asks the token's HSMs in turn until one lets this one in, or refuses it for
-// a reason that all others would have too.
-func (j *joiner) ask(ctx context.Context) (rpc.JoinReply, error) {
-	tlsConfig, err := pki.JoinConfig(j.token)
-	if err != nil {
-		return rpc.JoinReply{}, err
+// syncStore makes the name of a store on a file system of its own durable.
+func (j *joiner) syncStore() error {
+	if j.spec.FS == nil {
+		return nil // it is in the folder
 	}
-	transport, err := seal.ParseTransport(hsm.NewSecret(j.pending.Transport))
-	if err != nil {
-		return rpc.JoinReply{}, err
-	}
-	request := rpc.JoinRequest{
-		Joiner: j.pending.Joiner, Request: j.pending.Request, Recipient: transport.Recipient(),
-		Name: j.spec.Name, Address: j.pending.Address, Zone: j.spec.Zone,
-	}
-	var errs []error
-	for _, address := range j.token.Addresses {
-		reply, err := rpc.Join(ctx, address, tlsConfig, request)
-		switch {
-		case err == nil:
-			return reply, nil
-		case errors.Is(err, pki.ErrRefused):
-			err = fmt.Errorf("%w: HSM at %s does not know this token: it is not of this cluster, or not there yet", hsm.ErrUnavailable, address)
-		case errors.Is(err, hsm.ErrDenied):
-			return rpc.JoinReply{}, fmt.Errorf("%w: %w", ErrTokenRefused, err)
-		case !errors.Is(err, hsm.ErrUnavailable):
-			return rpc.JoinReply{}, err
-		}
-		j.spec.Log.Warn("not let in there", "address", address, "error", err)
-		errs = append(errs, err)
-		if ctx.Err() != nil {
-			break
-		}
-	}
-	return rpc.JoinReply{}, fmt.Errorf("%w: no HSM that it names lets this one in: %w", ErrToken, errors.Join(errs...))
-}
-
-// accept checks all that the HSM has sent before any of it is used.
-func (j *joiner) accept(r rpc.JoinReply) (*secrets, error) {
-	if err := j.token.CheckCA(r.CA); err != nil {
-		return nil, err
-	}
-	tlsKey := hsm.NewSecret(slices.Clone(j.pending.TLSKey))
-	if _, err := pki.ServerConfig(r.Certificate, tlsKey, r.CA, j.token.Cluster); err != nil {
-		return nil, fmt.Errorf("the certificate that the cluster gave: %w", err)
-	}
-	transport, err := seal.ParseTransport(hsm.NewSecret(j.pending.Transport))
-	if err != nil {
-		return nil, err
-	}
-	plain, err := transport.Open(r.Sealed)
-	if err != nil {
-		return nil, fmt.Errorf("the keys that the cluster gave: %w", err)
-	}
-	defer plain.Wipe()
-	keyring, ca, err := hsm.DecodeRecovery(plain)
-	if err != nil {
-		return nil, err
-	}
-	if keyring.Lineage() != r.Lineage || r.Cluster != j.token.Cluster {
-		return nil, fmt.Errorf("%w: the keys that the cluster gave are not its own", hsm.ErrLineage)
-	}
-	authority, err := pki.ParseAuthority(ca)
-	if err != nil {
-		return nil, err
-	}
-	return &secrets{keyring: keyring, ca: ca, tlsKey: tlsKey}, j.token.CheckCA(authority.CertPEM())
-}
-
-// write makes everything in the HSM's folder except its object store and audit
-// log.
-func (j *joiner) write(r rpc.JoinReply, keys *secrets) error {
-	i := slices.IndexFunc(r.Members, func(m hsm.Member) bool { return m.ID == j.pending.Joiner })
-	if i < 0 {
-		return fmt.Errorf("%w: the cluster does not list this HSM", hsm.ErrInvalid)
-	}
-	me := r.Members[i]
-	j.config = &Config{
-		ID: me.ID, Name: me.Name, Cluster: r.Cluster, ClusterName: r.ClusterName, Lineage: r.Lineage, Region: r.Region,
-		Zone: me.Zone, Address: me.Address, Listen: j.spec.Listen, Seal: j.seal.Kind(),
-	}
-	if err := j.config.check(); err != nil {
-		return err
-	}
-	sealed, err := closeSecrets(j.seal, keys.keyring, keys.ca, keys.tlsKey)
+	root, err := j.spec.FS.OpenDir("/")
 	if err != nil {
 		return err
 	}
-	return errors.Join(
-		writeFile(filepath.Join(j.staging, sealedFile), sealed, 0o600),
-		writeFile(filepath.Join(j.staging, certFile), r.Certificate, 0o644),
-		writeFile(filepath.Join(j.staging, caFile), r.CA, 0o644),
-		j.config.save(j.staging))
-}
-
-// fill makes the object store and copies what the cluster holds into it. What
-// is added meanwhile, and what other HSMs have, the HSM fetches when it is served,
-// before it counts.
-func (j *joiner) fill(ctx context.Context, r rpc.JoinReply, keys *secrets) (err error) {
-	d, err := openDevice(ctx, j.staging, j.config, keys, deviceOptions{create: true, version: j.spec.Version, now: time.Now, log: j.spec.Log})
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, d.close()) }()
-	d.record("join-cluster", d.principal(), 0, fmt.Sprintf("%s %s", r.ClusterName, r.Cluster), nil)
-	var errs []error
-	for _, m := range r.Members {
-		if !m.Counts() {
-			continue
-		}
-		tlsConfig, err := pki.ClientConfig(r.Certificate, keys.tlsKey, r.CA, r.Cluster, m.ID)
-		if err != nil {
-			return err
-		}
-		if err = j.fillFrom(ctx, d, m.Address, tlsConfig); err == nil {
-			return nil
-		}
-		j.spec.Log.Warn("not copied from there", "address", m.Address, "error", err)
-		errs = append(errs, err)
-	}
-	return fmt.Errorf("copy the cluster's objects: %w", errors.Join(errs...))
-}
-
-func (j *joiner) fillFrom(ctx context.Context, d *device, address string, cfg *tls.Config) (err error) {
-	module, err := rpc.Dial(ctx, address, cfg)
-	if err != nil {
-		return err
-	}
-	defer module.Close()
-	session, err := module.Session(ctx)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, session.Close()) }()
-	for _, scope := range []hsm.Scope{hsm.ScopeCluster, hsm.ScopeLineage} {
-		if _, err := reconcile.Sync(ctx, session.Scoped(scope), d.self.Scoped(scope)); err != nil {
-			return err
-		}
-	}
-	return nil
+	return errors.Join(root.Sync(), root.Close())
 }
 
 // DefaultJoinAddress is the address of an HSM that was given none: a free port of

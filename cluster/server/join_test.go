@@ -406,8 +406,8 @@ func TestAJoinOutlivesARotation(t *testing.T) {
 	one := w.boxes[0].server
 	spec := w.joinSpec(w.invite(time.Hour, w.boxes...), "new")
 	var epoch uint64
-	spec.letIn = func() {
-		if epoch != 0 {
+	spec.Step = func(what string) {
+		if epoch != 0 || what != "fill the object store" {
 			return
 		}
 		k, err := one.keyring().Rotated(time.Now())

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/hsmbackup/hsmbackup/cluster/hsm"
+	"github.com/hsmbackup/hsmbackup/cluster/hsm/soft"
 	"github.com/hsmbackup/hsmbackup/cluster/metrics"
 	"github.com/hsmbackup/hsmbackup/cluster/rpc"
 	"github.com/hsmbackup/hsmbackup/cluster/rpc/pki"
@@ -34,6 +35,8 @@ type Options struct {
 	Now          func() time.Time // nil: time.Now
 	Iterations   int              // PBKDF2 of new passwords; 0: the default
 	Metrics      string           // where to show metrics, HOST:PORT; empty: as the configuration says
+	Network      *Network         // nil: TLS and gRPC
+	FS           soft.FS          // of the object store, which is in the folder store there; nil: the folder's
 	// Ready is called once Serve has made the HSM serve users; or after some
 	// seconds in which it could not, and then it does later, and says so in its
 	// log. Nil: nobody is told.
@@ -112,7 +115,7 @@ func Open(ctx context.Context, folder string, o Options) (_ *Server, err error) 
 		return nil, err
 	}
 	s.device, err = openDevice(ctx, folder, s.config, s.secrets, deviceOptions{
-		version: o.Version, sealEnvelope: o.SealEnvelope, iterations: o.Iterations, now: o.Now, log: o.Log, changed: s.place.poke,
+		version: o.Version, sealEnvelope: o.SealEnvelope, iterations: o.Iterations, now: o.Now, log: o.Log, changed: s.place.poke, fs: o.FS,
 	})
 	if err != nil {
 		return nil, err
@@ -155,18 +158,16 @@ func (s *Server) listen(folder string) error {
 	if err != nil {
 		return fmt.Errorf("%s: %w", folder, err)
 	}
-	// A peer must be the very member that is expected at its address: two answers
-	// of one HSM must never count as those of two (see settle).
-	dial := func(ctx context.Context, m hsm.Member) (hsm.Module, error) {
-		clientTLS, err := s.tls.Client(m.ID)
-		if err != nil {
-			return nil, err
-		}
-		return rpc.Dial(ctx, m.Address, clientTLS, rpc.WithDialer(s.traffic.dial))
+	dial := s.dialTLS
+	if s.options.Network != nil {
+		dial = s.options.Network.Dial
 	}
 	s.sync = newSyncer(s.config.ID, s.device.self, softLocal{s.device.soft}, dial, s.options.SyncInterval, s.options.Log)
 	s.sync.after, s.sync.greeting, s.sync.setBack = s.afterRound, s.greeting, s.setBackBy
 	s.sync.keys = s.exchangeKeys
+	if s.options.Network != nil {
+		return nil
+	}
 	options := []rpc.ServerOption{rpc.WithLogger(s.options.Log), rpc.WithJoin(s.admit)}
 	if address := cmp.Or(s.options.Metrics, s.config.Metrics); address != "" {
 		observe, err := s.watch(address)
@@ -295,12 +296,14 @@ func (s *Server) Serve(ctx context.Context) error {
 	}()
 	served := make(chan error, 1)
 	go func() {
-		served <- s.rpc.Serve(s.lis)
+		served <- s.serveCalls(ctx)
 		cancel()
 	}()
 	shown := s.show(ctx)
 	<-ctx.Done()
-	s.rpc.Stop()
+	if s.rpc != nil {
+		s.rpc.Stop()
+	}
 	<-shown
 	return errors.Join(<-served, <-synced)
 }

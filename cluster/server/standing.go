@@ -97,7 +97,7 @@ func (s *Server) keepPlace(ctx context.Context) {
 			}
 			continue
 		}
-		if n := s.rpc.End(s.expelled); n > 0 {
+		if n := s.endConnections(); n > 0 {
 			s.options.Log.Warn("connections ended: their certificates are revoked, or their HSMs removed", "connections", n)
 		}
 		s.announceState()

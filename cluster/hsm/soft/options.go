@@ -15,6 +15,9 @@ import (
 // stored per verifier, so it may be raised at any time.
 const DefaultIterations = 210_000
 
+// FS is a file system for an object store.
+type FS = vfs.FS
+
 // Options describe an HSM.
 type Options struct {
 	// Dir is the folder of the object store; it is made if it is missing.
@@ -24,7 +27,7 @@ type Options struct {
 	// its peers as if it had never held anything.
 	Existing bool
 	// FS is the file system Dir is on; nil is the operating system's.
-	FS vfs.FS
+	FS FS
 
 	ID                                 hsm.HSMID
 	Cluster                            hsm.ClusterID
