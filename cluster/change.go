@@ -103,7 +103,7 @@ func (c *Cluster) changeFirst(ctx context.Context, ch hsm.Change, issuer *remote
 		m, err := call(ctx, issuer, c.timing.call, func(ctx context.Context, s hsm.Session) (hsm.MaskedObject, error) { return s.Change(ctx, ch) })
 		return m, issuer, err
 	}
-	var last error
+	var last, unsure error
 	passed := map[*remote]bool{}
 	maps.Copy(passed, except)
 	for range len(c.all()) {
@@ -125,7 +125,12 @@ func (c *Cluster) changeFirst(ctx context.Context, ch hsm.Change, issuer *remote
 		if errors.Is(err, hsm.ErrNotFound) {
 			c.coverage.remove(ch.Ref, r.id())
 		}
-		passed[r], last = true, err
+		if passed[r], last = true, err; away(err) {
+			unsure = err
+		}
+	}
+	if unsure != nil && !away(last) { // one may have done what the last one cannot do
+		last = fmt.Errorf("%w; and one that does not answer may have made the change: %w", last, unsure)
 	}
 	if last == nil {
 		last = fmt.Errorf("%w: no HSM takes what the others know of that; nothing was done, try again in a moment", hsm.ErrUnavailable)

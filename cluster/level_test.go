@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"errors"
 	"fmt"
 	"testing"
 
@@ -71,5 +72,31 @@ func TestAChangeBackWins(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestAChangeThatOneMayHaveMade is not known not to be made: the HSM that was asked first
+// has made it, and its answer was lost; no other knows the user yet.
+func TestAChangeThatOneMayHaveMade(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, 3, 1, false)
+	first := w.boxes[0]
+	w.change(first.as(hsm.RoleAdmin, adminName), hsm.Change{Kind: hsm.ChangeUserCreate, User: "carol", Role: hsm.RoleCryptoUser, Password: secret(userPassword)})
+	c := w.open(asAdmin)
+	w.awaitUp(c)
+	defer c.forceFirst(first)()
+	w.setFaults(func(b *box, call string) fault {
+		if b == first && call == "Change" {
+			return lose
+		}
+		return pass
+	})
+	_, err := c.Change(t.Context(), hsm.Change{Kind: hsm.ChangeUserPassword, User: "carol", Role: hsm.RoleCryptoUser, Password: secret("another-password")})
+	if !errors.Is(err, hsm.ErrUnavailable) {
+		t.Errorf("%v; want ErrUnavailable: nobody knows whether it was made", err)
+	}
+	w.quiet()
+	if _, _, err := first.soft.Module(hsm.Principal{Role: hsm.RoleNone}).Login(t.Context(), hsm.RoleCryptoUser, "carol", secret("another-password")); err != nil {
+		t.Errorf("the test's HSM has not made it: %v", err)
 	}
 }
