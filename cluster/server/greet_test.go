@@ -75,6 +75,40 @@ func TestACopiedFolderIsFoundOut(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.eventually("the one that is left does not serve again", func() bool { return one.info().State == hsm.StateActive })
+	w.eventually("others look for the one that is left where its copy was", func() bool {
+		return w.boxes[0].member(one.id()).Address == one.server.Address()
+	})
+	w.rounds()
+}
+
+// TestARemovedHSMServesNobody from the moment on that it knows, whatever it is doing.
+func TestARemovedHSMServesNobody(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, 2)
+	w.createAlice()
+	b := w.boxes[1]
+	alice := b.alice()
+	m := b.member(b.id())
+	m.Removed = true
+	if _, err := b.self().Change(t.Context(), hsm.Change{Kind: hsm.ChangeMember, Member: &m}); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.server.locate(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := alice.Create(t.Context(), newOp(), aesRequest("late")); !errors.Is(err, hsm.ErrUnavailable) && !errors.Is(err, hsm.ErrSession) {
+		t.Errorf("a key is made: %v, want ErrUnavailable", err)
+	}
+	if state := b.server.phase(); state != hsm.StateRemoved || state.Serves() {
+		t.Errorf("it is %s, want REMOVED", state)
+	}
+	w.boxes = w.boxes[:1] // it ends by itself
+	if err := <-b.served; !errors.Is(err, hsm.ErrDenied) {
+		t.Errorf("it ends with %v, want ErrDenied", err)
+	}
+	if err := b.server.Close(); err != nil {
+		t.Error(err)
+	}
 }
 
 // TestRestartsAreNoCopies, however fast: nobody is ever told to stop, and nothing

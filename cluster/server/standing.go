@@ -29,6 +29,8 @@ type place struct {
 	changed chan struct{} // holds one token when it must be read anew
 	reading sync.Mutex    // held while it is, so that no older reading replaces a newer
 
+	announcing sync.Mutex // held while the HSM's own member record is written
+
 	// changing is read-locked while something is added or changed, so that an
 	// HSM that leaves knows when nothing of that is under way any more.
 	changing sync.RWMutex
@@ -160,6 +162,8 @@ func (s *Server) notice() string {
 func (s *Server) phase() hsm.State {
 	self := s.place.now.Load().self
 	switch {
+	case self.Removed:
+		return hsm.StateRemoved // it ends in its next round of sync
 	case s.sync.isDuplicate():
 		return hsm.StateDuplicate
 	case self.Joining:
@@ -174,6 +178,7 @@ func (s *Server) phase() hsm.State {
 
 // reasons say why an HSM in a state does not serve.
 var reasons = map[hsm.State]string{
+	hsm.StateRemoved:    "it was removed from the cluster, and stops",
 	hsm.StateDuplicate:  "another HSM runs under the same identity: a copy of its folder; stop one of them",
 	hsm.StateJoining:    "it joins and has not every key yet",
 	hsm.StateCatchingUp: "it was away and learns what its peers know",
@@ -250,9 +255,29 @@ func (s *Server) settleIn(ctx context.Context) {
 			s.options.Log.Error("HSM cannot say that it has joined", "error", err)
 		}
 	}
+	s.announceAgain(ctx)
 	s.announceState()
 	if s.phase().Serves() {
 		s.isReady()
+	}
+}
+
+// announceAgain puts the HSM's own member record right where somebody else has changed it:
+// a copy of its folder that ran at another address, or an admin who had not heard yet that
+// it has moved. While a copy runs the two do not contend for it.
+func (s *Server) announceAgain(ctx context.Context) {
+	m := s.place.now.Load().self
+	as := m.Name == s.config.Name && m.Address == s.advertised() && m.Zone == s.config.Zone
+	if as || m.ID == 0 || m.Removed || s.sync.isDuplicate() || !s.sync.caughtUp() || !s.place.announcing.TryLock() {
+		return
+	}
+	defer s.place.announcing.Unlock()
+	err := s.announce(ctx)
+	if err == nil {
+		err = errors.Join(s.locate(ctx), s.sync.tell(ctx, hsm.MemberRef(m.ID)))
+	}
+	if err != nil && ctx.Err() == nil {
+		s.options.Log.Warn("some HSMs do not know yet where this one is reached", "address", s.advertised(), "error", err)
 	}
 }
 
