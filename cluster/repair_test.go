@@ -117,22 +117,31 @@ func TestPartialCommitIsUndone(t *testing.T) {
 }
 
 // TestResidueNamesWhoTookNoTombstone: what one HSM committed server-side sync may
-// have brought to another, which the client does not reach and which took no part.
+// have brought to another, which the client does not reach and which took no part. The
+// same where those that were told cannot show their tombstones any more.
 func TestResidueNamesWhoTookNoTombstone(t *testing.T) {
-	w := newWorld(t, 3, 2, false)
-	w.boxes[2].away.Store(true)
-	c := w.open(asUser)
-	w.on(w.boxes[1], drop, "Commit")
-	_, err := c.Create(t.Context(), aes(), Policy{Timeout: 250 * time.Millisecond})
-	var short *CopiesError
-	if !errors.As(err, &short) || w.tombstones() == 0 {
-		t.Fatalf("Create: %v, with %d tombstones; want ErrMinCopies, after a commit", err, w.tombstones())
+	for _, hidden := range []bool{false, true} {
+		w := newWorld(t, 3, 2, false)
+		w.boxes[2].away.Store(true)
+		c := w.open(asUser)
+		w.setFaults(func(b *box, call string) fault {
+			if b == w.boxes[1] && call == "Commit" || hidden && call == "Extract" {
+				return drop
+			}
+			return pass
+		})
+		_, err := c.Create(t.Context(), aes(), Policy{Timeout: 250 * time.Millisecond})
+		var short *CopiesError
+		if !errors.As(err, &short) || w.tombstones() == 0 {
+			t.Fatalf("Create: %v, with %d tombstones; want ErrMinCopies, after a commit", err, w.tombstones())
+		}
+		if !slices.Contains(short.Undelivered, w.boxes[2].member.ID) {
+			t.Errorf("hidden %t: residue on %v, want %s among them", hidden, short.Undelivered, w.boxes[2].member.ID)
+		}
+		w.quiet()
+		w.converge()
+		w.checkNoKeys()
 	}
-	if !slices.Contains(short.Undelivered, w.boxes[2].member.ID) {
-		t.Errorf("residue on %v, want %s among them", short.Undelivered, w.boxes[2].member.ID)
-	}
-	w.converge()
-	w.checkNoKeys()
 }
 
 func (w *world) tombstones() (n int) {

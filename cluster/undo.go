@@ -39,7 +39,14 @@ func (o *operation) undo() (undelivered []hsm.HSMID, certain bool) {
 	}
 	wg.Wait()
 	certain = !begun || len(tombstones) > 0 || len(undelivered) == 0
-	for _, id := range o.spreadTombstones(ctx, tombstones) {
+	if begun && len(tombstones) == 0 { // an abort may have made them
+		tombstones = o.exhume(ctx, undelivered)
+	}
+	missed := o.spreadTombstones(ctx, tombstones)
+	if begun && len(tombstones) == 0 {
+		missed = o.unasked()
+	}
+	for _, id := range missed {
 		if !slices.Contains(undelivered, id) {
 			undelivered = append(undelivered, id)
 		}
@@ -70,6 +77,32 @@ func (o *operation) withdraw() (left []hsm.HSMID) {
 	wg.Wait()
 	slices.Sort(left)
 	return left
+}
+
+// exhume reads the tombstones that aborts have left on one of the HSMs that were told.
+func (o *operation) exhume(ctx context.Context, untold []hsm.HSMID) []hsm.MaskedObject {
+	for _, p := range o.asked() {
+		if slices.Contains(untold, p.r.id()) {
+			continue
+		}
+		tombstones, err := call(ctx, p.r, o.c.timing.call, o.tombstonesOn)
+		if err == nil && len(tombstones) == len(o.objects) {
+			return tombstones
+		}
+	}
+	return nil
+}
+
+// unasked lists the HSMs that were not told of the operation, and may have its objects
+// from server-side sync all the same.
+func (o *operation) unasked() (ids []hsm.HSMID) {
+	parts := o.asked()
+	for _, r := range o.c.all() {
+		if !slices.ContainsFunc(parts, func(p *part) bool { return p.r == r }) {
+			ids = append(ids, r.id())
+		}
+	}
+	return ids
 }
 
 // abortOr delivers the abort. An HSM that does not know that the keys were born in
