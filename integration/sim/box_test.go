@@ -4,7 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
+	"os"
+	"path/filepath"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -13,10 +14,13 @@ import (
 
 	"github.com/hsmbackup/hsmbackup/cluster/hsm"
 	"github.com/hsmbackup/hsmbackup/cluster/hsm/soft"
+	"github.com/hsmbackup/hsmbackup/cluster/rpc"
+	"github.com/hsmbackup/hsmbackup/cluster/rpc/pki"
 	"github.com/hsmbackup/hsmbackup/cluster/server"
 )
 
-// box is one HSM: its disk, and the process while it runs.
+// box is one HSM: its folder, the disk with its object store, and the process while it
+// runs.
 type box struct {
 	w      *world
 	region *region
@@ -25,16 +29,31 @@ type box struct {
 	skew   atomic.Int64 // how far its clock is off
 
 	mu       sync.Mutex
-	life     int // counts starts
-	soft     *soft.HSM
+	life     int    // counts starts
+	folder   string // that of the present life
+	sub      string // where in it the HSM is
+	server   process
+	soft     *soft.HSM   // the server's
 	eye      hsm.Session // the checker's, past the network
 	disk     *disk       // of the present life
 	image    *vfs.MemFS  // what is on the disk while the HSM is down
 	old      *vfs.MemFS  // an older image of the disk
 	stopSync context.CancelFunc
 	end      *endpoint   // as a caller of its peers
+	conns    []*conn     // of its callers
 	gone     atomic.Bool // lost for good
 	replaced bool        // and another has taken its place
+
+	// What the checker knows of its place in the region.
+	stage    stage
+	token    hsm.Secret    // that it came with
+	isCopy   bool          // of another's folder
+	setBack  bool          // to an old image, once
+	removed  bool          // as some HSM knows
+	since    time.Duration // it was
+	drained  bool
+	expelled time.Duration // since when it knows itself; 0: it does not
+	must     []hsm.KeyRef  // what it must hold when it has joined
 
 	known known // what the checker saw on it last
 }
@@ -42,10 +61,10 @@ type box struct {
 func (b *box) now() time.Time { return time.Now().Add(time.Duration(b.skew.Load())) }
 
 // running returns the process, and which one it is. Nil: it is down.
-func (b *box) running() (*soft.HSM, int) {
+func (b *box) running() (process, int) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return b.soft, b.life
+	return b.server, b.life
 }
 
 func (b *box) alive(life int) bool {
@@ -53,71 +72,99 @@ func (b *box) alive(life int) bool {
 	return h != nil && now == life
 }
 
+// process is an HSM as callers reach it.
+type process interface {
+	Module(id pki.Identity) hsm.Module
+	Admit(ctx context.Context, invite string, r rpc.JoinRequest) (rpc.JoinReply, error)
+	HSM() *soft.HSM
+}
+
 // start starts the HSM on what is on its disk. It may lose power as it starts.
 func (b *box) start(fuse int) {
 	time.Sleep(b.w.dice("start", b.name, fmt.Sprint(b.life)).between(0, time.Millisecond)) // no two at one instant
-	d, life := b.powerOn(fuse)
+	d, life, folder := b.powerOn(fuse)
 	if d == nil {
 		return
 	}
-	h, err := soft.Open(soft.Options{
-		Dir: storeDir, FS: d, ID: b.member.ID, Cluster: b.region.id, ClusterName: b.region.name, Region: b.region.name, Zone: b.member.Zone,
-		Version: "sim", Keyring: b.w.keyring, Now: b.now, Iterations: 1,
+	end := newEndpoint(fmt.Sprintf("%s.%d", b.name, life), hsm.Principal{Role: hsm.RoleHSM, Name: b.member.ID.String()})
+	dial := func(ctx context.Context, m hsm.Member) (hsm.Module, error) { return b.w.net.dial(end, m) }
+	s, err := server.Open(context.Background(), filepath.Join(folder, b.sub), server.Options{
+		Version: "sim", SyncInterval: time.Second, Log: b.log(), Now: b.now, Iterations: 1, FS: d,
+		Network: &server.Network{Dial: dial, End: b.hangUpOn},
 	})
 	if err != nil {
-		if !d.dead.Load() {
-			b.w.violate("%s does not start: %v", b.name, err)
-			b.crash(d, "it does not start")
-		}
+		b.notStarted(d, err)
 		return
 	}
-	end, ctx, ok := b.up(d, life, h)
+	ctx, ok := b.up(d, life, s, end)
 	if !ok {
-		b.w.background(func() { _ = h.Close() }) // it lost power as it started
+		b.w.background(func() { _ = s.Close() }) // it lost power as it started
 		return
 	}
 	b.w.trace.add("%s starts, life %d", b.name, life)
-	b.w.background(func() { b.sync(ctx, h, end) })
+	b.w.checker.starts(b)
+	b.w.background(func() { b.serve(ctx, d, s) })
 	b.w.checker.look(b)
 	time.Sleep(time.Microsecond) // server-side sync has begun before anything else happens
 }
 
-func (b *box) powerOn(fuse int) (*disk, int) {
+// notStarted takes note of an HSM that does not start: it lost power as it did, or it
+// was removed.
+func (b *box) notStarted(d *disk, err error) {
+	switch {
+	case d.dead.Load():
+	case errors.Is(err, hsm.ErrDenied):
+		b.crash(d, "it was removed, and does not start")
+	default:
+		b.w.violate("%s does not start: %v", b.name, err)
+		b.crash(d, "it does not start")
+	}
+}
+
+func (b *box) powerOn(fuse int) (d *disk, life int, folder string) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.disk != nil || b.gone.Load() {
-		return nil, 0
+		return nil, 0, ""
 	}
 	b.life++
 	b.disk = &disk{MemFS: b.image, b: b, unsafe: b.w.plant == skipSync}
 	b.disk.fuse.Store(int64(fuse))
-	return b.disk, b.life
+	return b.disk, b.life, b.folder
 }
 
 // up notes that the HSM has started.
-func (b *box) up(d *disk, life int, h *soft.HSM) (*endpoint, context.Context, bool) {
-	eye, err := h.Module(hsm.Principal{Role: hsm.RoleHSM, Name: b.member.ID.String()}).Session(context.Background())
+func (b *box) up(d *disk, life int, s *server.Server, end *endpoint) (context.Context, bool) {
+	eye, err := s.HSM().Module(hsm.Principal{Role: hsm.RoleHSM, Name: b.member.ID.String()}).Session(context.Background())
 	if err != nil {
 		b.w.violate("%s: %v", b.name, err)
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if d.dead.Load() {
-		return nil, nil, false
+		return nil, false
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	b.soft, b.eye, b.stopSync = h, eye, cancel
-	b.end = newEndpoint(fmt.Sprintf("%s.%d", b.name, life), hsm.Principal{Role: hsm.RoleHSM, Name: b.member.ID.String()})
-	return b.end, ctx, true
+	b.server, b.soft, b.eye, b.stopSync, b.end = s, s.HSM(), eye, cancel, end
+	return ctx, true
 }
 
-// sync is server-side sync, until the HSM dies or learns that it was removed.
-func (b *box) sync(ctx context.Context, h *soft.HSM, end *endpoint) {
-	dial := func(ctx context.Context, m hsm.Member) (hsm.Module, error) { return b.w.net.dial(end, m) }
-	err := server.Sync(ctx, h, b.member.ID, dial, time.Second, slog.New(slog.DiscardHandler))
-	if ctx.Err() == nil && !errors.Is(err, hsm.ErrDenied) {
-		b.w.violate("%s: server-side sync ends: %v", b.name, err)
+// serve is the HSM's process, until it dies or learns that it was removed.
+func (b *box) serve(ctx context.Context, d *disk, s *server.Server) {
+	err := s.Serve(ctx)
+	if ctx.Err() == nil {
+		if !errors.Is(err, hsm.ErrDenied) {
+			b.w.violate("%s: it ends: %v", b.name, err)
+		}
+		if b.w.plant == keepRemoved {
+			b.mu.Lock()
+			b.server = zombie{s}
+			b.mu.Unlock()
+			<-ctx.Done()
+		}
+		b.crash(d, "since it was removed")
 	}
+	_ = s.Close()
 }
 
 // crash cuts the power: the disk keeps what a loss of power leaves of it, and
@@ -129,21 +176,49 @@ func (b *box) crash(d *disk, why string) {
 		return
 	}
 	life := fmt.Sprint(b.life)
+	next := b.nextFolder()
 	image, err := powerLoss(d.MemFS, func(file string) *dice { return b.w.dice("power loss", b.name, life, file) })
 	d.dead.Store(true)
-	h, stop, end := b.soft, b.stopSync, b.end
-	b.soft, b.eye, b.disk, b.stopSync, b.end, b.image = nil, nil, nil, nil, nil, image
+	s, stop, end := b.server, b.stopSync, b.end
+	b.server, b.soft, b.eye, b.disk, b.stopSync, b.end, b.image, b.conns, b.folder = nil, nil, nil, nil, nil, nil, image, nil, next
 	b.mu.Unlock()
 	b.w.trace.add("%s crashes %s", b.name, why)
 	if err != nil {
 		b.w.violate("%s: %v", b.name, err)
 	}
-	if h == nil {
-		return // whoever starts it sees to the rest
+	if end != nil {
+		end.die() // first: nothing that it says as it ends is heard
 	}
-	end.die() // first: nothing that sync says as it ends is heard
-	stop()
-	b.w.background(func() { _ = h.Close() })
+	if s != nil { // otherwise whoever starts it sees to the rest
+		stop()
+	}
+}
+
+// nextFolder copies the folder as the power fails: whatever the process writes from
+// now on is lost. What is in it is small, and on the disk before anything follows from
+// it; that is for the tests of package server. b.mu is held.
+func (b *box) nextFolder() string {
+	to := filepath.Join(b.w.dir, fmt.Sprintf("%s.%d", b.name, b.life))
+	if err := copyFolder(b.folder, to); err != nil {
+		b.w.violate("%s: %v", b.name, err)
+	}
+	return to
+}
+
+// copyFolder copies an HSM's folder, or one in the making, with what is beside it.
+func copyFolder(from, to string) error {
+	if err := os.CopyFS(to, os.DirFS(from)); err != nil {
+		return err
+	}
+	keys, err := filepath.Glob(filepath.Join(to, "*", "seal.key"))
+	if err != nil {
+		return err
+	}
+	more, err := filepath.Glob(filepath.Join(to, "seal.key"))
+	for _, key := range append(keys, more...) {
+		err = errors.Join(err, os.Chmod(key, 0o600))
+	}
+	return err
 }
 
 // kill crashes the HSM between two calls.
@@ -175,7 +250,7 @@ func (b *box) rollBack() bool {
 	}
 	b.kill()
 	b.mu.Lock()
-	b.image, b.old = b.old, nil
+	b.image, b.old, b.setBack = b.old, nil, true
 	b.mu.Unlock()
 	b.w.trace.add("%s gets an old image of its disk back", b.name)
 	b.w.checker.rolledBack(b)

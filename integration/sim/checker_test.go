@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/hsmbackup/hsmbackup/cluster/hsm"
 )
@@ -63,6 +64,7 @@ type state struct {
 // attempt is a creation that a client asked for.
 type attempt struct {
 	label   string
+	began   time.Duration
 	failed  bool // for sure, and for ever
 	decided bool // otherwise it is under way, or its outcome unknown
 }
@@ -111,6 +113,7 @@ func (c *checker) look(b *box) {
 	now.roots = roots
 	c.compare(b, now)
 	b.known = now
+	c.place(b, eye)
 }
 
 func (b *box) hasDied(eye hsm.Session) bool {
@@ -220,7 +223,7 @@ func (c *checker) onTheWire(objects ...hsm.MaskedObject) {
 func (c *checker) begins(label string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.attempts[label] = &attempt{label: label}
+	c.attempts[label] = &attempt{label: label, began: c.w.trace.now()}
 }
 
 // created notes the acknowledgement of a key, and checks that it holds.
@@ -234,13 +237,21 @@ func (c *checker) created(r *region, label string, ref hsm.KeyRef, copies int) {
 	if c.keys[ref] == nil {
 		c.keys[ref] = &acked{label: label}
 	}
-	n := 0
+	n, removed := 0, 0
 	for name := range c.ever[ref] { // those that have lost it since are counted
-		if r.owns(name) {
+		switch {
+		case !r.owns(name):
+		case c.wasRemoved(r, name, label):
+			removed++
+		default:
 			n++
 		}
 	}
-	if n < copies {
+	switch {
+	case n >= copies:
+	case n+removed >= copies:
+		c.w.violate("key %s (%s) is acknowledged and on %d HSMs, %d are wanted; an HSM counts although it was removed", ref, label, n, copies)
+	default:
 		c.w.violate("key %s (%s) is acknowledged and on %d HSMs, %d are wanted", ref, label, n, copies)
 	}
 }
@@ -304,6 +315,10 @@ func (c *checker) used(ref hsm.KeyRef, mac string, copies int) {
 func (c *checker) safe(r *region) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.nothingLost(r)
+}
+
+func (c *checker) nothingLost(r *region) {
 	for _, ref := range slices.Sorted(maps.Keys(c.keys)) {
 		if k := c.keys[ref]; !k.destroyed && c.holders(r, ref) == 0 && r.owns(k.label) {
 			c.w.violate("acknowledged key %s (%s) is lost", ref, k.label)
@@ -314,6 +329,7 @@ func (c *checker) safe(r *region) {
 // settled checks what holds when all HSMs hold the same.
 func (c *checker) settled(r *region) {
 	c.safe(r)
+	c.places(r)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, b := range r.members() {
@@ -341,6 +357,7 @@ func (c *checker) differences(r *region) (out []string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	var first *hsm.Info
+	known := "" // to the first
 	for _, b := range r.members() {
 		b.mu.Lock()
 		eye, h := b.eye, b.soft
@@ -358,11 +375,20 @@ func (c *checker) differences(r *region) (out []string) {
 			out = append(out, fmt.Sprintf("%s has %d operations in doubt", b.name, n))
 		}
 		if first == nil {
-			first = &info
+			first, known = &info, listed(eye)
 		}
 		if info.Root != first.Root || info.ClusterRoot != first.ClusterRoot {
-			out = append(out, fmt.Sprintf("%s has another root", b.name))
+			out = append(out, fmt.Sprintf("%s has another root (keys: %t) and lists %s; the first HSM %s", b.name, info.Root != first.Root, listed(eye), known))
 		}
 	}
 	return out
+}
+
+// listed is what an HSM knows of the members.
+func listed(eye hsm.Session) string {
+	members, err := eye.Members(context.Background())
+	if err != nil {
+		return err.Error()
+	}
+	return fmt.Sprintf("%+v", members)
 }

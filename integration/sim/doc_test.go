@@ -4,12 +4,15 @@
 //
 // # What is real and what is not
 //
-// Real: cluster/hsm/soft with its object store, the client (cluster.Open with a
-// dialer of its own), server-side sync with its resolution of operations in
-// doubt (server.Sync), synckey. In place of gRPC and TLS stands network: it
-// carries each call of hsm.Module and hsm.Session as a request and a reply, and
-// streams in pieces. In place of the disk stands disk: pebble's MemFS, which
-// knows what was synced.
+// Real: the HSM as a process runs it (server.Create, server.Open, Serve): its object
+// store, its folder with keys and configuration, audit log, states, server-side sync
+// with its greetings and its resolution of operations in doubt; invitation, joining and
+// removal (cluster.Invite, server.Join, cluster.Remove); the client (cluster.Open with a
+// dialer of its own); synckey. In place of gRPC and TLS stands network: it carries each
+// call of hsm.Module and hsm.Session, and each request to join, as a request and a reply,
+// and streams in pieces; it vouches for who is who, as TLS does. In place of the disk of
+// the object store stands disk: pebble's MemFS, which knows what was synced. The small
+// files of a folder are real ones, and durable when they are written.
 //
 // # Faults
 //
@@ -20,6 +23,11 @@
 // its clock jumps by minutes; it comes back with an old image of its disk; it is
 // removed and a new one takes its place. A client dies in the middle of whatever
 // it does.
+//
+// Members come and go meanwhile: an HSM joins, and crashes at any step of that, or loses
+// its disk and begins anew; two come with one token; one is removed, in good order or by
+// force, and its admin dies half way; one that was removed comes back; a folder is copied,
+// and two HSMs run with one identity.
 //
 // # What is checked
 //

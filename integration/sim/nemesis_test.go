@@ -8,13 +8,15 @@ import (
 
 // nemesis is what goes wrong in one round.
 type nemesis struct {
-	r       *region
-	callers *callers
-	synckey *agent // nil: there is one region
-	round   int
-	lost    int // HSMs whose disks were lost for good in this round
-	pending sync.WaitGroup
-	over    chan struct{}
+	r         *region
+	callers   *callers
+	synckey   *agent // nil: there is one region
+	round     int
+	lost      int // HSMs whose disks were lost for good in this round
+	moves     int
+	shrinking bool // an HSM is being removed
+	pending   sync.WaitGroup
+	over      chan struct{}
 }
 
 func newNemesis(r *region, cs *callers, synckey *agent, round int) *nemesis {
@@ -38,6 +40,10 @@ func (n *nemesis) strike(d *dice) {
 	boxes := n.r.members()
 	b := boxes[d.n(len(boxes))]
 	w.count(func(s *stats) { s.faults++ })
+	if !w.still && d.hit(180) {
+		n.move(d)
+		return
+	}
 	switch what := d.n(100); {
 	case what < 15:
 		b.kill()
@@ -158,6 +164,7 @@ const maxSkew = 8 * time.Minute
 func (n *nemesis) jump(b *box, d *dice) {
 	skew := d.between(0, 2*maxSkew) - maxSkew
 	b.skew.Store(int64(skew))
+	n.r.ahead = max(n.r.ahead, skew)
 	n.r.w.trace.add("the clock of %s is off by %s", b.name, skew)
 }
 
@@ -175,10 +182,12 @@ func (n *nemesis) stop() {
 
 // wake mends all HSMs and starts those that are down.
 func (r *region) wake() {
-	for _, b := range r.members() {
+	for _, b := range r.everyone() {
 		b.skew.Store(0)
 		b.setFull(0)
 		b.setFuse(0)
+	}
+	for _, b := range r.members() {
 		b.start(0)
 	}
 }

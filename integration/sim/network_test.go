@@ -4,11 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/hsmbackup/hsmbackup/cluster/hsm"
+	"github.com/hsmbackup/hsmbackup/cluster/rpc/pki"
 )
 
 // endpoint is one life of a caller: a client, or an HSM as a client of its peers.
@@ -34,6 +36,48 @@ func (e *endpoint) isDead() bool {
 	default:
 		return false
 	}
+}
+
+// identity is what a caller's certificate says, in a region.
+func (e *endpoint) identity(r *region) pki.Identity {
+	id := pki.Identity{Cluster: r.id, Kind: pki.KindClient, Name: e.who.Name}
+	switch e.who.Role {
+	case hsm.RoleHSM:
+		id.Kind = pki.KindHSM
+	case hsm.RoleAppliance:
+		id.Kind = pki.KindAppliance
+	}
+	return id
+}
+
+// conn is a session on its HSM, and whether that has ended the connection.
+type conn struct {
+	from    *endpoint
+	session hsm.Session
+	ended   atomic.Bool
+}
+
+// connect notes a session.
+func (b *box) connect(from *endpoint, s hsm.Session) *conn {
+	c := &conn{from: from, session: s}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.conns = append(slices.DeleteFunc(b.conns, func(c *conn) bool { return c.from.isDead() }), c)
+	return c
+}
+
+// hangUpOn ends the connections of callers that are lost.
+func (b *box) hangUpOn(lost func(id pki.Identity, issued time.Time) bool) (n int) {
+	b.mu.Lock()
+	conns := slices.Clone(b.conns)
+	b.mu.Unlock()
+	for _, c := range conns {
+		if lost(c.from.identity(b.region), time.Now()) && c.ended.CompareAndSwap(false, true) {
+			_ = c.session.Close()
+			n++
+		}
+	}
+	return n
 }
 
 // silence is how long a side of a connection waits for the other before it takes
@@ -96,7 +140,7 @@ type call struct {
 	method string // of hsm.Module or hsm.Session
 	about  string // an operation or reference: calls about different things are different
 	safe   bool   // may be delivered twice: its contract says that it is idempotent
-	do     func(ctx context.Context, m hsm.Module) (any, error)
+	do     func(ctx context.Context, s process) (any, error)
 }
 
 // reply is what comes back.
@@ -226,12 +270,13 @@ func (n *network) arrive(c call, id string) reply {
 		n.w.trace.add("%s: another life", id)
 		return reply{err: fmt.Errorf("%w: %s was started again", hsm.ErrSession, c.to.name)}
 	}
-	v, err := c.do(context.Background(), h.Module(n.w.rights(c.from, c.to)))
+	v, err := c.do(context.Background(), h)
 	if !c.to.alive(life) {
 		n.w.trace.add("%s: dies on the way", id)
 		return reply{err: gone(c.to)}
 	}
 	n.w.trace.add("%s: %s", id, brief(err))
+	n.w.checker.served(c, err)
 	n.w.checker.look(c.to)
 	return reply{v, err}
 }

@@ -120,7 +120,7 @@ func (c *checker) people(r *region) {
 			case p.buried && there[p.name]:
 				c.w.violate("%s: user %s is there after its deletion was acknowledged", b.name, p.name)
 			case p.created && !p.deleted && len(p.passwords) == 1:
-				c.login(b, h.Module(hsm.Principal{Role: hsm.RoleNone}), p)
+				c.login(b, h.HSM().Module(hsm.Principal{Role: hsm.RoleNone}), p)
 			}
 		}
 	}

@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"github.com/hsmbackup/hsmbackup/cluster/hsm"
+	"github.com/hsmbackup/hsmbackup/cluster/rpc/pki"
+	"github.com/hsmbackup/hsmbackup/cluster/server"
 )
 
 // plant is a bug put in on purpose, to see that the checker finds it. None is in
@@ -24,12 +26,25 @@ const (
 	skipSetting  plant = "an HSM acknowledges an attribute that it does not set"
 	forgetAfter  plant = "an HSM stamps a change by its own clock alone"
 	leakMaterial plant = "key material is written in clear"
+	joinEarly    plant = "an HSM says that it has joined before it has what it lacks"
+	keepRemoved  plant = "an HSM that was removed goes on, and clients count it"
 )
 
 // planted is what the bugs have to remember.
 type planted struct {
 	mu   sync.Mutex
 	live map[hsm.KeyRef]hsm.MaskedObject // keys as they were before their destruction
+}
+
+// zombie is an HSM that serves although it has no place in the cluster.
+type zombie struct{ *server.Server }
+
+func (z zombie) Module(id pki.Identity) hsm.Module {
+	p := hsm.Principal{Role: hsm.RoleNone, Name: id.Name}
+	if id.Kind == pki.KindHSM {
+		p.Role = hsm.RoleHSM
+	}
+	return z.HSM().Module(p)
 }
 
 // lies tells whether an HSM only seems to take part in an operation: the second,

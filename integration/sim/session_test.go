@@ -8,15 +8,14 @@ import (
 	"time"
 
 	"github.com/hsmbackup/hsmbackup/cluster/hsm"
+	"github.com/hsmbackup/hsmbackup/cluster/rpc"
 )
 
 // dial returns the HSM at a member's address, as an endpoint sees it. An HSM
 // proves who it is, so another one at the address does not answer.
 func (n *network) dial(from *endpoint, m hsm.Member) (hsm.Module, error) {
-	for _, b := range n.w.allBoxes() {
-		if b.member.Address == m.Address && (m.ID == 0 || m.ID == b.member.ID) {
-			return &module{n: n, from: from, to: b}, nil
-		}
+	if b := n.at(m.Address, m.ID); b != nil {
+		return &module{n: n, from: from, to: b}, nil
 	}
 	return nil, fmt.Errorf("%w: nobody at %s", hsm.ErrUnavailable, m.Address)
 }
@@ -33,23 +32,24 @@ type opened struct {
 	session hsm.Session
 	ticket  hsm.Secret
 	life    int
+	conn    *conn
 }
 
 func (m *module) open(ctx context.Context, method, about string, f func(context.Context, hsm.Module) (hsm.Session, hsm.Secret, error)) (hsm.Session, hsm.Secret, error) {
-	v, err := m.n.send(ctx, call{from: m.from, to: m.to, method: method, about: about, do: func(ctx context.Context, in hsm.Module) (any, error) {
+	v, err := m.n.send(ctx, call{from: m.from, to: m.to, method: method, about: about, do: func(ctx context.Context, in process) (any, error) {
 		_, life := m.to.running()
-		s, ticket, err := f(ctx, in)
+		s, ticket, err := f(ctx, in.Module(m.from.identity(m.to.region)))
 		if err != nil {
 			return nil, err
 		}
 		m.n.hangUp(m.from, s)
-		return opened{s, ticket, life}, nil
+		return opened{s, ticket, life, m.to.connect(m.from, s)}, nil
 	}})
 	if err != nil {
 		return nil, hsm.Secret{}, err
 	}
 	o := v.(opened)
-	return &session{n: m.n, from: m.from, to: m.to, life: o.life, inner: o.session}, o.ticket, nil
+	return &session{n: m.n, from: m.from, to: m.to, life: o.life, inner: o.session, conn: o.conn}, o.ticket, nil
 }
 
 // hangUp ends a session on its HSM, some time after its caller has died.
@@ -100,6 +100,7 @@ type session struct {
 	to    *box
 	life  int
 	inner hsm.Session
+	conn  *conn
 	scope hsm.SketchReplica // nil: that of the session
 }
 
@@ -114,7 +115,12 @@ func (s *session) replica() hsm.SketchReplica {
 func ask[T any](ctx context.Context, s *session, method, about string, safe bool, f func(context.Context) (T, error)) (T, error) {
 	v, err := s.n.send(ctx, call{
 		from: s.from, to: s.to, life: s.life, method: method, about: about, safe: safe,
-		do: func(ctx context.Context, _ hsm.Module) (any, error) { return f(ctx) },
+		do: func(ctx context.Context, _ process) (any, error) {
+			if s.conn.ended.Load() {
+				return nil, gone(s.to)
+			}
+			return f(ctx)
+		},
 	})
 	if t, ok := v.(T); ok {
 		return t, err
@@ -155,7 +161,13 @@ func (s *session) Info(ctx context.Context) (hsm.Info, error) {
 }
 
 func (s *session) Members(ctx context.Context) ([]hsm.Member, error) {
-	return ask(ctx, s, "Members", "", false, s.inner.Members)
+	members, err := ask(ctx, s, "Members", "", false, s.inner.Members)
+	if s.n.w.plant == keepRemoved {
+		for i := range members {
+			members[i].Removed = false
+		}
+	}
+	return members, err
 }
 
 func (s *session) Scoped(scope hsm.Scope) hsm.SketchReplica {
@@ -198,6 +210,11 @@ func (s *session) Envelope(ctx context.Context, custodians []string, threshold i
 
 func (s *session) Sign(ctx context.Context, p hsm.Purpose, message []byte) (hsm.LineageSignature, error) {
 	return ask(ctx, s, "Sign", string(p), false, func(ctx context.Context) (hsm.LineageSignature, error) { return s.inner.Sign(ctx, p, message) })
+}
+
+// Greet implements rpc.Greeter.
+func (s *session) Greet(ctx context.Context, g rpc.Greeting) (rpc.Greeted, error) {
+	return ask(ctx, s, "Greet", "", true, func(ctx context.Context) (rpc.Greeted, error) { return s.inner.(rpc.Greeter).Greet(ctx, g) })
 }
 
 // Close tells the HSM, and waits for its answer for a while.

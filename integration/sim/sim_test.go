@@ -96,25 +96,28 @@ func TestSimulationFindsPlanted(t *testing.T) {
 		plant plant
 		seeds uint64
 		says  string // one of the violations
+		moves bool   // it is about members
 	}{
-		{skipSync, 10, "has lost"},
-		{skipCommit, 10, "is acknowledged and on"},
-		{assumeCommit, 60, "though its creation failed"},
-		{revive, 10, "is back"},
-		{keepSession, 10, "lists session key"},
-		{skipSetting, 10, "after it was acknowledged not to be"},
-		{forgetAfter, 20, "acknowledged last"},
-		{leakMaterial, 10, "to its disk"},
+		{skipSync, 10, "has lost", false},
+		{skipCommit, 10, "is acknowledged and on", false},
+		{assumeCommit, 60, "though its creation failed", false},
+		{revive, 10, "is back", false},
+		{keepSession, 10, "lists session key", false},
+		{skipSetting, 10, "after it was acknowledged not to be", false},
+		{forgetAfter, 120, "acknowledged last", false},
+		{leakMaterial, 10, "to its disk", false},
+		{joinEarly, 20, "has joined, and lacks key", true},
+		{keepRemoved, 20, "although it was removed", true},
 	} {
-		t.Run(string(p.plant), func(t *testing.T) { findPlanted(t, p.plant, p.seeds, p.says) })
+		t.Run(string(p.plant), func(t *testing.T) { findPlanted(t, script{plant: p.plant, still: !p.moves}, p.seeds, p.says) })
 	}
 }
 
-func findPlanted(t *testing.T, p plant, seeds uint64, says string) {
+func findPlanted(t *testing.T, p script, seeds uint64, says string) {
 	var other []string
 	for seed := uint64(1); seed <= seeds; seed++ {
 		s := usual(seed)
-		s.plant = p
+		s.plant, s.still = p.plant, p.still
 		res := simulate(t, s)
 		if strings.Contains(strings.Join(res.violations, "\n"), says) {
 			t.Logf("seed %d of %d: %s", seed, seeds, res.violations[0])

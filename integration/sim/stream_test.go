@@ -140,7 +140,7 @@ func (s *session) travel(ctx context.Context, method string, n int, request bool
 			broken(gone(s.to))
 		}
 		return false
-	case h == nil || !s.to.alive(s.life):
+	case h == nil || !s.to.alive(s.life) || s.conn.ended.Load():
 		s.n.w.trace.add("%s: another life", f.id)
 		broken(fmt.Errorf("%w: %s was started again", hsm.ErrSession, s.to.name))
 		return false

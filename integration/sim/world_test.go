@@ -2,7 +2,10 @@ package sim
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"runtime"
 	"slices"
 	"strings"
@@ -18,6 +21,8 @@ import (
 	"github.com/hsmbackup/hsmbackup/cluster/hsm"
 	"github.com/hsmbackup/hsmbackup/cluster/profile"
 	"github.com/hsmbackup/hsmbackup/cluster/reconcile"
+	"github.com/hsmbackup/hsmbackup/cluster/rpc/pki"
+	"github.com/hsmbackup/hsmbackup/cluster/server"
 	"github.com/hsmbackup/hsmbackup/integration/history"
 )
 
@@ -25,8 +30,11 @@ import (
 type world struct {
 	seed    uint64
 	plant   plant
+	still   bool
 	planted planted
 	keyring *hsm.Keyring
+	ca      hsm.Secret
+	dir     string // for the folders of HSMs
 	net     *network
 	trace   *trace
 	checker *checker
@@ -52,8 +60,10 @@ type region struct {
 	w       *world
 	name    string
 	id      hsm.ClusterID
+	made    *profile.Profile
 	policy  cluster.Policy
 	repairs int
+	ahead   time.Duration // how far a clock has been ahead since the last repair
 	round   int
 
 	people    []*person // only the region's admin and the checker, in turns
@@ -104,11 +114,23 @@ func (w *world) allBoxes() (all []*box) {
 	return all
 }
 
-// members lists the HSMs that are not lost.
+// everyBox lists all HSMs that there have ever been.
+func (w *world) everyBox() (all []*box) {
+	for _, r := range w.regions {
+		r.mu.Lock()
+		all = append(all, r.boxes...)
+		r.mu.Unlock()
+	}
+	return all
+}
+
+// members lists the HSMs that belong to the region and are not lost.
 func (r *region) members() []*box {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return slices.DeleteFunc(slices.Clone(r.boxes), func(b *box) bool { return b.gone.Load() })
+	return slices.DeleteFunc(slices.Clone(r.boxes), func(b *box) bool {
+		return b.gone.Load() || b.isCopy || b.removed || b.stage != belongs
+	})
 }
 
 // owns tells whether keys with this label are made in the region.
@@ -120,60 +142,85 @@ func (w *world) regionOf(e *endpoint) string {
 	return name
 }
 
-// rights are those of a caller's certificate on an HSM: of a member that was
-// removed, none are left.
-func (w *world) rights(from *endpoint, to *box) hsm.Principal {
-	if from.who.Role != hsm.RoleHSM {
-		return from.who
+// newRegion makes a cluster as the program does, and puts the object stores on disks in
+// memory. All HSMs run when it returns. One that is not the first is a clone of that.
+func (w *world) newRegion(name string, hsms int, p cluster.Policy, from *region) *region {
+	r := &region{w: w, name: name, policy: p}
+	w.regions = append(w.regions, r)
+	spec := server.Spec{
+		Name: name, Region: name, Dir: filepath.Join(w.dir, name+".created"), HSMs: hsms, MinCopies: p.MinCopies, CheckOnUse: p.CheckOnUse,
+		Version: "sim", Iterations: 1, Keyring: w.keyring, CA: w.ca, Source: "a simulation", Fill: r.first,
 	}
-	to.mu.Lock()
-	eye := to.eye
-	to.mu.Unlock()
-	if eye != nil {
-		members, err := eye.Members(context.Background())
-		if i := slices.IndexFunc(members, func(m hsm.Member) bool { return m.ID.String() == from.who.Name }); err == nil && i >= 0 && !members[i].Removed {
-			return from.who
+	if from != nil {
+		spec.Fill = func(ctx context.Context, into hsm.Session) error {
+			_, err := reconcile.Copy(ctx, from.boxes[0].eye, into)
+			return err
 		}
 	}
-	return hsm.Principal{Role: hsm.RoleNone, Name: from.who.Name}
-}
-
-// newRegion makes a cluster, as server.Create does: the first HSM is filled, the
-// others are copies.
-func (w *world) newRegion(name string, hsms int, p cluster.Policy, from *region) *region {
-	r := &region{w: w, name: name, id: hsm.NewClusterID(), policy: p}
-	w.regions = append(w.regions, r)
-	for range hsms {
-		r.add()
+	for i := range hsms {
+		spec.Listen, spec.Zones = append(spec.Listen, r.address(i+1)), append(spec.Zones, fmt.Sprintf("zone-%d", i+1))
 	}
-	first := r.boxes[0]
-	for _, b := range r.boxes {
-		r.must(first, hsm.Change{Kind: hsm.ChangeMember, Member: &b.member})
+	var err error
+	if r.made, err = server.Create(context.Background(), spec); err != nil {
+		w.violate("%s: %v", name, err)
+		return r
+	}
+	r.id = r.made.ID
+	for _, h := range r.made.HSMs {
+		b := r.newBox(r.made.Resolve(h.Dir))
+		b.member = hsm.Member{ID: h.ID, Name: h.Name, Address: h.Address, Zone: h.Zone}
+		if err := moveToMemory(filepath.Join(b.folder, storeDir), b.image); err != nil {
+			w.violate("%s: %v", b.name, err)
+		}
+		b.start(0)
 	}
 	if from == nil {
-		r.fill(first)
-	} else {
-		r.copy(from.boxes[0], first, hsm.ScopeLineage)
-	}
-	for _, b := range r.boxes[1:] {
-		r.copy(first, b, hsm.ScopeCluster)
-		r.copy(first, b, hsm.ScopeLineage)
+		r.hire()
 	}
 	return r
 }
 
-func (r *region) fill(b *box) {
-	r.must(b, hsm.Change{Kind: hsm.ChangeUserCreate, User: adminName, Role: hsm.RoleAdmin, Password: secret(password)})
-	r.must(b, hsm.Change{Kind: hsm.ChangeSettings, Settings: &hsm.Settings{MinCopies: r.policy.MinCopies, CheckOnUse: r.policy.CheckOnUse}})
-	h, _ := b.running()
-	s, err := h.Module(hsm.Principal{Role: hsm.RoleAdmin, Name: adminName}).Session(context.Background())
+// moveToMemory moves an object store to a disk in memory.
+func moveToMemory(from string, to *vfs.MemFS) error {
+	files, err := os.ReadDir(from)
+	if err = errors.Join(err, to.MkdirAll(storeDir, 0o700)); err != nil {
+		return err
+	}
+	for _, f := range files {
+		b, err := os.ReadFile(filepath.Join(from, f.Name()))
+		if err == nil {
+			err = store(to, f.Name(), b)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return errors.Join(syncFolders(to), os.RemoveAll(from))
+}
+
+// first makes the first objects of a region.
+func (r *region) first(ctx context.Context, into hsm.Session) error {
+	_, err := into.Change(ctx, hsm.Change{Kind: hsm.ChangeUserCreate, User: adminName, Role: hsm.RoleAdmin, Password: secret(password)})
+	if err == nil {
+		_, err = into.Change(ctx, hsm.Change{Kind: hsm.ChangeSettings, Settings: &hsm.Settings{MinCopies: r.policy.MinCopies, CheckOnUse: r.policy.CheckOnUse}})
+	}
+	return err
+}
+
+// hire makes the crypto users, on all HSMs at once.
+func (r *region) hire() {
+	first := r.boxes[0]
+	s, err := first.soft.Module(hsm.Principal{Role: hsm.RoleAdmin, Name: adminName}).Session(context.Background())
 	for _, u := range users {
 		if err == nil {
 			_, err = s.Change(context.Background(), hsm.Change{Kind: hsm.ChangeUserCreate, User: u, Role: hsm.RoleCryptoUser, Password: secret(password)})
 		}
 	}
 	if err != nil {
-		r.w.violate("%s: %v", b.name, err)
+		r.w.violate("%s: %v", first.name, err)
+	}
+	for _, b := range r.boxes[1:] {
+		r.copy(first, b, hsm.ScopeLineage)
 	}
 }
 
@@ -190,22 +237,24 @@ func (r *region) copy(from, to *box, s hsm.Scope) {
 	}
 }
 
-// add adds a new HSM with an empty disk, and starts it.
-func (r *region) add() *box {
+// address is that of the n-th HSM of a region.
+func (r *region) address(n int) string { return fmt.Sprintf("%s-hsm-%d:2223", r.name, n) }
+
+// newBox adds an HSM with an empty disk, which does not run.
+func (r *region) newBox(folder string) *box {
 	r.mu.Lock()
+	defer r.mu.Unlock()
 	n := len(r.boxes) + 1
 	b := &box{
-		w: r.w, region: r, name: fmt.Sprintf("%s/hsm-%d", r.name, n), image: vfs.NewCrashableMem(),
-		member: hsm.Member{ID: hsm.NewHSMID(), Name: fmt.Sprintf("hsm-%d", n), Address: fmt.Sprintf("%s-hsm-%d:2223", r.name, n), Zone: fmt.Sprintf("zone-%d", n)},
+		w: r.w, region: r, name: fmt.Sprintf("%s/hsm-%d", r.name, n), image: newImage(), folder: folder,
+		member: hsm.Member{ID: hsm.NewHSMID(), Name: fmt.Sprintf("hsm-%d", n), Address: r.address(n), Zone: fmt.Sprintf("zone-%d", n)},
 	}
 	r.boxes = append(r.boxes, b)
-	r.mu.Unlock()
-	b.start(0)
 	return b
 }
 
 func (r *region) profile() *profile.Profile {
-	p := &profile.Profile{Name: r.name, ID: r.id, Lineage: r.w.keyring.Lineage(), Region: r.name}
+	p := &profile.Profile{Name: r.name, ID: r.id, Lineage: r.w.keyring.Lineage(), Region: r.name, CA: r.made.CA}
 	for _, b := range r.members() {
 		p.HSMs = append(p.HSMs, profile.HSM{ID: b.member.ID, Name: b.member.Name, Address: b.member.Address, Zone: b.member.Zone})
 	}
@@ -219,6 +268,8 @@ type script struct {
 	regions int
 	rounds  int           // of storm and calm
 	storm   time.Duration // of one round
+	still   bool          // members neither join nor leave, unless HSMs are lost
+	dir     string        // empty
 }
 
 // result is what came out of one.
@@ -238,7 +289,11 @@ func simulate(t *testing.T, s script) (res result) {
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
 	cryptotest.SetGlobalRandom(t, s.seed)
 	var w *world
+	s.dir = t.TempDir()
 	synctest.Test(t, func(*testing.T) { w, res = run(s) })
+	if err := os.RemoveAll(s.dir); err != nil { // not only when the last seed has run
+		t.Fatal(err)
+	}
 	if len(res.violations) == 0 {
 		for _, v := range history.Check(w.history.History()) {
 			res.violations = append(res.violations, v.Error())
@@ -252,7 +307,12 @@ func simulate(t *testing.T, s script) (res result) {
 const tooLong = 6 * time.Hour
 
 func run(s script) (*world, result) {
-	w := &world{seed: s.seed, plant: s.plant, keyring: hsm.NewKeyring(), over: make(chan struct{}), stats: stats{kinds: map[string]int{}}}
+	w := &world{seed: s.seed, still: s.still, plant: s.plant, dir: s.dir, keyring: hsm.NewKeyring(), over: make(chan struct{}), stats: stats{kinds: map[string]int{}}}
+	ca, err := pki.NewAuthority(w.keyring.Lineage())
+	if err != nil {
+		panic(err)
+	}
+	w.ca = ca.PEM()
 	w.trace, w.checker, w.net = newTrace(), newChecker(w), newNetwork(w)
 	w.history = history.NewRecorder(func() int64 { return int64(w.trace.now()) })
 	stuck := time.AfterFunc(tooLong, func() { panic(fmt.Sprintf("seed %d is stuck", s.seed)) })
@@ -330,6 +390,8 @@ func (w *world) round(all []*side, synckey *agent, round int, storm time.Duratio
 	for _, x := range all {
 		x.region.wake()
 		x.region.repair()
+		x.region.expelled()
+		x.region.duplicate()
 	}
 	w.calm(all, synckey)
 }
