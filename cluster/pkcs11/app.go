@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 
 	"github.com/hsmbackup/hsmbackup/cluster"
 	"github.com/hsmbackup/hsmbackup/cluster/hsm"
@@ -28,6 +29,7 @@ type App struct {
 	last     uint64           // session handle given last
 	logins   map[*slot]*login // at most one for each slot
 	objects  objects
+	held     atomic.Int64 // bytes in operations and searches under way
 }
 
 func newApp(d *Daemon, peer Peer, form rpc.Form) *App {
@@ -104,7 +106,11 @@ func (a *App) Call(ctx context.Context, call rpc.Call, args rpc.Args) (out []any
 	if s.over {
 		return nil, ck.SessionHandleInvalid
 	}
-	return h(s, ctx, args)
+	out, err = h(s, ctx, args)
+	if full := s.account(); err == nil && full != nil {
+		return nil, full
+	}
+	return out, err
 }
 
 // translate turns an error into a return value, and logs what the return value

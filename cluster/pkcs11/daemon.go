@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"sync"
+	"sync/atomic"
 
 	"github.com/hsmbackup/hsmbackup/cluster"
 	"github.com/hsmbackup/hsmbackup/cluster/hsm"
@@ -30,6 +31,7 @@ type Daemon struct {
 	stats *Stats
 	// mayConnect refuses peers.
 	mayConnect func(Peer) error
+	held       atomic.Int64 // bytes in operations and searches of all applications
 }
 
 // slot is a Slot with the logins of its applications.
@@ -95,6 +97,9 @@ func (d *Daemon) ended(app rpc.App, err error) {
 // shelf holds the logins of one user on one slot. opening is held while one is
 // made, so that applications that start together log in once.
 type shelf struct {
+	slot    *slot
+	user    string
+	coming  int // logins under way, guarded by slot.mu
 	opening sync.Mutex
 	mu      sync.Mutex
 	logins  []*login
@@ -108,15 +113,28 @@ type login struct {
 	users    int // guarded by shelf.mu
 }
 
+// shelf returns the user's, for a login. The caller calls tidy when that has ended.
 func (s *slot) shelf(user string) *shelf {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	sh := s.logins[user]
 	if sh == nil {
-		sh = &shelf{}
+		sh = &shelf{slot: s, user: user}
 		s.logins[user] = sh
 	}
+	sh.coming++
 	return sh
+}
+
+// tidy forgets a shelf that nobody uses: applications may try any number of names.
+func (sh *shelf) tidy(came int) {
+	sh.slot.mu.Lock()
+	defer sh.slot.mu.Unlock()
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	if sh.coming -= came; sh.coming == 0 && len(sh.logins) == 0 && sh.slot.logins[sh.user] == sh {
+		delete(sh.slot.logins, sh.user)
+	}
 }
 
 // login logs a user in, or takes part in a login with the same password that an HSM
@@ -124,6 +142,7 @@ func (s *slot) shelf(user string) *shelf {
 // connection, which outlives the application that makes it.
 func (s *slot) login(ctx context.Context, log *slog.Logger, user string, password hsm.Secret) (*login, error) {
 	sh := s.shelf(user)
+	defer sh.tidy(1)
 	sh.opening.Lock()
 	defer sh.opening.Unlock()
 	if l := sh.join(password); l != nil {
@@ -195,6 +214,7 @@ func (l *login) leave() {
 	}
 	l.shelf.mu.Unlock()
 	if last {
+		l.shelf.tidy(0)
 		l.Close()
 		l.password.Wipe()
 	}

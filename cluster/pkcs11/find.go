@@ -13,7 +13,10 @@ import (
 const maxFound = 1 << 20
 
 // finding is a search under way: what it has found and not handed out.
-type finding struct{ handles []uint64 }
+type finding struct {
+	handles []uint64
+	found   int // that there is memory for
+}
 
 func (s *session) findInit(ctx context.Context, args rpc.Args) ([]any, error) {
 	if s.find != nil && s.app.form != rpc.FormOld {
@@ -54,6 +57,7 @@ func (s *session) findInit(ctx context.Context, args rpc.Args) ([]any, error) {
 			f.handles = append(f.handles, o.handle)
 		}
 	}
+	f.found = cap(f.handles)
 	s.find = f
 	return nil, nil
 }

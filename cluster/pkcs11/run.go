@@ -2,14 +2,11 @@ package pkcs11
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net"
 	"os"
 	"os/signal"
-	"path/filepath"
 	"syscall"
-	"time"
 
 	"github.com/hsmbackup/hsmbackup/cluster/hsm"
 	"github.com/hsmbackup/hsmbackup/cluster/metrics"
@@ -57,8 +54,16 @@ func (d *Daemon) Run(ctx context.Context, o RunOptions) error {
 			return err
 		}
 	}
+	l.SetUnlinkOnClose(false)
 	defer l.Close()
-	l.SetUnlinkOnClose(own)
+	if own {
+		made, err := os.Lstat(l.Addr().String())
+		if err != nil {
+			return err
+		}
+		// After a handing over this process is not here any more.
+		defer removeSocket(l.Addr().String(), made)
+	}
 	shown, err := d.serveMetrics(ctx, o)
 	if err != nil {
 		return err
@@ -91,7 +96,6 @@ func (d *Daemon) replace(program string, l *net.UnixListener, own bool, s *rpc.S
 	if err != nil {
 		return err
 	}
-	l.SetUnlinkOnClose(false)
 	l.Close()
 	conns := s.HandOver()
 	<-served
@@ -145,36 +149,6 @@ func (o RunOptions) mode() os.FileMode {
 		return 0o666
 	}
 	return 0o600
-}
-
-// listenAt makes a socket of a mode. What a dead daemon has left
-// there is replaced; a daemon that lives is not.
-func listenAt(path string, mode os.FileMode) (*net.UnixListener, error) {
-	path, err := filepath.Abs(path)
-	if err != nil {
-		return nil, err
-	}
-	if c, err := net.DialTimeout("unix", path, time.Second); err == nil {
-		c.Close()
-		return nil, fmt.Errorf("%w: another daemon listens at %s; stop it, or choose another --socket", hsm.ErrExist, path)
-	}
-	if st, err := os.Lstat(path); err == nil && st.Mode().Type() == os.ModeSocket {
-		if err := os.Remove(path); err != nil {
-			return nil, fmt.Errorf("the socket of a dead daemon: %w", err)
-		}
-	}
-	// The mode is set before anyone can know of the socket: it is made in place, under a
-	// mask that leaves the owner's bits only. Other threads make no files meanwhile.
-	before := syscall.Umask(0o177)
-	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
-	syscall.Umask(before)
-	if err != nil {
-		return nil, fmt.Errorf("listen at %s: %w", path, err)
-	}
-	if err := os.Chmod(path, mode); err != nil {
-		return nil, errors.Join(err, l.Close())
-	}
-	return l, nil
 }
 
 // serveMetrics shows the counters, and returns where.

@@ -24,6 +24,7 @@ type session struct {
 	over bool
 	find *finding
 	ops  [opKinds]*operation
+	held int64 // see weigh
 }
 
 func (a *App) session(id uint64) (*session, error) {
@@ -117,6 +118,7 @@ func (a *App) end(s *session) {
 func (a *App) forget(s *session, l *login) {
 	a.d.stats.Sessions.Add(-1)
 	s.over = true
+	s.drop()
 	for _, o := range a.objects.drop(func(o *object) bool { return o.session == s }) {
 		if l != nil {
 			ctx, cancel := a.ending()

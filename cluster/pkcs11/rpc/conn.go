@@ -35,6 +35,8 @@ type conn struct {
 	form   Form
 	app    App
 	places chan struct{} // one for each request under way
+	room   *room         // for its requests
+	all    *room         // for those of all connections
 	work   sync.WaitGroup
 
 	writing sync.Mutex
@@ -99,35 +101,44 @@ func (c *conn) run(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		over, err := c.serve(ctx, f)
+		held, err := c.hold(ctx, len(f.body))
+		if f.arrived != nil {
+			f.arrived()
+		}
+		if err != nil {
+			return err
+		}
+		over, err := c.serve(ctx, f, func() { held(); <-c.places })
 		if over || err != nil {
 			return err
 		}
 	}
 }
 
-// serve decodes one request and answers it, on its own. over: it was C_Finalize, and
-// is answered.
-func (c *conn) serve(ctx context.Context, f frame) (over bool, err error) {
+// serve decodes one request and answers it, on its own; it calls done when that has
+// ended. over: it was C_Finalize, and is answered.
+func (c *conn) serve(ctx context.Context, f frame, done func()) (over bool, err error) {
 	call, args, rv, err := c.decode(f)
 	if err != nil {
+		done()
 		return false, err
 	}
 	if rv != ck.OK {
-		<-c.places
+		done()
 		return false, c.write(encodeError(f.code, rv))
 	}
 	if call == Initialize {
-		<-c.places
+		done()
 		return false, c.initialize(f.code, args)
 	}
 	if call == Finalize {
+		done()
 		c.work.Wait()
 		c.app.Close()
 		return true, c.write(encode(f.code, call, nil))
 	}
 	c.work.Go(func() {
-		defer func() { <-c.places }()
+		defer done()
 		c.answer(ctx, f.code, call, args)
 	})
 	return false, nil

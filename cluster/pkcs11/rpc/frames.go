@@ -14,6 +14,9 @@ var errFrame = errors.New("malformed frame")
 type frame struct {
 	code uint32
 	body []byte
+	// arrived gives back the place that a large one has; the caller calls it once the
+	// frame is accounted for. Nil: it has none.
+	arrived func()
 }
 
 // frames reads frames from a stream. Its buffer grows as bytes arrive, not as they are
@@ -23,7 +26,7 @@ type frames struct {
 	from io.Reader
 	buf  []byte
 	// large is called before a frame is read that is larger than largeFrame, and
-	// what it returns when it is there.
+	// what it returns when that fails, or by the caller (frame.arrived).
 	large func() (done func(), err error)
 }
 
@@ -41,15 +44,19 @@ func (f *frames) next() (frame, error) {
 		return frame{}, fmt.Errorf("%w: code %d, %d bytes of options, %d of body; at most %d and %d", errFrame, code, options, body, maxOptions, MaxFrame)
 	}
 	need := headerSize + int(options) + int(body)
+	var arrived func()
 	if need > largeFrame && f.large != nil {
 		done, err := f.large()
 		if err != nil {
 			return frame{}, err
 		}
-		defer done()
+		arrived = done
 	}
 	for len(f.buf) < need {
 		if err := f.more(need); err != nil {
+			if arrived != nil {
+				arrived()
+			}
 			return frame{}, err
 		}
 	}
@@ -60,7 +67,7 @@ func (f *frames) next() (frame, error) {
 	} else {
 		f.buf = nil
 	}
-	return frame{code: code, body: whole}, nil
+	return frame{code: code, body: whole, arrived: arrived}, nil
 }
 
 // more reads once, at most as much as is needed and a step.

@@ -15,6 +15,13 @@ const (
 	// maxInFlight bounds the requests of one connection that are served at once.
 	// Further ones wait in the socket.
 	maxInFlight = 64
+	// Requests that are being served hold at most connRoom bytes for one connection, or one
+	// that is larger, and allRoom for all; those of at most smallFrame are not counted.
+	// A request that waits for another of its session would otherwise keep its data as
+	// long as that takes, 64 of them for each connection.
+	smallFrame = 4 << 10
+	connRoom   = 16 << 20
+	allRoom    = 512 << 20
 	// maxAttributes bounds one template, and maxDepth templates in templates.
 	maxAttributes = 1024
 	maxDepth      = 8

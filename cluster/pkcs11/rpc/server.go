@@ -24,6 +24,7 @@ type Server struct {
 	Ended func(app App, err error)
 
 	large chan struct{}
+	room  *room // for the requests of all
 	once  sync.Once
 
 	mu      sync.Mutex
@@ -42,6 +43,7 @@ type Handed struct {
 func (s *Server) init() {
 	s.once.Do(func() {
 		s.large = make(chan struct{}, largePlaces)
+		s.room = newRoom(allRoom)
 		s.conns = map[*conn]byte{}
 		if s.Ended == nil {
 			s.Ended = func(App, error) {}
@@ -94,7 +96,7 @@ func (s *Server) Resume(ctx context.Context, h Handed) {
 func (s *Server) take(ctx context.Context, nc net.Conn, from *State) {
 	s.mu.Lock()
 	full := s.handing || s.MaxConns > 0 && len(s.conns) >= s.MaxConns
-	c := &conn{net: nc, places: make(chan struct{}, maxInFlight)}
+	c := &conn{net: nc, places: make(chan struct{}, maxInFlight), room: newRoom(connRoom), all: s.room}
 	if !full {
 		s.conns[c] = 0
 	}

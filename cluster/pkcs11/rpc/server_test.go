@@ -21,6 +21,8 @@ type fakeApp struct {
 	hold   chan struct{}
 	mu     sync.Mutex
 	closed int
+
+	waiting int // calls of C_SeedRandom so far
 }
 
 func (a *fakeApp) Call(ctx context.Context, call Call, args Args) ([]any, error) {
@@ -30,6 +32,12 @@ func (a *fakeApp) Call(ctx context.Context, call Call, args Args) ([]any, error)
 	case GenerateRandom:
 		<-a.hold
 		return []any{[]byte{1}}, nil
+	case SeedRandom:
+		a.mu.Lock()
+		a.waiting++
+		a.mu.Unlock()
+		<-a.hold
+		return nil, nil
 	case GetSlotInfo:
 		return nil, errors.New("something else")
 	}
@@ -247,6 +255,58 @@ func TestMalformedEndsTheConnection(t *testing.T) {
 		})
 	}
 }
+
+// Requests that wait for another keep no more memory than they may: further ones wait in
+// the socket.
+func TestRequestsUnderWayAreBounded(t *testing.T) {
+	w := newWorld(t, 0)
+	p := w.dial(t, moduleByte, moduleByte)
+	p.initialize()
+	app := <-w.apps
+	const size = 900 << 10
+	values := append(binary.BigEndian.AppendUint64(nil, 1), 1)
+	values = append(binary.BigEndian.AppendUint32(values, size), make([]byte, size)...)
+	seed := request(0x20, SeedRandom, values)
+	sent := make(chan error, 1)
+	go func() {
+		var err error
+		for range 2 * connRoom / size {
+			if err == nil {
+				_, err = p.Write(seed)
+			}
+		}
+		sent <- err
+	}()
+	served := func() int { app.mu.Lock(); defer app.mu.Unlock(); return app.waiting }
+	for deadline := time.Now().Add(time.Minute); served() < connRoom/len(seed) && time.Now().Before(deadline); {
+		time.Sleep(time.Millisecond)
+	}
+	if got := served(); got != connRoom/len(seed) {
+		t.Errorf("%d requests are under way, want %d", got, connRoom/len(seed))
+	}
+	select {
+	case err := <-sent:
+		t.Errorf("all were taken in: %v", err)
+	default:
+	}
+	close(app.hold)
+	for range 2 * connRoom / size {
+		if code, _, _ := p.answer(); code != 0x20 {
+			t.Fatalf("code %x", code)
+		}
+	}
+	if err := <-sent; err != nil {
+		t.Error(err)
+	}
+	for deadline := time.Now().Add(time.Minute); w.server.room.left() != allRoom && time.Now().Before(deadline); {
+		time.Sleep(time.Millisecond)
+	}
+	if left := w.server.room.left(); left != allRoom {
+		t.Errorf("%d bytes of room are left of %d", left, allRoom)
+	}
+}
+
+func (r *room) left() int { r.mu.Lock(); defer r.mu.Unlock(); return r.free }
 
 func TestConnectionsAreBounded(t *testing.T) {
 	w := newWorld(t, 1)
