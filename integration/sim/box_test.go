@@ -146,6 +146,9 @@ func (b *box) up(d *disk, life int, s *server.Server, end *endpoint) (context.Co
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	b.server, b.soft, b.eye, b.stopSync, b.end = s, s.HSM(), eye, cancel, end
+	if b.w.plant == forgetAfter {
+		b.server = early{s}
+	}
 	return ctx, true
 }
 

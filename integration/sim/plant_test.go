@@ -24,7 +24,7 @@ const (
 	revive       plant = "a merge lets a tombstone lose"
 	keepSession  plant = "a session key becomes a token key"
 	skipSetting  plant = "an HSM acknowledges an attribute that it does not set"
-	forgetAfter  plant = "an HSM stamps a change by its own clock alone"
+	forgetAfter  plant = "an HSM stamps a change by its own clock alone, and serves at once"
 	leakMaterial plant = "key material is written in clear"
 	joinEarly    plant = "an HSM says that it has joined before it has what it lacks"
 	keepRemoved  plant = "an HSM that was removed goes on, and clients count it"
@@ -45,6 +45,17 @@ func (z zombie) Module(id pki.Identity) hsm.Module {
 		p.Role = hsm.RoleHSM
 	}
 	return z.HSM().Module(p)
+}
+
+// early is an HSM that serves callers before it knows what its peers know: otherwise a
+// change that is stamped by its clock alone is a matter of a second's chance.
+type early struct{ *server.Server }
+
+func (e early) Module(id pki.Identity) hsm.Module {
+	if id.Kind == pki.KindHSM {
+		return e.Server.Module(id)
+	}
+	return zombie(e).Module(id)
 }
 
 // lies tells whether an HSM only seems to take part in an operation: the second,

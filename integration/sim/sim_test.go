@@ -104,12 +104,14 @@ func TestSimulationFindsPlanted(t *testing.T) {
 		{revive, 10, "is back", false},
 		{keepSession, 10, "lists session key", false},
 		{skipSetting, 10, "after it was acknowledged not to be", false},
-		{forgetAfter, 120, "acknowledged last", false},
+		{forgetAfter, 40, "acknowledged last", false},
 		{leakMaterial, 10, "to its disk", false},
 		{joinEarly, 20, "has joined, and lacks key", true},
 		{keepRemoved, 20, "although it was removed", true},
 	} {
-		t.Run(string(p.plant), func(t *testing.T) { findPlanted(t, script{plant: p.plant, still: !p.moves}, p.seeds, p.says) })
+		t.Run(string(p.plant), func(t *testing.T) {
+			findPlanted(t, script{plant: p.plant, still: !p.moves}, p.seeds, p.says)
+		})
 	}
 }
 
