@@ -6,7 +6,6 @@ import (
 	be "encoding/binary"
 	"encoding/json"
 	"fmt"
-	"io"
 	"iter"
 	"os"
 	"os/exec"
@@ -17,9 +16,7 @@ import (
 	"testing"
 	"time"
 
-	"filippo.io/age"
 	"github.com/cockroachdb/pebble/v2"
-	"github.com/klauspost/compress/zstd"
 
 	"github.com/hsmbackup/hsmbackup/backup"
 	"github.com/hsmbackup/hsmbackup/clone"
@@ -169,8 +166,8 @@ func (v *vault) change(b *testing.B, share int) (changed int64) {
 
 // BenchmarkBackup takes snapshots of a running cluster of three HSMs with the real
 // command, verifies and restores them. Beside them stand the limits and a peer, on the same
-// bytes in the same run: zstd and age as one stream in memory, loading one
-// object store, and restic. At the end it prints all of it in a table with the bars, and for
+// bytes in the same run: zstd and age as one stream, in memory and back, and from an HSM into
+// the store; loading one object store; and restic. At the end it prints all of it in a table with the bars, and for
 // several numbers of keys the curve.
 //
 //	HSMBACKUP_FIGURES_KEYS=10000,100000,1000000 HSMBACKUP_FIGURES_STORE=minio go test -run '^$' -bench Backup -benchtime 3x -timeout 1h ./integration/figures
@@ -192,6 +189,8 @@ func BenchmarkBackup(b *testing.B) {
 
 func (v *vault) measureAll(b *testing.B) {
 	b.Run("limit=zstd|age", v.limitStream)
+	b.Run("limit=age|zstd", v.limitUnstream)
+	b.Run("pipe=hsm|zstd|age|store", v.pipe)
 	store := ""
 	v.each(b, "take", func(b *testing.B) usage {
 		b.StopTimer()
@@ -283,37 +282,6 @@ func (v *vault) idle(b *testing.B, location string) {
 	spent := (cpuTime(b, os.Getpid()) - before) / time.Duration(b.N*rounds)
 	v.figures.rows = append(slices.DeleteFunc(v.figures.rows, func(r row) bool { return r.what == "idle" }),
 		row{what: "idle", seconds: b.Elapsed().Seconds() / float64(b.N*rounds), cpu: spent.Seconds()})
-}
-
-// limitStream compresses and encrypts the objects as one stream.
-func (v *vault) limitStream(b *testing.B) {
-	id, err := age.GenerateHybridIdentity()
-	if err != nil {
-		b.Fatal(err)
-	}
-	b.SetBytes(v.size)
-	for b.Loop() {
-		sealed, err := age.Encrypt(io.Discard, id.Recipient())
-		if err != nil {
-			b.Fatal(err)
-		}
-		z, err := zstd.NewWriter(sealed, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderConcurrency(1))
-		if err != nil {
-			b.Fatal(err)
-		}
-		for _, m := range v.objects {
-			if _, err := z.Write(m.Bytes); err != nil {
-				b.Fatal(err)
-			}
-		}
-		if err := z.Close(); err != nil {
-			b.Fatal(err)
-		}
-		if err := sealed.Close(); err != nil {
-			b.Fatal(err)
-		}
-	}
-	v.figures.set(b, "limit=zstd|age", usage{}, "one stream, in memory")
 }
 
 // limitLoad writes the objects, in order, into an object store as raw as it comes:

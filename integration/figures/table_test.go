@@ -59,24 +59,24 @@ var beside = []struct {
 	what, other string
 	want        float64
 }{
-	{"take", "limit=zstd|age", 2}, {"take", "restic-first", 1}, {"increment-1%", "restic-increment-1%", 1},
-	{"verify-root", "restic-check", 1}, {"restore-1", "limit=load", 0.7}, {"restore-3", "limit=load", 0.7}, {"restore-1", "restic-restore", 1},
+	{"take", "limit=zstd|age", 2}, {"take", "pipe=hsm|zstd|age|store", 1}, {"take", "restic-first", 1}, {"increment-1%", "restic-increment-1%", 1},
+	{"verify-root", "restic-check", 1}, {"verify-root", "limit=age|zstd", 1}, {"restore-1", "limit=load", 0.7}, {"restore-3", "limit=load", 0.7}, {"restore-1", "restic-restore", 1},
 }
 
 func (f *figures) String() string {
 	var w strings.Builder
-	fmt.Fprintf(&w, "\n%d keys, %.0f MB\n%-22s %9s %8s %8s %9s\n", f.keys, float64(f.bytes)/1e6, "what", "seconds", "MB/s", "cpu-s", "peak MiB")
+	fmt.Fprintf(&w, "\n%d keys, %.0f MB\n%-24s %9s %8s %8s %9s\n", f.keys, float64(f.bytes)/1e6, "what", "seconds", "MB/s", "cpu-s", "peak MiB")
 	for _, r := range f.rows {
-		fmt.Fprintf(&w, "%-22s %9.3f %8.1f %8.3f %9.0f  %s\n", r.what, r.seconds, float64(f.bytes)/1e6/r.seconds, r.cpu, float64(r.peak)/(1<<20), r.note)
+		fmt.Fprintf(&w, "%-24s %9.3f %8.1f %8.3f %9.0f  %s\n", r.what, r.seconds, float64(f.bytes)/1e6/r.seconds, r.cpu, float64(r.peak)/(1<<20), r.note)
 	}
 	for _, c := range beside {
 		if ours, other := f.seconds(c.what), f.seconds(c.other); ours > 0 && other > 0 {
-			fmt.Fprintf(&w, "%-22s %6.2f times as fast as %s, want %.1f%s\n", c.what, other/ours, c.other, c.want, verdict(other/ours < c.want))
+			fmt.Fprintf(&w, "%-24s %6.2f times as fast as %s, want %.1f%s\n", c.what, other/ours, c.other, c.want, verdict(other/ours < c.want))
 		}
 	}
 	for _, c := range bars {
 		if s := f.seconds(c.what) * (1 << 30) / float64(f.bytes); s > 0 && f.bytes > 1<<28 { // of less, what does not grow would be counted many times
-			fmt.Fprintf(&w, "%-22s %6.2f s for each GiB, %s %.1f%s\n", c.what, s, c.whose, c.seconds, verdict(s > c.seconds))
+			fmt.Fprintf(&w, "%-24s %6.2f s for each GiB, %s %.1f%s\n", c.what, s, c.whose, c.seconds, verdict(s > c.seconds))
 		}
 	}
 	return w.String()
@@ -95,12 +95,12 @@ func curve(all []*figures) string {
 		return ""
 	}
 	var w strings.Builder
-	fmt.Fprintf(&w, "\n%-22s", "seconds by keys")
+	fmt.Fprintf(&w, "\n%-24s", "seconds by keys")
 	for _, f := range all {
 		fmt.Fprintf(&w, " %9d", f.keys)
 	}
 	for _, r := range all[0].rows {
-		fmt.Fprintf(&w, "\n%-22s", r.what)
+		fmt.Fprintf(&w, "\n%-24s", r.what)
 		for _, f := range all {
 			fmt.Fprintf(&w, " %9.3f", f.seconds(r.what))
 		}
