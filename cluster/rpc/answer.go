@@ -3,6 +3,7 @@ package rpc
 import (
 	"context"
 	"errors"
+	"fmt"
 	"math"
 	"net"
 	"sync"
@@ -11,6 +12,7 @@ import (
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/hsmbackup/hsmbackup/cluster/hsm"
 	"github.com/hsmbackup/hsmbackup/cluster/rpc/pb"
 )
 
@@ -52,8 +54,8 @@ func (a *answering) read(in *frames) error {
 			return invalid("calls do not decode")
 		}
 		calls := req.GetCalls()
-		if n := len(calls); n > maxSteps {
-			return invalid("%d calls in one frame: want at most %d", n, maxSteps)
+		if n := len(calls); n > maxCalls {
+			return invalid("%d calls in one frame: want at most %d", n, maxCalls)
 		}
 		if len(calls)+len(req.GetGone()) == 0 {
 			a.live()
@@ -219,12 +221,16 @@ func (a *answering) noteIdle() {
 func (v *service) answer(ctx context.Context, p *pb.Call) *pb.Answer {
 	out := &pb.Answer{Id: p.GetId()}
 	ctx = withApplication(ctx, p.GetApplication())
-	name, do := v.creation(ctx, p, &out.Create)
-	switch use := p.GetUse(); {
-	case use != nil:
-		name, do = "Use", func() (err error) { out.Use, err = v.Use(ctx, use); return err }
-	case do == nil:
-		name, do = "Calls", func() error { return invalid("a call that is none of use, create, prepare and commit") }
+	name, do := "Calls", func() error { return invalid("a call that is none of use, create, prepare and commit") }
+	switch what := p.GetWhat().(type) {
+	case *pb.Call_Use:
+		name, do = "Use", func() (err error) { out.Use, err = v.Use(ctx, what.Use); return err }
+	case *pb.Call_Create:
+		name, do = "Create", func() (err error) { out.Create, err = v.Create(ctx, what.Create); return err }
+	case *pb.Call_Prepare:
+		name, do = "Prepare", func() error { _, err := v.Prepare(ctx, what.Prepare); return err }
+	case *pb.Call_Commit:
+		name, do = "Commit", func() error { _, err := v.Commit(ctx, what.Commit); return err }
 	}
 	if err := v.server.within(name, do); err != nil {
 		out.Use, out.Create = nil, nil
@@ -232,4 +238,38 @@ func (v *service) answer(ctx context.Context, p *pb.Call) *pb.Answer {
 		out.Failure = v.server.failure(name, err)
 	}
 	return out
+}
+
+// failure puts the error of a call in a frame on the wire.
+func (s *Server) failure(name string, err error) *pb.Failure {
+	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
+		err = fmt.Errorf("%w: the call was broken off", hsm.ErrUnavailable) // nobody reads it
+	}
+	f, known := toFailure(err)
+	if !known {
+		s.log.Error("internal error in a request", "operation", name, "error", err.Error())
+	}
+	return f
+}
+
+// work runs f on one of the goroutines that stay, whose stacks have grown, or on
+// one of its own if they are all busy.
+func (s *Server) work(f func()) {
+	select {
+	case s.jobs <- f:
+	default:
+		go f()
+	}
+}
+
+// worker runs calls until the server stops.
+func (s *Server) worker() {
+	for {
+		select {
+		case f := <-s.jobs:
+			f()
+		case <-s.over:
+			return
+		}
+	}
 }

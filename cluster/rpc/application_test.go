@@ -101,10 +101,11 @@ func TestApplicationsTravel(t *testing.T) {
 	}
 }
 
-// TestStepsThatTravelTogetherKeepTheirApplications: each step of one call is for
+// TestStepsThatTravelTogetherKeepTheirApplications: each step of a creation is for
 // the application it was asked for by.
 func TestStepsThatTravelTogetherKeepTheirApplications(t *testing.T) {
 	m, s, _ := newClaimSite(t)
+	framed(t, s)
 	const each = 20
 	var all sync.WaitGroup
 	for i := range 2 * each {
@@ -115,17 +116,15 @@ func TestStepsThatTravelTogetherKeepTheirApplications(t *testing.T) {
 			}
 		})
 	}
-	eventually(t.Context(), t, "steps to travel together", func() bool {
-		s.steps.mu.Lock()
-		defer s.steps.mu.Unlock()
-		return s.steps.flying == stepCalls
-	})
 	close(m.gate)
 	all.Wait()
 	for _, want := range []string{"commit pid 1 uid 0 program app", "commit pid 2 uid 0 program app"} {
 		if m.count(want) != each {
 			t.Errorf("%d of %q, want %d", m.count(want), want, each)
 		}
+	}
+	if n := s.calls.last.Load(); n != 2*each {
+		t.Errorf("%d of %d calls went in frames", n, 2*each)
 	}
 }
 

@@ -21,6 +21,28 @@ import (
 	"github.com/hsmbackup/hsmbackup/cluster/rpc/pki"
 )
 
+// calls counts the operations that a server has seen.
+type calls struct {
+	mu sync.Mutex
+	by map[string]int
+}
+
+func (c *calls) observe(operation string, _ time.Duration, code string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.by == nil {
+		c.by = map[string]int{}
+	}
+	c.by[operation]++
+	c.by[operation+" "+code]++
+}
+
+func (c *calls) count(what string) int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.by[what]
+}
+
 // use signs data by HMAC, which a probe answers as the test wants.
 func use(data []byte) hsm.Use {
 	return hsm.Use{Kind: hsm.UseSign, Key: 1, Params: hsm.Params{Mechanism: "hmac", Hash: "sha256"}, Data: data}
@@ -475,7 +497,7 @@ func TestCallsOfAHostileCaller(t *testing.T) {
 	}
 	_, twice := begin(hmac(1, "wait"), hmac(1, "wait"))
 	<-asked
-	_, many := begin(make([]*pb.Call, maxSteps+1)...)
+	_, many := begin(make([]*pb.Call, maxCalls+1)...)
 	huge, of := begin()
 	huge.Write([]byte{0xff, 0xff, 0xff, 0xff, 1})
 	garbage, out := begin()

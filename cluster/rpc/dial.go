@@ -188,7 +188,6 @@ func (m *module) attachWith(ctx context.Context, req *pb.AttachRequest, factor h
 	s := &session{principal: principal, stream: stream, end: end}
 	s.replica = replicaClient{module: m, token: string(reply.GetToken()), lineage: lineage, scope: hsm.ScopeLineage, over: &s.over}
 	s.calls.replica = &s.replica
-	s.steps.replica, s.steps.calls = &s.replica, &s.calls
 	return s, hsm.NewSecret(reply.GetTicket()), nil
 }
 

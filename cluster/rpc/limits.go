@@ -65,7 +65,7 @@ const (
 	maxRefs       = 64 << 10 // of a filter
 	maxObjects    = 4096     // of one Prepare, Create, batch
 	maxMembers    = 1024     //
-	maxSteps      = 64       // of creations, in one call
+	maxCalls      = 64       // in one frame
 	// a certificate has about 600 bytes, the sealed keys of a lineage about 3 KiB
 	maxCertificates = 64 << 10
 	maxSealed       = 1 << 20

@@ -170,7 +170,7 @@ func (l *line) take() []byte {
 	l.ping = false
 	b := beginFrame(l.out)
 	n := 0
-	for n < len(l.queue) && n < maxSteps && len(b) < batchBytes {
+	for n < len(l.queue) && n < maxCalls && len(b) < batchBytes {
 		b = protowire.AppendTag(b, 1, protowire.BytesType)
 		b = protowire.AppendBytes(b, l.queue[n].b)
 		l.queue[n].b = nil

@@ -32,7 +32,6 @@ type session struct {
 	principal hsm.Principal
 	stream    grpc.BidiStreamingClient[pb.AttachRequest, pb.AttachReply]
 	end       context.CancelFunc
-	steps     stepper
 	calls     caller
 	over      atomic.Bool
 	closing   sync.Once
@@ -441,11 +440,20 @@ func (s *session) Members(ctx context.Context) ([]hsm.Member, error) {
 
 func (s *session) Prepare(ctx context.Context, op hsm.OpID, lease time.Duration, objects []hsm.MaskedObject) error {
 	req := &pb.PrepareRequest{Op: op[:], Lease: int64(lease), Objects: toMaskedAll(objects)}
-	return s.steps.prepare(ctx, req)
+	ok, err := s.calls.prepare(ctx, req)
+	if !ok {
+		_, err = ask(ctx, &s.replica, s.replica.api.Prepare, req, nothing)
+	}
+	return err
 }
 
 func (s *session) Commit(ctx context.Context, op hsm.OpID) error {
-	return s.steps.commit(ctx, &pb.OpRequest{Op: op[:]})
+	req := &pb.OpRequest{Op: op[:]}
+	ok, err := s.calls.commit(ctx, req)
+	if !ok {
+		_, err = ask(ctx, &s.replica, s.replica.api.Commit, req, nothing)
+	}
+	return err
 }
 
 func (s *session) Abort(ctx context.Context, op hsm.OpID) error {
@@ -463,7 +471,19 @@ func (s *session) Resolve(ctx context.Context, op hsm.OpID) (hsm.OpState, error)
 }
 
 func (s *session) Create(ctx context.Context, op hsm.OpID, r hsm.CreateRequest) (hsm.Created, error) {
-	return s.steps.create(ctx, toCreate(op, r))
+	req := toCreate(op, r)
+	reply, ok, err := s.calls.create(ctx, req)
+	switch {
+	case !ok:
+		return ask(ctx, &s.replica, s.replica.api.Create, req, fromCreated)
+	case err != nil:
+		return hsm.Created{}, err
+	}
+	made, err := fromCreated(reply)
+	if err != nil {
+		return hsm.Created{}, fmt.Errorf("answer of the HSM at %s: %w", s.replica.address, err)
+	}
+	return made, nil
 }
 
 func (s *session) Change(ctx context.Context, c hsm.Change) (hsm.MaskedObject, error) {

@@ -31,7 +31,7 @@ type Server struct {
 	gate    gate
 	stop    sync.Once
 	over    chan struct{} // closed when sessions are to end
-	jobs    chan func()   // steps for the workers
+	jobs    chan func()   // calls for the workers
 	conns   connections
 	lines   lines
 

@@ -2428,159 +2428,9 @@ func (*CommitReply) Descriptor() ([]byte, []int) {
 	return file_hsm_proto_rawDescGZIP(), []int{38}
 }
 
-type StepsRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Steps         []*Step                `protobuf:"bytes,1,rep,name=steps,proto3" json:"steps,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *StepsRequest) Reset() {
-	*x = StepsRequest{}
-	mi := &file_hsm_proto_msgTypes[39]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *StepsRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*StepsRequest) ProtoMessage() {}
-
-func (x *StepsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[39]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use StepsRequest.ProtoReflect.Descriptor instead.
-func (*StepsRequest) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{39}
-}
-
-func (x *StepsRequest) GetSteps() []*Step {
-	if x != nil {
-		return x.Steps
-	}
-	return nil
-}
-
-type Step struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// Types that are valid to be assigned to What:
-	//
-	//	*Step_Create
-	//	*Step_Prepare
-	//	*Step_Commit
-	What          isStep_What  `protobuf_oneof:"what"`
-	Application   *Application `protobuf:"bytes,4,opt,name=application,proto3" json:"application,omitempty"` // none: the client named none
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *Step) Reset() {
-	*x = Step{}
-	mi := &file_hsm_proto_msgTypes[40]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *Step) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*Step) ProtoMessage() {}
-
-func (x *Step) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[40]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use Step.ProtoReflect.Descriptor instead.
-func (*Step) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{40}
-}
-
-func (x *Step) GetWhat() isStep_What {
-	if x != nil {
-		return x.What
-	}
-	return nil
-}
-
-func (x *Step) GetCreate() *CreateRequest {
-	if x != nil {
-		if x, ok := x.What.(*Step_Create); ok {
-			return x.Create
-		}
-	}
-	return nil
-}
-
-func (x *Step) GetPrepare() *PrepareRequest {
-	if x != nil {
-		if x, ok := x.What.(*Step_Prepare); ok {
-			return x.Prepare
-		}
-	}
-	return nil
-}
-
-func (x *Step) GetCommit() *OpRequest {
-	if x != nil {
-		if x, ok := x.What.(*Step_Commit); ok {
-			return x.Commit
-		}
-	}
-	return nil
-}
-
-func (x *Step) GetApplication() *Application {
-	if x != nil {
-		return x.Application
-	}
-	return nil
-}
-
-type isStep_What interface {
-	isStep_What()
-}
-
-type Step_Create struct {
-	Create *CreateRequest `protobuf:"bytes,1,opt,name=create,proto3,oneof"`
-}
-
-type Step_Prepare struct {
-	Prepare *PrepareRequest `protobuf:"bytes,2,opt,name=prepare,proto3,oneof"`
-}
-
-type Step_Commit struct {
-	Commit *OpRequest `protobuf:"bytes,3,opt,name=commit,proto3,oneof"`
-}
-
-func (*Step_Create) isStep_What() {}
-
-func (*Step_Prepare) isStep_What() {}
-
-func (*Step_Commit) isStep_What() {}
-
 // Application is the process that a call is made for, as the client says, for
 // the audit log. Calls carry it in the metadata "hsmbackup-application-bin",
-// steps and calls in frames beside what they do. No right comes from it.
+// those in frames beside what they do. No right comes from it.
 type Application struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Pid           int64                  `protobuf:"varint,1,opt,name=pid,proto3" json:"pid,omitempty"`
@@ -2592,7 +2442,7 @@ type Application struct {
 
 func (x *Application) Reset() {
 	*x = Application{}
-	mi := &file_hsm_proto_msgTypes[41]
+	mi := &file_hsm_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2604,7 +2454,7 @@ func (x *Application) String() string {
 func (*Application) ProtoMessage() {}
 
 func (x *Application) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[41]
+	mi := &file_hsm_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2617,7 +2467,7 @@ func (x *Application) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Application.ProtoReflect.Descriptor instead.
 func (*Application) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{41}
+	return file_hsm_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *Application) GetPid() int64 {
@@ -2641,103 +2491,6 @@ func (x *Application) GetProgram() string {
 	return ""
 }
 
-// StepsReply has an outcome for every step, in their order.
-type StepsReply struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Outcomes      []*Outcome             `protobuf:"bytes,1,rep,name=outcomes,proto3" json:"outcomes,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *StepsReply) Reset() {
-	*x = StepsReply{}
-	mi := &file_hsm_proto_msgTypes[42]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *StepsReply) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*StepsReply) ProtoMessage() {}
-
-func (x *StepsReply) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[42]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use StepsReply.ProtoReflect.Descriptor instead.
-func (*StepsReply) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{42}
-}
-
-func (x *StepsReply) GetOutcomes() []*Outcome {
-	if x != nil {
-		return x.Outcomes
-	}
-	return nil
-}
-
-type Outcome struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Failure       *Failure               `protobuf:"bytes,1,opt,name=failure,proto3" json:"failure,omitempty"` // none: it was done
-	Create        *CreateReply           `protobuf:"bytes,2,opt,name=create,proto3" json:"create,omitempty"`   // of a create that was done
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *Outcome) Reset() {
-	*x = Outcome{}
-	mi := &file_hsm_proto_msgTypes[43]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *Outcome) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*Outcome) ProtoMessage() {}
-
-func (x *Outcome) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[43]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use Outcome.ProtoReflect.Descriptor instead.
-func (*Outcome) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{43}
-}
-
-func (x *Outcome) GetFailure() *Failure {
-	if x != nil {
-		return x.Failure
-	}
-	return nil
-}
-
-func (x *Outcome) GetCreate() *CreateReply {
-	if x != nil {
-		return x.Create
-	}
-	return nil
-}
-
 // What a session asks for all the time travels on a connection beside gRPC's, of the
 // same port and the same certificates (ALPN "hsmbackup-calls/1"): frames of four
 // bytes of length and one message. The caller sends a CallsHello and then
@@ -2752,7 +2505,7 @@ type CallsHello struct {
 
 func (x *CallsHello) Reset() {
 	*x = CallsHello{}
-	mi := &file_hsm_proto_msgTypes[44]
+	mi := &file_hsm_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2764,7 +2517,7 @@ func (x *CallsHello) String() string {
 func (*CallsHello) ProtoMessage() {}
 
 func (x *CallsHello) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[44]
+	mi := &file_hsm_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2777,7 +2530,7 @@ func (x *CallsHello) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CallsHello.ProtoReflect.Descriptor instead.
 func (*CallsHello) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{44}
+	return file_hsm_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *CallsHello) GetSession() []byte {
@@ -2796,7 +2549,7 @@ type CallsWelcome struct {
 
 func (x *CallsWelcome) Reset() {
 	*x = CallsWelcome{}
-	mi := &file_hsm_proto_msgTypes[45]
+	mi := &file_hsm_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2808,7 +2561,7 @@ func (x *CallsWelcome) String() string {
 func (*CallsWelcome) ProtoMessage() {}
 
 func (x *CallsWelcome) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[45]
+	mi := &file_hsm_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2821,7 +2574,7 @@ func (x *CallsWelcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CallsWelcome.ProtoReflect.Descriptor instead.
 func (*CallsWelcome) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{45}
+	return file_hsm_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *CallsWelcome) GetFailure() *Failure {
@@ -2841,7 +2594,7 @@ type CallsRequest struct {
 
 func (x *CallsRequest) Reset() {
 	*x = CallsRequest{}
-	mi := &file_hsm_proto_msgTypes[46]
+	mi := &file_hsm_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2853,7 +2606,7 @@ func (x *CallsRequest) String() string {
 func (*CallsRequest) ProtoMessage() {}
 
 func (x *CallsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[46]
+	mi := &file_hsm_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2866,7 +2619,7 @@ func (x *CallsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CallsRequest.ProtoReflect.Descriptor instead.
 func (*CallsRequest) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{46}
+	return file_hsm_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *CallsRequest) GetCalls() []*Call {
@@ -2901,7 +2654,7 @@ type Call struct {
 
 func (x *Call) Reset() {
 	*x = Call{}
-	mi := &file_hsm_proto_msgTypes[47]
+	mi := &file_hsm_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2913,7 +2666,7 @@ func (x *Call) String() string {
 func (*Call) ProtoMessage() {}
 
 func (x *Call) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[47]
+	mi := &file_hsm_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2926,7 +2679,7 @@ func (x *Call) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Call.ProtoReflect.Descriptor instead.
 func (*Call) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{47}
+	return file_hsm_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *Call) GetId() uint64 {
@@ -3030,7 +2783,7 @@ type CallsReply struct {
 
 func (x *CallsReply) Reset() {
 	*x = CallsReply{}
-	mi := &file_hsm_proto_msgTypes[48]
+	mi := &file_hsm_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3042,7 +2795,7 @@ func (x *CallsReply) String() string {
 func (*CallsReply) ProtoMessage() {}
 
 func (x *CallsReply) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[48]
+	mi := &file_hsm_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3055,7 +2808,7 @@ func (x *CallsReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CallsReply.ProtoReflect.Descriptor instead.
 func (*CallsReply) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{48}
+	return file_hsm_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *CallsReply) GetAnswers() []*Answer {
@@ -3078,7 +2831,7 @@ type Answer struct {
 
 func (x *Answer) Reset() {
 	*x = Answer{}
-	mi := &file_hsm_proto_msgTypes[49]
+	mi := &file_hsm_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3090,7 +2843,7 @@ func (x *Answer) String() string {
 func (*Answer) ProtoMessage() {}
 
 func (x *Answer) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[49]
+	mi := &file_hsm_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3103,7 +2856,7 @@ func (x *Answer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Answer.ProtoReflect.Descriptor instead.
 func (*Answer) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{49}
+	return file_hsm_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *Answer) GetId() uint64 {
@@ -3149,7 +2902,7 @@ type AbortReply struct {
 
 func (x *AbortReply) Reset() {
 	*x = AbortReply{}
-	mi := &file_hsm_proto_msgTypes[50]
+	mi := &file_hsm_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3161,7 +2914,7 @@ func (x *AbortReply) String() string {
 func (*AbortReply) ProtoMessage() {}
 
 func (x *AbortReply) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[50]
+	mi := &file_hsm_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3174,7 +2927,7 @@ func (x *AbortReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AbortReply.ProtoReflect.Descriptor instead.
 func (*AbortReply) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{50}
+	return file_hsm_proto_rawDescGZIP(), []int{46}
 }
 
 type ResolveReply struct {
@@ -3186,7 +2939,7 @@ type ResolveReply struct {
 
 func (x *ResolveReply) Reset() {
 	*x = ResolveReply{}
-	mi := &file_hsm_proto_msgTypes[51]
+	mi := &file_hsm_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3198,7 +2951,7 @@ func (x *ResolveReply) String() string {
 func (*ResolveReply) ProtoMessage() {}
 
 func (x *ResolveReply) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[51]
+	mi := &file_hsm_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3211,7 +2964,7 @@ func (x *ResolveReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResolveReply.ProtoReflect.Descriptor instead.
 func (*ResolveReply) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{51}
+	return file_hsm_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *ResolveReply) GetState() uint32 {
@@ -3240,7 +2993,7 @@ type Params struct {
 
 func (x *Params) Reset() {
 	*x = Params{}
-	mi := &file_hsm_proto_msgTypes[52]
+	mi := &file_hsm_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3252,7 +3005,7 @@ func (x *Params) String() string {
 func (*Params) ProtoMessage() {}
 
 func (x *Params) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[52]
+	mi := &file_hsm_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3265,7 +3018,7 @@ func (x *Params) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Params.ProtoReflect.Descriptor instead.
 func (*Params) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{52}
+	return file_hsm_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *Params) GetMechanism() string {
@@ -3369,7 +3122,7 @@ type CreateRequest struct {
 
 func (x *CreateRequest) Reset() {
 	*x = CreateRequest{}
-	mi := &file_hsm_proto_msgTypes[53]
+	mi := &file_hsm_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3381,7 +3134,7 @@ func (x *CreateRequest) String() string {
 func (*CreateRequest) ProtoMessage() {}
 
 func (x *CreateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[53]
+	mi := &file_hsm_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3394,7 +3147,7 @@ func (x *CreateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateRequest.ProtoReflect.Descriptor instead.
 func (*CreateRequest) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{53}
+	return file_hsm_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *CreateRequest) GetOp() []byte {
@@ -3519,7 +3272,7 @@ type CreateReply struct {
 
 func (x *CreateReply) Reset() {
 	*x = CreateReply{}
-	mi := &file_hsm_proto_msgTypes[54]
+	mi := &file_hsm_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3531,7 +3284,7 @@ func (x *CreateReply) String() string {
 func (*CreateReply) ProtoMessage() {}
 
 func (x *CreateReply) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[54]
+	mi := &file_hsm_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3544,7 +3297,7 @@ func (x *CreateReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateReply.ProtoReflect.Descriptor instead.
 func (*CreateReply) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{54}
+	return file_hsm_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *CreateReply) GetKeys() []*KeyInfo {
@@ -3588,7 +3341,7 @@ type ChangeRequest struct {
 
 func (x *ChangeRequest) Reset() {
 	*x = ChangeRequest{}
-	mi := &file_hsm_proto_msgTypes[55]
+	mi := &file_hsm_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3600,7 +3353,7 @@ func (x *ChangeRequest) String() string {
 func (*ChangeRequest) ProtoMessage() {}
 
 func (x *ChangeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[55]
+	mi := &file_hsm_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3613,7 +3366,7 @@ func (x *ChangeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangeRequest.ProtoReflect.Descriptor instead.
 func (*ChangeRequest) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{55}
+	return file_hsm_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *ChangeRequest) GetKind() string {
@@ -3765,7 +3518,7 @@ type UseRequest struct {
 
 func (x *UseRequest) Reset() {
 	*x = UseRequest{}
-	mi := &file_hsm_proto_msgTypes[56]
+	mi := &file_hsm_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3777,7 +3530,7 @@ func (x *UseRequest) String() string {
 func (*UseRequest) ProtoMessage() {}
 
 func (x *UseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[56]
+	mi := &file_hsm_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3790,7 +3543,7 @@ func (x *UseRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UseRequest.ProtoReflect.Descriptor instead.
 func (*UseRequest) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{56}
+	return file_hsm_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *UseRequest) GetKind() string {
@@ -3858,7 +3611,7 @@ type UseReply struct {
 
 func (x *UseReply) Reset() {
 	*x = UseReply{}
-	mi := &file_hsm_proto_msgTypes[57]
+	mi := &file_hsm_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3870,7 +3623,7 @@ func (x *UseReply) String() string {
 func (*UseReply) ProtoMessage() {}
 
 func (x *UseReply) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[57]
+	mi := &file_hsm_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3883,7 +3636,7 @@ func (x *UseReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UseReply.ProtoReflect.Descriptor instead.
 func (*UseReply) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{57}
+	return file_hsm_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *UseReply) GetData() []byte {
@@ -3904,7 +3657,7 @@ type KeysRequest struct {
 
 func (x *KeysRequest) Reset() {
 	*x = KeysRequest{}
-	mi := &file_hsm_proto_msgTypes[58]
+	mi := &file_hsm_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3916,7 +3669,7 @@ func (x *KeysRequest) String() string {
 func (*KeysRequest) ProtoMessage() {}
 
 func (x *KeysRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[58]
+	mi := &file_hsm_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3929,7 +3682,7 @@ func (x *KeysRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeysRequest.ProtoReflect.Descriptor instead.
 func (*KeysRequest) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{58}
+	return file_hsm_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *KeysRequest) GetRefs() []uint64 {
@@ -3962,7 +3715,7 @@ type KeyBatch struct {
 
 func (x *KeyBatch) Reset() {
 	*x = KeyBatch{}
-	mi := &file_hsm_proto_msgTypes[59]
+	mi := &file_hsm_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3974,7 +3727,7 @@ func (x *KeyBatch) String() string {
 func (*KeyBatch) ProtoMessage() {}
 
 func (x *KeyBatch) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[59]
+	mi := &file_hsm_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3987,7 +3740,7 @@ func (x *KeyBatch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeyBatch.ProtoReflect.Descriptor instead.
 func (*KeyBatch) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{59}
+	return file_hsm_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *KeyBatch) GetKeys() []*KeyInfo {
@@ -4006,7 +3759,7 @@ type KeyRequest struct {
 
 func (x *KeyRequest) Reset() {
 	*x = KeyRequest{}
-	mi := &file_hsm_proto_msgTypes[60]
+	mi := &file_hsm_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4018,7 +3771,7 @@ func (x *KeyRequest) String() string {
 func (*KeyRequest) ProtoMessage() {}
 
 func (x *KeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[60]
+	mi := &file_hsm_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4031,7 +3784,7 @@ func (x *KeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeyRequest.ProtoReflect.Descriptor instead.
 func (*KeyRequest) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{60}
+	return file_hsm_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *KeyRequest) GetRef() uint64 {
@@ -4065,7 +3818,7 @@ type KeyInfo struct {
 
 func (x *KeyInfo) Reset() {
 	*x = KeyInfo{}
-	mi := &file_hsm_proto_msgTypes[61]
+	mi := &file_hsm_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4077,7 +3830,7 @@ func (x *KeyInfo) String() string {
 func (*KeyInfo) ProtoMessage() {}
 
 func (x *KeyInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[61]
+	mi := &file_hsm_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4090,7 +3843,7 @@ func (x *KeyInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeyInfo.ProtoReflect.Descriptor instead.
 func (*KeyInfo) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{61}
+	return file_hsm_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *KeyInfo) GetRef() uint64 {
@@ -4213,7 +3966,7 @@ type UsersRequest struct {
 
 func (x *UsersRequest) Reset() {
 	*x = UsersRequest{}
-	mi := &file_hsm_proto_msgTypes[62]
+	mi := &file_hsm_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4225,7 +3978,7 @@ func (x *UsersRequest) String() string {
 func (*UsersRequest) ProtoMessage() {}
 
 func (x *UsersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[62]
+	mi := &file_hsm_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4238,7 +3991,7 @@ func (x *UsersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UsersRequest.ProtoReflect.Descriptor instead.
 func (*UsersRequest) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{62}
+	return file_hsm_proto_rawDescGZIP(), []int{58}
 }
 
 type UserBatch struct {
@@ -4250,7 +4003,7 @@ type UserBatch struct {
 
 func (x *UserBatch) Reset() {
 	*x = UserBatch{}
-	mi := &file_hsm_proto_msgTypes[63]
+	mi := &file_hsm_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4262,7 +4015,7 @@ func (x *UserBatch) String() string {
 func (*UserBatch) ProtoMessage() {}
 
 func (x *UserBatch) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[63]
+	mi := &file_hsm_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4275,7 +4028,7 @@ func (x *UserBatch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UserBatch.ProtoReflect.Descriptor instead.
 func (*UserBatch) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{63}
+	return file_hsm_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *UserBatch) GetUsers() []*UserInfo {
@@ -4300,7 +4053,7 @@ type UserInfo struct {
 
 func (x *UserInfo) Reset() {
 	*x = UserInfo{}
-	mi := &file_hsm_proto_msgTypes[64]
+	mi := &file_hsm_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4312,7 +4065,7 @@ func (x *UserInfo) String() string {
 func (*UserInfo) ProtoMessage() {}
 
 func (x *UserInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[64]
+	mi := &file_hsm_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4325,7 +4078,7 @@ func (x *UserInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UserInfo.ProtoReflect.Descriptor instead.
 func (*UserInfo) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{64}
+	return file_hsm_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *UserInfo) GetName() string {
@@ -4387,7 +4140,7 @@ type EnvelopeRequest struct {
 
 func (x *EnvelopeRequest) Reset() {
 	*x = EnvelopeRequest{}
-	mi := &file_hsm_proto_msgTypes[65]
+	mi := &file_hsm_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4399,7 +4152,7 @@ func (x *EnvelopeRequest) String() string {
 func (*EnvelopeRequest) ProtoMessage() {}
 
 func (x *EnvelopeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[65]
+	mi := &file_hsm_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4412,7 +4165,7 @@ func (x *EnvelopeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EnvelopeRequest.ProtoReflect.Descriptor instead.
 func (*EnvelopeRequest) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{65}
+	return file_hsm_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *EnvelopeRequest) GetCustodians() []string {
@@ -4438,7 +4191,7 @@ type EnvelopeReply struct {
 
 func (x *EnvelopeReply) Reset() {
 	*x = EnvelopeReply{}
-	mi := &file_hsm_proto_msgTypes[66]
+	mi := &file_hsm_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4450,7 +4203,7 @@ func (x *EnvelopeReply) String() string {
 func (*EnvelopeReply) ProtoMessage() {}
 
 func (x *EnvelopeReply) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[66]
+	mi := &file_hsm_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4463,7 +4216,7 @@ func (x *EnvelopeReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EnvelopeReply.ProtoReflect.Descriptor instead.
 func (*EnvelopeReply) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{66}
+	return file_hsm_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *EnvelopeReply) GetEnvelope() []byte {
@@ -4483,7 +4236,7 @@ type SignRequest struct {
 
 func (x *SignRequest) Reset() {
 	*x = SignRequest{}
-	mi := &file_hsm_proto_msgTypes[67]
+	mi := &file_hsm_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4495,7 +4248,7 @@ func (x *SignRequest) String() string {
 func (*SignRequest) ProtoMessage() {}
 
 func (x *SignRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[67]
+	mi := &file_hsm_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4508,7 +4261,7 @@ func (x *SignRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignRequest.ProtoReflect.Descriptor instead.
 func (*SignRequest) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{67}
+	return file_hsm_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *SignRequest) GetPurpose() string {
@@ -4535,7 +4288,7 @@ type SignReply struct {
 
 func (x *SignReply) Reset() {
 	*x = SignReply{}
-	mi := &file_hsm_proto_msgTypes[68]
+	mi := &file_hsm_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4547,7 +4300,7 @@ func (x *SignReply) String() string {
 func (*SignReply) ProtoMessage() {}
 
 func (x *SignReply) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[68]
+	mi := &file_hsm_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4560,7 +4313,7 @@ func (x *SignReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignReply.ProtoReflect.Descriptor instead.
 func (*SignReply) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{68}
+	return file_hsm_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *SignReply) GetPublic() []byte {
@@ -4592,7 +4345,7 @@ type GreetRequest struct {
 
 func (x *GreetRequest) Reset() {
 	*x = GreetRequest{}
-	mi := &file_hsm_proto_msgTypes[69]
+	mi := &file_hsm_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4604,7 +4357,7 @@ func (x *GreetRequest) String() string {
 func (*GreetRequest) ProtoMessage() {}
 
 func (x *GreetRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[69]
+	mi := &file_hsm_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4617,7 +4370,7 @@ func (x *GreetRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GreetRequest.ProtoReflect.Descriptor instead.
 func (*GreetRequest) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{69}
+	return file_hsm_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *GreetRequest) GetBoot() []byte {
@@ -4665,7 +4418,7 @@ type Boot struct {
 
 func (x *Boot) Reset() {
 	*x = Boot{}
-	mi := &file_hsm_proto_msgTypes[70]
+	mi := &file_hsm_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4677,7 +4430,7 @@ func (x *Boot) String() string {
 func (*Boot) ProtoMessage() {}
 
 func (x *Boot) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[70]
+	mi := &file_hsm_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4690,7 +4443,7 @@ func (x *Boot) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Boot.ProtoReflect.Descriptor instead.
 func (*Boot) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{70}
+	return file_hsm_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *Boot) GetId() []byte {
@@ -4720,7 +4473,7 @@ type GreetReply struct {
 
 func (x *GreetReply) Reset() {
 	*x = GreetReply{}
-	mi := &file_hsm_proto_msgTypes[71]
+	mi := &file_hsm_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4732,7 +4485,7 @@ func (x *GreetReply) String() string {
 func (*GreetReply) ProtoMessage() {}
 
 func (x *GreetReply) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[71]
+	mi := &file_hsm_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4745,7 +4498,7 @@ func (x *GreetReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GreetReply.ProtoReflect.Descriptor instead.
 func (*GreetReply) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{71}
+	return file_hsm_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *GreetReply) GetInfo() *InfoReply {
@@ -4795,7 +4548,7 @@ type IssueRequest struct {
 
 func (x *IssueRequest) Reset() {
 	*x = IssueRequest{}
-	mi := &file_hsm_proto_msgTypes[72]
+	mi := &file_hsm_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4807,7 +4560,7 @@ func (x *IssueRequest) String() string {
 func (*IssueRequest) ProtoMessage() {}
 
 func (x *IssueRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[72]
+	mi := &file_hsm_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4820,7 +4573,7 @@ func (x *IssueRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueRequest.ProtoReflect.Descriptor instead.
 func (*IssueRequest) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{72}
+	return file_hsm_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *IssueRequest) GetKind() string {
@@ -4860,7 +4613,7 @@ type IssueReply struct {
 
 func (x *IssueReply) Reset() {
 	*x = IssueReply{}
-	mi := &file_hsm_proto_msgTypes[73]
+	mi := &file_hsm_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4872,7 +4625,7 @@ func (x *IssueReply) String() string {
 func (*IssueReply) ProtoMessage() {}
 
 func (x *IssueReply) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[73]
+	mi := &file_hsm_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4885,7 +4638,7 @@ func (x *IssueReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueReply.ProtoReflect.Descriptor instead.
 func (*IssueReply) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{73}
+	return file_hsm_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *IssueReply) GetCertificate() []byte {
@@ -4909,7 +4662,7 @@ type JoinRequest struct {
 
 func (x *JoinRequest) Reset() {
 	*x = JoinRequest{}
-	mi := &file_hsm_proto_msgTypes[74]
+	mi := &file_hsm_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4921,7 +4674,7 @@ func (x *JoinRequest) String() string {
 func (*JoinRequest) ProtoMessage() {}
 
 func (x *JoinRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[74]
+	mi := &file_hsm_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4934,7 +4687,7 @@ func (x *JoinRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinRequest.ProtoReflect.Descriptor instead.
 func (*JoinRequest) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{74}
+	return file_hsm_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *JoinRequest) GetJoiner() uint64 {
@@ -4995,7 +4748,7 @@ type JoinReply struct {
 
 func (x *JoinReply) Reset() {
 	*x = JoinReply{}
-	mi := &file_hsm_proto_msgTypes[75]
+	mi := &file_hsm_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5007,7 +4760,7 @@ func (x *JoinReply) String() string {
 func (*JoinReply) ProtoMessage() {}
 
 func (x *JoinReply) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[75]
+	mi := &file_hsm_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5020,7 +4773,7 @@ func (x *JoinReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinReply.ProtoReflect.Descriptor instead.
 func (*JoinReply) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{75}
+	return file_hsm_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *JoinReply) GetCertificate() []byte {
@@ -5250,25 +5003,11 @@ const file_hsm_proto_rawDesc = "" +
 	"\fPrepareReply\"\x1b\n" +
 	"\tOpRequest\x12\x0e\n" +
 	"\x02op\x18\x01 \x01(\fR\x02op\"\r\n" +
-	"\vCommitReply\"8\n" +
-	"\fStepsRequest\x12(\n" +
-	"\x05steps\x18\x01 \x03(\v2\x12.hsmbackup.v1.StepR\x05steps\"\xef\x01\n" +
-	"\x04Step\x125\n" +
-	"\x06create\x18\x01 \x01(\v2\x1b.hsmbackup.v1.CreateRequestH\x00R\x06create\x128\n" +
-	"\aprepare\x18\x02 \x01(\v2\x1c.hsmbackup.v1.PrepareRequestH\x00R\aprepare\x121\n" +
-	"\x06commit\x18\x03 \x01(\v2\x17.hsmbackup.v1.OpRequestH\x00R\x06commit\x12;\n" +
-	"\vapplication\x18\x04 \x01(\v2\x19.hsmbackup.v1.ApplicationR\vapplicationB\x06\n" +
-	"\x04what\"K\n" +
+	"\vCommitReply\"K\n" +
 	"\vApplication\x12\x10\n" +
 	"\x03pid\x18\x01 \x01(\x03R\x03pid\x12\x10\n" +
 	"\x03uid\x18\x02 \x01(\x03R\x03uid\x12\x18\n" +
-	"\aprogram\x18\x03 \x01(\tR\aprogram\"?\n" +
-	"\n" +
-	"StepsReply\x121\n" +
-	"\boutcomes\x18\x01 \x03(\v2\x15.hsmbackup.v1.OutcomeR\boutcomes\"m\n" +
-	"\aOutcome\x12/\n" +
-	"\afailure\x18\x01 \x01(\v2\x15.hsmbackup.v1.FailureR\afailure\x121\n" +
-	"\x06create\x18\x02 \x01(\v2\x19.hsmbackup.v1.CreateReplyR\x06create\"&\n" +
+	"\aprogram\x18\x03 \x01(\tR\aprogram\"&\n" +
 	"\n" +
 	"CallsHello\x12\x18\n" +
 	"\asession\x18\x01 \x01(\fR\asession\"?\n" +
@@ -5477,7 +5216,7 @@ const file_hsm_proto_rawDesc = "" +
 	"\fcluster_name\x18\x05 \x01(\tR\vclusterName\x12\x16\n" +
 	"\x06region\x18\x06 \x01(\tR\x06region\x12\x18\n" +
 	"\alineage\x18\a \x01(\fR\alineage\x12.\n" +
-	"\amembers\x18\b \x03(\v2\x14.hsmbackup.v1.MemberR\amembers2\xe0\r\n" +
+	"\amembers\x18\b \x03(\v2\x14.hsmbackup.v1.MemberR\amembers2\xa1\r\n" +
 	"\x03HSM\x12:\n" +
 	"\x04Ping\x12\x19.hsmbackup.v1.PingRequest\x1a\x17.hsmbackup.v1.PingReply\x12D\n" +
 	"\x06Attach\x12\x1b.hsmbackup.v1.AttachRequest\x1a\x19.hsmbackup.v1.AttachReply(\x010\x01\x12:\n" +
@@ -5492,8 +5231,7 @@ const file_hsm_proto_rawDesc = "" +
 	"\aPrepare\x12\x1c.hsmbackup.v1.PrepareRequest\x1a\x1a.hsmbackup.v1.PrepareReply\x12<\n" +
 	"\x06Commit\x12\x17.hsmbackup.v1.OpRequest\x1a\x19.hsmbackup.v1.CommitReply\x12:\n" +
 	"\x05Abort\x12\x17.hsmbackup.v1.OpRequest\x1a\x18.hsmbackup.v1.AbortReply\x12>\n" +
-	"\aResolve\x12\x17.hsmbackup.v1.OpRequest\x1a\x1a.hsmbackup.v1.ResolveReply\x12=\n" +
-	"\x05Steps\x12\x1a.hsmbackup.v1.StepsRequest\x1a\x18.hsmbackup.v1.StepsReply\x12@\n" +
+	"\aResolve\x12\x17.hsmbackup.v1.OpRequest\x1a\x1a.hsmbackup.v1.ResolveReply\x12@\n" +
 	"\x06Create\x12\x1b.hsmbackup.v1.CreateRequest\x1a\x19.hsmbackup.v1.CreateReply\x12;\n" +
 	"\x06Change\x12\x1b.hsmbackup.v1.ChangeRequest\x1a\x14.hsmbackup.v1.Masked\x127\n" +
 	"\x03Use\x12\x18.hsmbackup.v1.UseRequest\x1a\x16.hsmbackup.v1.UseReply\x12;\n" +
@@ -5519,7 +5257,7 @@ func file_hsm_proto_rawDescGZIP() []byte {
 	return file_hsm_proto_rawDescData
 }
 
-var file_hsm_proto_msgTypes = make([]protoimpl.MessageInfo, 80)
+var file_hsm_proto_msgTypes = make([]protoimpl.MessageInfo, 76)
 var file_hsm_proto_goTypes = []any{
 	(*Failure)(nil),                // 0: hsmbackup.v1.Failure
 	(*PingRequest)(nil),            // 1: hsmbackup.v1.PingRequest
@@ -5560,47 +5298,43 @@ var file_hsm_proto_goTypes = []any{
 	(*PrepareReply)(nil),           // 36: hsmbackup.v1.PrepareReply
 	(*OpRequest)(nil),              // 37: hsmbackup.v1.OpRequest
 	(*CommitReply)(nil),            // 38: hsmbackup.v1.CommitReply
-	(*StepsRequest)(nil),           // 39: hsmbackup.v1.StepsRequest
-	(*Step)(nil),                   // 40: hsmbackup.v1.Step
-	(*Application)(nil),            // 41: hsmbackup.v1.Application
-	(*StepsReply)(nil),             // 42: hsmbackup.v1.StepsReply
-	(*Outcome)(nil),                // 43: hsmbackup.v1.Outcome
-	(*CallsHello)(nil),             // 44: hsmbackup.v1.CallsHello
-	(*CallsWelcome)(nil),           // 45: hsmbackup.v1.CallsWelcome
-	(*CallsRequest)(nil),           // 46: hsmbackup.v1.CallsRequest
-	(*Call)(nil),                   // 47: hsmbackup.v1.Call
-	(*CallsReply)(nil),             // 48: hsmbackup.v1.CallsReply
-	(*Answer)(nil),                 // 49: hsmbackup.v1.Answer
-	(*AbortReply)(nil),             // 50: hsmbackup.v1.AbortReply
-	(*ResolveReply)(nil),           // 51: hsmbackup.v1.ResolveReply
-	(*Params)(nil),                 // 52: hsmbackup.v1.Params
-	(*CreateRequest)(nil),          // 53: hsmbackup.v1.CreateRequest
-	(*CreateReply)(nil),            // 54: hsmbackup.v1.CreateReply
-	(*ChangeRequest)(nil),          // 55: hsmbackup.v1.ChangeRequest
-	(*UseRequest)(nil),             // 56: hsmbackup.v1.UseRequest
-	(*UseReply)(nil),               // 57: hsmbackup.v1.UseReply
-	(*KeysRequest)(nil),            // 58: hsmbackup.v1.KeysRequest
-	(*KeyBatch)(nil),               // 59: hsmbackup.v1.KeyBatch
-	(*KeyRequest)(nil),             // 60: hsmbackup.v1.KeyRequest
-	(*KeyInfo)(nil),                // 61: hsmbackup.v1.KeyInfo
-	(*UsersRequest)(nil),           // 62: hsmbackup.v1.UsersRequest
-	(*UserBatch)(nil),              // 63: hsmbackup.v1.UserBatch
-	(*UserInfo)(nil),               // 64: hsmbackup.v1.UserInfo
-	(*EnvelopeRequest)(nil),        // 65: hsmbackup.v1.EnvelopeRequest
-	(*EnvelopeReply)(nil),          // 66: hsmbackup.v1.EnvelopeReply
-	(*SignRequest)(nil),            // 67: hsmbackup.v1.SignRequest
-	(*SignReply)(nil),              // 68: hsmbackup.v1.SignReply
-	(*GreetRequest)(nil),           // 69: hsmbackup.v1.GreetRequest
-	(*Boot)(nil),                   // 70: hsmbackup.v1.Boot
-	(*GreetReply)(nil),             // 71: hsmbackup.v1.GreetReply
-	(*IssueRequest)(nil),           // 72: hsmbackup.v1.IssueRequest
-	(*IssueReply)(nil),             // 73: hsmbackup.v1.IssueReply
-	(*JoinRequest)(nil),            // 74: hsmbackup.v1.JoinRequest
-	(*JoinReply)(nil),              // 75: hsmbackup.v1.JoinReply
-	nil,                            // 76: hsmbackup.v1.CreateRequest.AttributesEntry
-	nil,                            // 77: hsmbackup.v1.CreateRequest.PublicEntry
-	nil,                            // 78: hsmbackup.v1.KeysRequest.AttrsEntry
-	nil,                            // 79: hsmbackup.v1.KeyInfo.AttributesEntry
+	(*Application)(nil),            // 39: hsmbackup.v1.Application
+	(*CallsHello)(nil),             // 40: hsmbackup.v1.CallsHello
+	(*CallsWelcome)(nil),           // 41: hsmbackup.v1.CallsWelcome
+	(*CallsRequest)(nil),           // 42: hsmbackup.v1.CallsRequest
+	(*Call)(nil),                   // 43: hsmbackup.v1.Call
+	(*CallsReply)(nil),             // 44: hsmbackup.v1.CallsReply
+	(*Answer)(nil),                 // 45: hsmbackup.v1.Answer
+	(*AbortReply)(nil),             // 46: hsmbackup.v1.AbortReply
+	(*ResolveReply)(nil),           // 47: hsmbackup.v1.ResolveReply
+	(*Params)(nil),                 // 48: hsmbackup.v1.Params
+	(*CreateRequest)(nil),          // 49: hsmbackup.v1.CreateRequest
+	(*CreateReply)(nil),            // 50: hsmbackup.v1.CreateReply
+	(*ChangeRequest)(nil),          // 51: hsmbackup.v1.ChangeRequest
+	(*UseRequest)(nil),             // 52: hsmbackup.v1.UseRequest
+	(*UseReply)(nil),               // 53: hsmbackup.v1.UseReply
+	(*KeysRequest)(nil),            // 54: hsmbackup.v1.KeysRequest
+	(*KeyBatch)(nil),               // 55: hsmbackup.v1.KeyBatch
+	(*KeyRequest)(nil),             // 56: hsmbackup.v1.KeyRequest
+	(*KeyInfo)(nil),                // 57: hsmbackup.v1.KeyInfo
+	(*UsersRequest)(nil),           // 58: hsmbackup.v1.UsersRequest
+	(*UserBatch)(nil),              // 59: hsmbackup.v1.UserBatch
+	(*UserInfo)(nil),               // 60: hsmbackup.v1.UserInfo
+	(*EnvelopeRequest)(nil),        // 61: hsmbackup.v1.EnvelopeRequest
+	(*EnvelopeReply)(nil),          // 62: hsmbackup.v1.EnvelopeReply
+	(*SignRequest)(nil),            // 63: hsmbackup.v1.SignRequest
+	(*SignReply)(nil),              // 64: hsmbackup.v1.SignReply
+	(*GreetRequest)(nil),           // 65: hsmbackup.v1.GreetRequest
+	(*Boot)(nil),                   // 66: hsmbackup.v1.Boot
+	(*GreetReply)(nil),             // 67: hsmbackup.v1.GreetReply
+	(*IssueRequest)(nil),           // 68: hsmbackup.v1.IssueRequest
+	(*IssueReply)(nil),             // 69: hsmbackup.v1.IssueReply
+	(*JoinRequest)(nil),            // 70: hsmbackup.v1.JoinRequest
+	(*JoinReply)(nil),              // 71: hsmbackup.v1.JoinReply
+	nil,                            // 72: hsmbackup.v1.CreateRequest.AttributesEntry
+	nil,                            // 73: hsmbackup.v1.CreateRequest.PublicEntry
+	nil,                            // 74: hsmbackup.v1.KeysRequest.AttrsEntry
+	nil,                            // 75: hsmbackup.v1.KeyInfo.AttributesEntry
 }
 var file_hsm_proto_depIdxs = []int32{
 	4,  // 0: hsmbackup.v1.AttachRequest.login:type_name -> hsmbackup.v1.Login
@@ -5616,107 +5350,97 @@ var file_hsm_proto_depIdxs = []int32{
 	26, // 10: hsmbackup.v1.InsertRequest.objects:type_name -> hsmbackup.v1.Masked
 	0,  // 11: hsmbackup.v1.InsertReply.failure:type_name -> hsmbackup.v1.Failure
 	26, // 12: hsmbackup.v1.PrepareRequest.objects:type_name -> hsmbackup.v1.Masked
-	40, // 13: hsmbackup.v1.StepsRequest.steps:type_name -> hsmbackup.v1.Step
-	53, // 14: hsmbackup.v1.Step.create:type_name -> hsmbackup.v1.CreateRequest
-	35, // 15: hsmbackup.v1.Step.prepare:type_name -> hsmbackup.v1.PrepareRequest
-	37, // 16: hsmbackup.v1.Step.commit:type_name -> hsmbackup.v1.OpRequest
-	41, // 17: hsmbackup.v1.Step.application:type_name -> hsmbackup.v1.Application
-	43, // 18: hsmbackup.v1.StepsReply.outcomes:type_name -> hsmbackup.v1.Outcome
-	0,  // 19: hsmbackup.v1.Outcome.failure:type_name -> hsmbackup.v1.Failure
-	54, // 20: hsmbackup.v1.Outcome.create:type_name -> hsmbackup.v1.CreateReply
-	0,  // 21: hsmbackup.v1.CallsWelcome.failure:type_name -> hsmbackup.v1.Failure
-	47, // 22: hsmbackup.v1.CallsRequest.calls:type_name -> hsmbackup.v1.Call
-	56, // 23: hsmbackup.v1.Call.use:type_name -> hsmbackup.v1.UseRequest
-	53, // 24: hsmbackup.v1.Call.create:type_name -> hsmbackup.v1.CreateRequest
-	35, // 25: hsmbackup.v1.Call.prepare:type_name -> hsmbackup.v1.PrepareRequest
-	37, // 26: hsmbackup.v1.Call.commit:type_name -> hsmbackup.v1.OpRequest
-	41, // 27: hsmbackup.v1.Call.application:type_name -> hsmbackup.v1.Application
-	49, // 28: hsmbackup.v1.CallsReply.answers:type_name -> hsmbackup.v1.Answer
-	0,  // 29: hsmbackup.v1.Answer.failure:type_name -> hsmbackup.v1.Failure
-	57, // 30: hsmbackup.v1.Answer.use:type_name -> hsmbackup.v1.UseReply
-	54, // 31: hsmbackup.v1.Answer.create:type_name -> hsmbackup.v1.CreateReply
-	76, // 32: hsmbackup.v1.CreateRequest.attributes:type_name -> hsmbackup.v1.CreateRequest.AttributesEntry
-	77, // 33: hsmbackup.v1.CreateRequest.public:type_name -> hsmbackup.v1.CreateRequest.PublicEntry
-	52, // 34: hsmbackup.v1.CreateRequest.params:type_name -> hsmbackup.v1.Params
-	26, // 35: hsmbackup.v1.CreateRequest.masked:type_name -> hsmbackup.v1.Masked
-	10, // 36: hsmbackup.v1.CreateRequest.approvals:type_name -> hsmbackup.v1.Approval
-	61, // 37: hsmbackup.v1.CreateReply.keys:type_name -> hsmbackup.v1.KeyInfo
-	26, // 38: hsmbackup.v1.CreateReply.objects:type_name -> hsmbackup.v1.Masked
-	15, // 39: hsmbackup.v1.ChangeRequest.settings:type_name -> hsmbackup.v1.Settings
-	18, // 40: hsmbackup.v1.ChangeRequest.member:type_name -> hsmbackup.v1.Member
-	26, // 41: hsmbackup.v1.ChangeRequest.masked:type_name -> hsmbackup.v1.Masked
-	19, // 42: hsmbackup.v1.ChangeRequest.invite:type_name -> hsmbackup.v1.Invite
-	20, // 43: hsmbackup.v1.ChangeRequest.claim:type_name -> hsmbackup.v1.Claim
-	21, // 44: hsmbackup.v1.ChangeRequest.revoked:type_name -> hsmbackup.v1.Revocation
-	10, // 45: hsmbackup.v1.ChangeRequest.approvals:type_name -> hsmbackup.v1.Approval
-	52, // 46: hsmbackup.v1.UseRequest.params:type_name -> hsmbackup.v1.Params
-	10, // 47: hsmbackup.v1.UseRequest.approvals:type_name -> hsmbackup.v1.Approval
-	78, // 48: hsmbackup.v1.KeysRequest.attrs:type_name -> hsmbackup.v1.KeysRequest.AttrsEntry
-	61, // 49: hsmbackup.v1.KeyBatch.keys:type_name -> hsmbackup.v1.KeyInfo
-	79, // 50: hsmbackup.v1.KeyInfo.attributes:type_name -> hsmbackup.v1.KeyInfo.AttributesEntry
-	64, // 51: hsmbackup.v1.UserBatch.users:type_name -> hsmbackup.v1.UserInfo
-	70, // 52: hsmbackup.v1.GreetRequest.before:type_name -> hsmbackup.v1.Boot
-	8,  // 53: hsmbackup.v1.GreetReply.info:type_name -> hsmbackup.v1.InfoReply
-	18, // 54: hsmbackup.v1.JoinReply.members:type_name -> hsmbackup.v1.Member
-	1,  // 55: hsmbackup.v1.HSM.Ping:input_type -> hsmbackup.v1.PingRequest
-	3,  // 56: hsmbackup.v1.HSM.Attach:input_type -> hsmbackup.v1.AttachRequest
-	7,  // 57: hsmbackup.v1.HSM.Info:input_type -> hsmbackup.v1.InfoRequest
-	16, // 58: hsmbackup.v1.HSM.Members:input_type -> hsmbackup.v1.MembersRequest
-	22, // 59: hsmbackup.v1.HSM.Objects:input_type -> hsmbackup.v1.ObjectsRequest
-	24, // 60: hsmbackup.v1.HSM.Extract:input_type -> hsmbackup.v1.ExtractRequest
-	27, // 61: hsmbackup.v1.HSM.Insert:input_type -> hsmbackup.v1.InsertRequest
-	29, // 62: hsmbackup.v1.HSM.Root:input_type -> hsmbackup.v1.RootRequest
-	31, // 63: hsmbackup.v1.HSM.FingerprintKeys:input_type -> hsmbackup.v1.FingerprintKeysRequest
-	33, // 64: hsmbackup.v1.HSM.Cells:input_type -> hsmbackup.v1.CellsRequest
-	35, // 65: hsmbackup.v1.HSM.Prepare:input_type -> hsmbackup.v1.PrepareRequest
-	37, // 66: hsmbackup.v1.HSM.Commit:input_type -> hsmbackup.v1.OpRequest
-	37, // 67: hsmbackup.v1.HSM.Abort:input_type -> hsmbackup.v1.OpRequest
-	37, // 68: hsmbackup.v1.HSM.Resolve:input_type -> hsmbackup.v1.OpRequest
-	39, // 69: hsmbackup.v1.HSM.Steps:input_type -> hsmbackup.v1.StepsRequest
-	53, // 70: hsmbackup.v1.HSM.Create:input_type -> hsmbackup.v1.CreateRequest
-	55, // 71: hsmbackup.v1.HSM.Change:input_type -> hsmbackup.v1.ChangeRequest
-	56, // 72: hsmbackup.v1.HSM.Use:input_type -> hsmbackup.v1.UseRequest
-	58, // 73: hsmbackup.v1.HSM.Keys:input_type -> hsmbackup.v1.KeysRequest
-	60, // 74: hsmbackup.v1.HSM.Key:input_type -> hsmbackup.v1.KeyRequest
-	62, // 75: hsmbackup.v1.HSM.Users:input_type -> hsmbackup.v1.UsersRequest
-	65, // 76: hsmbackup.v1.HSM.Envelope:input_type -> hsmbackup.v1.EnvelopeRequest
-	67, // 77: hsmbackup.v1.HSM.Sign:input_type -> hsmbackup.v1.SignRequest
-	12, // 78: hsmbackup.v1.HSM.Token:input_type -> hsmbackup.v1.TokenRequest
-	69, // 79: hsmbackup.v1.HSM.Greet:input_type -> hsmbackup.v1.GreetRequest
-	72, // 80: hsmbackup.v1.HSM.Issue:input_type -> hsmbackup.v1.IssueRequest
-	74, // 81: hsmbackup.v1.HSM.Join:input_type -> hsmbackup.v1.JoinRequest
-	2,  // 82: hsmbackup.v1.HSM.Ping:output_type -> hsmbackup.v1.PingReply
-	6,  // 83: hsmbackup.v1.HSM.Attach:output_type -> hsmbackup.v1.AttachReply
-	8,  // 84: hsmbackup.v1.HSM.Info:output_type -> hsmbackup.v1.InfoReply
-	17, // 85: hsmbackup.v1.HSM.Members:output_type -> hsmbackup.v1.MembersReply
-	23, // 86: hsmbackup.v1.HSM.Objects:output_type -> hsmbackup.v1.ObjectBatch
-	25, // 87: hsmbackup.v1.HSM.Extract:output_type -> hsmbackup.v1.ExtractReply
-	28, // 88: hsmbackup.v1.HSM.Insert:output_type -> hsmbackup.v1.InsertReply
-	30, // 89: hsmbackup.v1.HSM.Root:output_type -> hsmbackup.v1.RootReply
-	32, // 90: hsmbackup.v1.HSM.FingerprintKeys:output_type -> hsmbackup.v1.FingerprintKeysReply
-	34, // 91: hsmbackup.v1.HSM.Cells:output_type -> hsmbackup.v1.CellBatch
-	36, // 92: hsmbackup.v1.HSM.Prepare:output_type -> hsmbackup.v1.PrepareReply
-	38, // 93: hsmbackup.v1.HSM.Commit:output_type -> hsmbackup.v1.CommitReply
-	50, // 94: hsmbackup.v1.HSM.Abort:output_type -> hsmbackup.v1.AbortReply
-	51, // 95: hsmbackup.v1.HSM.Resolve:output_type -> hsmbackup.v1.ResolveReply
-	42, // 96: hsmbackup.v1.HSM.Steps:output_type -> hsmbackup.v1.StepsReply
-	54, // 97: hsmbackup.v1.HSM.Create:output_type -> hsmbackup.v1.CreateReply
-	26, // 98: hsmbackup.v1.HSM.Change:output_type -> hsmbackup.v1.Masked
-	57, // 99: hsmbackup.v1.HSM.Use:output_type -> hsmbackup.v1.UseReply
-	59, // 100: hsmbackup.v1.HSM.Keys:output_type -> hsmbackup.v1.KeyBatch
-	61, // 101: hsmbackup.v1.HSM.Key:output_type -> hsmbackup.v1.KeyInfo
-	63, // 102: hsmbackup.v1.HSM.Users:output_type -> hsmbackup.v1.UserBatch
-	66, // 103: hsmbackup.v1.HSM.Envelope:output_type -> hsmbackup.v1.EnvelopeReply
-	68, // 104: hsmbackup.v1.HSM.Sign:output_type -> hsmbackup.v1.SignReply
-	13, // 105: hsmbackup.v1.HSM.Token:output_type -> hsmbackup.v1.TokenReply
-	71, // 106: hsmbackup.v1.HSM.Greet:output_type -> hsmbackup.v1.GreetReply
-	73, // 107: hsmbackup.v1.HSM.Issue:output_type -> hsmbackup.v1.IssueReply
-	75, // 108: hsmbackup.v1.HSM.Join:output_type -> hsmbackup.v1.JoinReply
-	82, // [82:109] is the sub-list for method output_type
-	55, // [55:82] is the sub-list for method input_type
-	55, // [55:55] is the sub-list for extension type_name
-	55, // [55:55] is the sub-list for extension extendee
-	0,  // [0:55] is the sub-list for field type_name
+	0,  // 13: hsmbackup.v1.CallsWelcome.failure:type_name -> hsmbackup.v1.Failure
+	43, // 14: hsmbackup.v1.CallsRequest.calls:type_name -> hsmbackup.v1.Call
+	52, // 15: hsmbackup.v1.Call.use:type_name -> hsmbackup.v1.UseRequest
+	49, // 16: hsmbackup.v1.Call.create:type_name -> hsmbackup.v1.CreateRequest
+	35, // 17: hsmbackup.v1.Call.prepare:type_name -> hsmbackup.v1.PrepareRequest
+	37, // 18: hsmbackup.v1.Call.commit:type_name -> hsmbackup.v1.OpRequest
+	39, // 19: hsmbackup.v1.Call.application:type_name -> hsmbackup.v1.Application
+	45, // 20: hsmbackup.v1.CallsReply.answers:type_name -> hsmbackup.v1.Answer
+	0,  // 21: hsmbackup.v1.Answer.failure:type_name -> hsmbackup.v1.Failure
+	53, // 22: hsmbackup.v1.Answer.use:type_name -> hsmbackup.v1.UseReply
+	50, // 23: hsmbackup.v1.Answer.create:type_name -> hsmbackup.v1.CreateReply
+	72, // 24: hsmbackup.v1.CreateRequest.attributes:type_name -> hsmbackup.v1.CreateRequest.AttributesEntry
+	73, // 25: hsmbackup.v1.CreateRequest.public:type_name -> hsmbackup.v1.CreateRequest.PublicEntry
+	48, // 26: hsmbackup.v1.CreateRequest.params:type_name -> hsmbackup.v1.Params
+	26, // 27: hsmbackup.v1.CreateRequest.masked:type_name -> hsmbackup.v1.Masked
+	10, // 28: hsmbackup.v1.CreateRequest.approvals:type_name -> hsmbackup.v1.Approval
+	57, // 29: hsmbackup.v1.CreateReply.keys:type_name -> hsmbackup.v1.KeyInfo
+	26, // 30: hsmbackup.v1.CreateReply.objects:type_name -> hsmbackup.v1.Masked
+	15, // 31: hsmbackup.v1.ChangeRequest.settings:type_name -> hsmbackup.v1.Settings
+	18, // 32: hsmbackup.v1.ChangeRequest.member:type_name -> hsmbackup.v1.Member
+	26, // 33: hsmbackup.v1.ChangeRequest.masked:type_name -> hsmbackup.v1.Masked
+	19, // 34: hsmbackup.v1.ChangeRequest.invite:type_name -> hsmbackup.v1.Invite
+	20, // 35: hsmbackup.v1.ChangeRequest.claim:type_name -> hsmbackup.v1.Claim
+	21, // 36: hsmbackup.v1.ChangeRequest.revoked:type_name -> hsmbackup.v1.Revocation
+	10, // 37: hsmbackup.v1.ChangeRequest.approvals:type_name -> hsmbackup.v1.Approval
+	48, // 38: hsmbackup.v1.UseRequest.params:type_name -> hsmbackup.v1.Params
+	10, // 39: hsmbackup.v1.UseRequest.approvals:type_name -> hsmbackup.v1.Approval
+	74, // 40: hsmbackup.v1.KeysRequest.attrs:type_name -> hsmbackup.v1.KeysRequest.AttrsEntry
+	57, // 41: hsmbackup.v1.KeyBatch.keys:type_name -> hsmbackup.v1.KeyInfo
+	75, // 42: hsmbackup.v1.KeyInfo.attributes:type_name -> hsmbackup.v1.KeyInfo.AttributesEntry
+	60, // 43: hsmbackup.v1.UserBatch.users:type_name -> hsmbackup.v1.UserInfo
+	66, // 44: hsmbackup.v1.GreetRequest.before:type_name -> hsmbackup.v1.Boot
+	8,  // 45: hsmbackup.v1.GreetReply.info:type_name -> hsmbackup.v1.InfoReply
+	18, // 46: hsmbackup.v1.JoinReply.members:type_name -> hsmbackup.v1.Member
+	1,  // 47: hsmbackup.v1.HSM.Ping:input_type -> hsmbackup.v1.PingRequest
+	3,  // 48: hsmbackup.v1.HSM.Attach:input_type -> hsmbackup.v1.AttachRequest
+	7,  // 49: hsmbackup.v1.HSM.Info:input_type -> hsmbackup.v1.InfoRequest
+	16, // 50: hsmbackup.v1.HSM.Members:input_type -> hsmbackup.v1.MembersRequest
+	22, // 51: hsmbackup.v1.HSM.Objects:input_type -> hsmbackup.v1.ObjectsRequest
+	24, // 52: hsmbackup.v1.HSM.Extract:input_type -> hsmbackup.v1.ExtractRequest
+	27, // 53: hsmbackup.v1.HSM.Insert:input_type -> hsmbackup.v1.InsertRequest
+	29, // 54: hsmbackup.v1.HSM.Root:input_type -> hsmbackup.v1.RootRequest
+	31, // 55: hsmbackup.v1.HSM.FingerprintKeys:input_type -> hsmbackup.v1.FingerprintKeysRequest
+	33, // 56: hsmbackup.v1.HSM.Cells:input_type -> hsmbackup.v1.CellsRequest
+	35, // 57: hsmbackup.v1.HSM.Prepare:input_type -> hsmbackup.v1.PrepareRequest
+	37, // 58: hsmbackup.v1.HSM.Commit:input_type -> hsmbackup.v1.OpRequest
+	37, // 59: hsmbackup.v1.HSM.Abort:input_type -> hsmbackup.v1.OpRequest
+	37, // 60: hsmbackup.v1.HSM.Resolve:input_type -> hsmbackup.v1.OpRequest
+	49, // 61: hsmbackup.v1.HSM.Create:input_type -> hsmbackup.v1.CreateRequest
+	51, // 62: hsmbackup.v1.HSM.Change:input_type -> hsmbackup.v1.ChangeRequest
+	52, // 63: hsmbackup.v1.HSM.Use:input_type -> hsmbackup.v1.UseRequest
+	54, // 64: hsmbackup.v1.HSM.Keys:input_type -> hsmbackup.v1.KeysRequest
+	56, // 65: hsmbackup.v1.HSM.Key:input_type -> hsmbackup.v1.KeyRequest
+	58, // 66: hsmbackup.v1.HSM.Users:input_type -> hsmbackup.v1.UsersRequest
+	61, // 67: hsmbackup.v1.HSM.Envelope:input_type -> hsmbackup.v1.EnvelopeRequest
+	63, // 68: hsmbackup.v1.HSM.Sign:input_type -> hsmbackup.v1.SignRequest
+	12, // 69: hsmbackup.v1.HSM.Token:input_type -> hsmbackup.v1.TokenRequest
+	65, // 70: hsmbackup.v1.HSM.Greet:input_type -> hsmbackup.v1.GreetRequest
+	68, // 71: hsmbackup.v1.HSM.Issue:input_type -> hsmbackup.v1.IssueRequest
+	70, // 72: hsmbackup.v1.HSM.Join:input_type -> hsmbackup.v1.JoinRequest
+	2,  // 73: hsmbackup.v1.HSM.Ping:output_type -> hsmbackup.v1.PingReply
+	6,  // 74: hsmbackup.v1.HSM.Attach:output_type -> hsmbackup.v1.AttachReply
+	8,  // 75: hsmbackup.v1.HSM.Info:output_type -> hsmbackup.v1.InfoReply
+	17, // 76: hsmbackup.v1.HSM.Members:output_type -> hsmbackup.v1.MembersReply
+	23, // 77: hsmbackup.v1.HSM.Objects:output_type -> hsmbackup.v1.ObjectBatch
+	25, // 78: hsmbackup.v1.HSM.Extract:output_type -> hsmbackup.v1.ExtractReply
+	28, // 79: hsmbackup.v1.HSM.Insert:output_type -> hsmbackup.v1.InsertReply
+	30, // 80: hsmbackup.v1.HSM.Root:output_type -> hsmbackup.v1.RootReply
+	32, // 81: hsmbackup.v1.HSM.FingerprintKeys:output_type -> hsmbackup.v1.FingerprintKeysReply
+	34, // 82: hsmbackup.v1.HSM.Cells:output_type -> hsmbackup.v1.CellBatch
+	36, // 83: hsmbackup.v1.HSM.Prepare:output_type -> hsmbackup.v1.PrepareReply
+	38, // 84: hsmbackup.v1.HSM.Commit:output_type -> hsmbackup.v1.CommitReply
+	46, // 85: hsmbackup.v1.HSM.Abort:output_type -> hsmbackup.v1.AbortReply
+	47, // 86: hsmbackup.v1.HSM.Resolve:output_type -> hsmbackup.v1.ResolveReply
+	50, // 87: hsmbackup.v1.HSM.Create:output_type -> hsmbackup.v1.CreateReply
+	26, // 88: hsmbackup.v1.HSM.Change:output_type -> hsmbackup.v1.Masked
+	53, // 89: hsmbackup.v1.HSM.Use:output_type -> hsmbackup.v1.UseReply
+	55, // 90: hsmbackup.v1.HSM.Keys:output_type -> hsmbackup.v1.KeyBatch
+	57, // 91: hsmbackup.v1.HSM.Key:output_type -> hsmbackup.v1.KeyInfo
+	59, // 92: hsmbackup.v1.HSM.Users:output_type -> hsmbackup.v1.UserBatch
+	62, // 93: hsmbackup.v1.HSM.Envelope:output_type -> hsmbackup.v1.EnvelopeReply
+	64, // 94: hsmbackup.v1.HSM.Sign:output_type -> hsmbackup.v1.SignReply
+	13, // 95: hsmbackup.v1.HSM.Token:output_type -> hsmbackup.v1.TokenReply
+	67, // 96: hsmbackup.v1.HSM.Greet:output_type -> hsmbackup.v1.GreetReply
+	69, // 97: hsmbackup.v1.HSM.Issue:output_type -> hsmbackup.v1.IssueReply
+	71, // 98: hsmbackup.v1.HSM.Join:output_type -> hsmbackup.v1.JoinReply
+	73, // [73:99] is the sub-list for method output_type
+	47, // [47:73] is the sub-list for method input_type
+	47, // [47:47] is the sub-list for extension type_name
+	47, // [47:47] is the sub-list for extension extendee
+	0,  // [0:47] is the sub-list for field type_name
 }
 
 func init() { file_hsm_proto_init() }
@@ -5730,12 +5454,7 @@ func file_hsm_proto_init() {
 		(*AttachRequest_Open)(nil),
 		(*AttachRequest_Answer)(nil),
 	}
-	file_hsm_proto_msgTypes[40].OneofWrappers = []any{
-		(*Step_Create)(nil),
-		(*Step_Prepare)(nil),
-		(*Step_Commit)(nil),
-	}
-	file_hsm_proto_msgTypes[47].OneofWrappers = []any{
+	file_hsm_proto_msgTypes[43].OneofWrappers = []any{
 		(*Call_Use)(nil),
 		(*Call_Create)(nil),
 		(*Call_Prepare)(nil),
@@ -5747,7 +5466,7 @@ func file_hsm_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_hsm_proto_rawDesc), len(file_hsm_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   80,
+			NumMessages:   76,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

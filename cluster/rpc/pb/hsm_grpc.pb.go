@@ -40,7 +40,6 @@ const (
 	HSM_Commit_FullMethodName          = "/hsmbackup.v1.HSM/Commit"
 	HSM_Abort_FullMethodName           = "/hsmbackup.v1.HSM/Abort"
 	HSM_Resolve_FullMethodName         = "/hsmbackup.v1.HSM/Resolve"
-	HSM_Steps_FullMethodName           = "/hsmbackup.v1.HSM/Steps"
 	HSM_Create_FullMethodName          = "/hsmbackup.v1.HSM/Create"
 	HSM_Change_FullMethodName          = "/hsmbackup.v1.HSM/Change"
 	HSM_Use_FullMethodName             = "/hsmbackup.v1.HSM/Use"
@@ -84,10 +83,6 @@ type HSMClient interface {
 	Commit(ctx context.Context, in *OpRequest, opts ...grpc.CallOption) (*CommitReply, error)
 	Abort(ctx context.Context, in *OpRequest, opts ...grpc.CallOption) (*AbortReply, error)
 	Resolve(ctx context.Context, in *OpRequest, opts ...grpc.CallOption) (*ResolveReply, error)
-	// Steps does several steps of creations, all at once, as if each had been
-	// asked for alone: one may fail and the others succeed. It is for callers who
-	// have many on their way.
-	Steps(ctx context.Context, in *StepsRequest, opts ...grpc.CallOption) (*StepsReply, error)
 	Create(ctx context.Context, in *CreateRequest, opts ...grpc.CallOption) (*CreateReply, error)
 	Change(ctx context.Context, in *ChangeRequest, opts ...grpc.CallOption) (*Masked, error)
 	Use(ctx context.Context, in *UseRequest, opts ...grpc.CallOption) (*UseReply, error)
@@ -276,16 +271,6 @@ func (c *hSMClient) Resolve(ctx context.Context, in *OpRequest, opts ...grpc.Cal
 	return out, nil
 }
 
-func (c *hSMClient) Steps(ctx context.Context, in *StepsRequest, opts ...grpc.CallOption) (*StepsReply, error) {
-	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	out := new(StepsReply)
-	err := c.cc.Invoke(ctx, HSM_Steps_FullMethodName, in, out, cOpts...)
-	if err != nil {
-		return nil, err
-	}
-	return out, nil
-}
-
 func (c *hSMClient) Create(ctx context.Context, in *CreateRequest, opts ...grpc.CallOption) (*CreateReply, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(CreateReply)
@@ -453,10 +438,6 @@ type HSMServer interface {
 	Commit(context.Context, *OpRequest) (*CommitReply, error)
 	Abort(context.Context, *OpRequest) (*AbortReply, error)
 	Resolve(context.Context, *OpRequest) (*ResolveReply, error)
-	// Steps does several steps of creations, all at once, as if each had been
-	// asked for alone: one may fail and the others succeed. It is for callers who
-	// have many on their way.
-	Steps(context.Context, *StepsRequest) (*StepsReply, error)
 	Create(context.Context, *CreateRequest) (*CreateReply, error)
 	Change(context.Context, *ChangeRequest) (*Masked, error)
 	Use(context.Context, *UseRequest) (*UseReply, error)
@@ -525,9 +506,6 @@ func (UnimplementedHSMServer) Abort(context.Context, *OpRequest) (*AbortReply, e
 }
 func (UnimplementedHSMServer) Resolve(context.Context, *OpRequest) (*ResolveReply, error) {
 	return nil, status.Error(codes.Unimplemented, "method Resolve not implemented")
-}
-func (UnimplementedHSMServer) Steps(context.Context, *StepsRequest) (*StepsReply, error) {
-	return nil, status.Error(codes.Unimplemented, "method Steps not implemented")
 }
 func (UnimplementedHSMServer) Create(context.Context, *CreateRequest) (*CreateReply, error) {
 	return nil, status.Error(codes.Unimplemented, "method Create not implemented")
@@ -787,24 +765,6 @@ func _HSM_Resolve_Handler(srv interface{}, ctx context.Context, dec func(interfa
 	return interceptor(ctx, in, info, handler)
 }
 
-func _HSM_Steps_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
-	in := new(StepsRequest)
-	if err := dec(in); err != nil {
-		return nil, err
-	}
-	if interceptor == nil {
-		return srv.(HSMServer).Steps(ctx, in)
-	}
-	info := &grpc.UnaryServerInfo{
-		Server:     srv,
-		FullMethod: HSM_Steps_FullMethodName,
-	}
-	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
-		return srv.(HSMServer).Steps(ctx, req.(*StepsRequest))
-	}
-	return interceptor(ctx, in, info, handler)
-}
-
 func _HSM_Create_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(CreateRequest)
 	if err := dec(in); err != nil {
@@ -1049,10 +1009,6 @@ var HSM_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Resolve",
 			Handler:    _HSM_Resolve_Handler,
-		},
-		{
-			MethodName: "Steps",
-			Handler:    _HSM_Steps_Handler,
 		},
 		{
 			MethodName: "Create",
