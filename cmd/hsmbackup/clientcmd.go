@@ -50,6 +50,7 @@ func (p *program) client(cc *cli.Context) error {
 		return err
 	}
 	debug.SetMemoryLimit(math.MaxInt64) // a thousand applications may need more than a verb
+	collectRarely()
 	p.guardMemory()
 	log := p.log
 	if cc.Bool("verbose") {

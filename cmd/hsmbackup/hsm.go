@@ -59,6 +59,7 @@ func (p *program) serve(cc *cli.Context) error {
 
 func (p *program) serveFolder(ctx context.Context, folder, metrics string) error {
 	debug.SetMemoryLimit(math.MaxInt64)
+	collectRarely()
 	p.guardMemory()
 	var s *server.Server
 	ready := func() {
