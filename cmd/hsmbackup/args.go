@@ -11,7 +11,7 @@ import (
 // arguments, because the flag package stops at the first positional one and
 // people do not. A word that follows a flag which takes several values, when
 // the command has no room for another positional argument, is one more value:
-// --attribute encrypt=true decrypt=true.
+// --attribute encrypt=true decrypt=true. Of a line that asks for help, the words are dropped.
 func arrange(app *cli.App, args []string) []string {
 	if len(args) < 2 {
 		return args
@@ -22,6 +22,9 @@ func arrange(app *cli.App, args []string) []string {
 	}
 	a := arranger{cmd: cmd, room: positionals(cmd)}
 	a.read(rest)
+	if a.help && len(cmd.Subcommands) == 0 { // with words beside it, cli takes the first for what help is asked about
+		return append(slices.Clone(path), "--help")
+	}
 	return slices.Concat(path, a.flags, a.words)
 }
 
@@ -54,6 +57,7 @@ type arranger struct {
 	room         int
 	flags, words []string
 	last         string // the flag of several values that was read last
+	help         bool   // is asked for
 }
 
 func (a *arranger) read(args []string) {
@@ -80,6 +84,7 @@ func (a *arranger) flag(arg string, args []string) []string {
 	name, _, hasValue := strings.Cut(strings.TrimLeft(arg, "-"), "=")
 	i := slices.IndexFunc(a.cmd.Flags, func(f cli.Flag) bool { return slices.Contains(f.Names(), name) })
 	if i < 0 {
+		a.help = a.help || name == "help" || name == "h"
 		return args
 	}
 	if _, several := a.cmd.Flags[i].(*cli.StringSliceFlag); several {

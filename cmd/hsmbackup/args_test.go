@@ -20,9 +20,13 @@ func TestArrangePutsFlagsBeforePositionals(t *testing.T) {
 		"x key generate aes --attribute sign=true encrypt=true": "x key generate --attribute sign=true --attribute encrypt=true aes",
 		"x key generate aes -- --label":                         "x key generate aes --label",
 		"x key show attr.label=a --filter b=c d=e":              "x key show --filter b=c attr.label=a d=e",
-		"x key":     "x key",
-		"x nothing": "x nothing",
-		"x":         "x",
+		"x key generate aes --label a --help":                   "x key generate --help",
+		"x key show -h attr.label=a":                            "x key show --help",
+		"x key generate aes --label --help":                     "x key generate --label --help aes",
+		"x key --help":                                          "x key --help",
+		"x key":                                                 "x key",
+		"x nothing":                                             "x nothing",
+		"x":                                                     "x",
 	}
 	for in, want := range cases {
 		if got := strings.Join(arrange(app, strings.Fields(in)), " "); got != want {
