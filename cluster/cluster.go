@@ -30,7 +30,6 @@ type Cluster struct {
 	routing  Routing
 	together bool         // session keys stay on one HSM, home
 	log      *slog.Logger // warnings, and cleanups that could not be delivered
-	refusals *slog.Logger // refusals of the availability check
 	warned   sync.Once
 
 	policy   atomic.Pointer[Policy]
@@ -73,10 +72,6 @@ func WithPolicy(p Policy) Option { return func(c *Cluster) { c.override = &p } }
 // creations that could not be delivered, in CloudHSM's words.
 func WithLog(l *slog.Logger) Option { return func(c *Cluster) { c.log = l } }
 
-// WithRefusals logs every refusal of the availability check too, in CloudHSM's
-// words: for processes that work for others, who may not print the error.
-func WithRefusals(l *slog.Logger) Option { return func(c *Cluster) { c.refusals = l } }
-
 // timing holds the intervals of the client; tests shorten them.
 type timing struct {
 	connect    time.Duration // one attempt to connect and log in
@@ -112,7 +107,7 @@ func withTiming(t timing) Option { return func(c *Cluster) { c.timing = t } }
 // hsm.ErrLocked if the credential is refused; ErrMinCopies if WithPolicy names a
 // setting that no cluster of this size can fulfil.
 func Open(ctx context.Context, p *profile.Profile, cred Credential, opts ...Option) (*Cluster, error) {
-	c := &Cluster{profile: p, timing: defaultTiming, log: slog.New(slog.DiscardHandler), refusals: slog.New(slog.DiscardHandler), changed: make(chan struct{}), coverage: newCoverageCache()}
+	c := &Cluster{profile: p, timing: defaultTiming, log: slog.New(slog.DiscardHandler), changed: make(chan struct{}), coverage: newCoverageCache()}
 	for _, o := range opts {
 		o(c)
 	}

@@ -58,21 +58,10 @@ func (c *Cluster) Create(ctx context.Context, r hsm.CreateRequest, policy Policy
 	if err == nil {
 		c.warnOnce()
 	}
-	return made, c.noteRefusal(err)
-}
-
-// noteRefusal logs a refusal of the availability check, and cleanups that could
-// not be delivered.
-func (c *Cluster) noteRefusal(err error) error {
 	if e := (*CopiesError)(nil); errors.As(err, &e) {
 		e.log(c.log)
-		if e.Check {
-			c.refusals.Error(availabilityText(e.subject(), e.Min))
-		}
-	} else if errors.Is(err, ErrAvailability) {
-		c.refusals.Error(err.Error())
 	}
-	return err
+	return made, err
 }
 
 // createToken creates a token key, or refuses before anything is done.

@@ -176,24 +176,6 @@ func TestWarnedOnce(t *testing.T) {
 	}
 }
 
-// TestRefusalsAreLogged in CloudHSM's exact words, of use and of creation.
-func TestRefusalsAreLogged(t *testing.T) {
-	w := newWorld(t, 1, 2, true)
-	ref := mustCreate(t, w.open(asUser, WithPolicy(Policy{MinCopies: 1})), aes())
-	log := &logged{}
-	c := w.open(asUser, WithRefusals(slog.New(log)))
-	if _, err := c.Use(t.Context(), mac(ref)); !errors.Is(err, ErrAvailability) {
-		t.Errorf("Use: %v", err)
-	}
-	if _, err := c.Create(t.Context(), aes(), Policy{}); !errors.Is(err, ErrAvailability) {
-		t.Errorf("Create: %v", err)
-	}
-	const exact = " does not meet the availability requirements - The key must be available on at least 2 HSMs before being used."
-	if want := "Key " + ref.String() + exact + "\nThe key" + exact; log.text() != want {
-		t.Errorf("the log says:\n%s\nwant:\n%s", log.text(), want)
-	}
-}
-
 // TestResidueIsVisible until it is settled, which the HSMs do without the client.
 func TestResidueIsVisible(t *testing.T) {
 	w := newWorld(t, 3, 3, false)

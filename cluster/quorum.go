@@ -89,7 +89,7 @@ func onlyOn(r *remote) picker {
 func (c *Cluster) useApproved(ctx context.Context, on *remote, refs []hsm.KeyRef, u hsm.Use) ([]byte, error) {
 	for _, ref := range refs {
 		if _, err := c.available(ctx, ref); err != nil {
-			return nil, c.noteRefusal(err)
+			return nil, err
 		}
 	}
 	return call(ctx, on, c.timing.call, func(ctx context.Context, s hsm.Session) ([]byte, error) { return s.Use(ctx, u) })

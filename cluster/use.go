@@ -37,7 +37,7 @@ func (c *Cluster) Use(ctx context.Context, u hsm.Use) ([]byte, error) {
 	for range 2*len(c.all()) + 1 {
 		r, err := c.route(ctx, c.pick, nil, refs...)
 		if err != nil {
-			return nil, c.noteRefusal(err)
+			return nil, err
 		}
 		out, err := call(ctx, r, c.timing.call, use)
 		switch {
@@ -76,7 +76,7 @@ func (c *Cluster) useAnywhere(ctx context.Context, refs []hsm.KeyRef, use func(c
 	for _, ref := range refs {
 		k, err := c.available(ctx, ref)
 		if err != nil {
-			return nil, c.noteRefusal(err)
+			return nil, err
 		}
 		if k.session { // it is nowhere else, and CloudHSM's client knows where
 			r, err := c.route(ctx, c.pick, nil, refs...)
