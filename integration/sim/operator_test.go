@@ -16,6 +16,9 @@ func (b *box) lose() {
 	b.w.trace.add("%s is lost for good", b.name)
 }
 
+// stragglers is when the last message has arrived that was sent in a storm.
+const stragglers = 100 * time.Second
+
 // repair does what an operator does after a storm. HSMs that were lost for good are
 // replaced, or removed by force and new ones invited; joins and removals that were begun
 // are ended; and operations in doubt need not wait for those that cannot be asked any
@@ -25,7 +28,7 @@ func (r *region) repair() {
 	if r.w.still && r.round > 0 && !r.disturbed() {
 		return
 	}
-	time.Sleep(r.ahead + 10*time.Second)
+	time.Sleep(max(r.ahead, stragglers) + 10*time.Second)
 	r.ahead = 0
 	r.repairs++
 	if err := r.operate(); err != nil {
@@ -53,6 +56,7 @@ func (r *region) operate() error {
 		}
 	}
 	r.endJoins()
+	r.duplicate() // and then it is in doubt what the copy did
 	v, err := r.admin(fmt.Sprintf("operator.%d", r.repairs))
 	if err != nil {
 		return err

@@ -391,7 +391,6 @@ func (w *world) round(all []*side, synckey *agent, round int, storm time.Duratio
 		x.region.wake()
 		x.region.repair()
 		x.region.expelled()
-		x.region.duplicate()
 	}
 	w.calm(all, synckey)
 }
