@@ -52,7 +52,7 @@ func TestQuorumTokenRefuses(t *testing.T) {
 	}
 	for what, b := range map[string][]byte{
 		"nothing": nil, "short": good[:len(good)-1], "long": append(bytes.Clone(good), 0), "magic": append([]byte{1}, good[1:]...),
-		"a service that does not exist": mutate(func(q *QuorumToken) { q.Service = "cluster" }),
+		"a service that does not exist": mutate(func(q *QuorumToken) { q.Service = "no-service" }),
 		"a key where there is none":     mutate(func(q *QuorumToken) { q.Key = 1 }),
 		"no key where there is one":     mutate(func(q *QuorumToken) { q.Service = ServiceKeyUsage }),
 		"a key of 64 bits":              mutate(func(q *QuorumToken) { q.Service, q.Key = ServiceKeyUsage, 1<<63 }),
