@@ -49,6 +49,33 @@ func TestInvitationAfterAJoin(t *testing.T) {
 	}
 }
 
+// TestVoters: an HSM that is half removed does not vote, so that the token of the one that
+// comes in its place is not bound to it.
+func TestVoters(t *testing.T) {
+	t.Parallel()
+	member := func(id hsm.HSMID, leaving, joining, removed bool) hsm.Member {
+		return hsm.Member{ID: id, Leaving: leaving, Joining: joining, Removed: removed}
+	}
+	for name, tc := range map[string]struct {
+		members []hsm.Member
+		want    []hsm.HSMID
+	}{
+		"all":                  {[]hsm.Member{member(1, false, false, false), member(2, false, false, false)}, []hsm.HSMID{1, 2}},
+		"not the replaced one": {[]hsm.Member{member(1, false, false, false), member(9, false, false, false)}, []hsm.HSMID{1}},
+		"nor one that leaves":  {[]hsm.Member{member(1, false, false, false), member(2, true, false, false)}, []hsm.HSMID{1}},
+		"unless all leave":     {[]hsm.Member{member(1, true, false, false), member(9, false, false, false)}, []hsm.HSMID{1}},
+		"nor who never counts": {[]hsm.Member{member(1, false, false, false), member(2, false, true, false), member(3, false, false, true)}, []hsm.HSMID{1}},
+	} {
+		var got []hsm.HSMID
+		for _, m := range voters(tc.members, 9) {
+			got = append(got, m.ID)
+		}
+		if !slices.Equal(got, tc.want) {
+			t.Errorf("%s: %v, want %v", name, got, tc.want)
+		}
+	}
+}
+
 // TestWhoHasJoinedSaysSo: an HSM that the others still list as JOINING may have joined,
 // and hold keys; it is asked itself before it is removed as one that holds none.
 func TestWhoHasJoinedSaysSo(t *testing.T) {

@@ -28,7 +28,7 @@ type Invitation struct {
 // it should be dead; hsm.ErrDenied if it answers.
 //
 // The token works as long as more than half of the members, without the one to be
-// replaced, can be reached by the HSM that lets the new one in.
+// replaced and without those that leave, can be reached by the HSM that lets the new one in.
 func (c *Cluster) Invite(ctx context.Context, life time.Duration, replaces hsm.HSMID) (*Invitation, error) {
 	members, err := c.Members(ctx)
 	if err != nil {
@@ -41,11 +41,9 @@ func (c *Cluster) Invite(ctx context.Context, life time.Duration, replaces hsm.H
 	}
 	i := &hsm.Invite{Expires: time.Now().Add(life), Replaces: replaces}
 	var addresses []string
-	for _, m := range members {
-		if m.Counts() && m.ID != replaces {
-			i.Voters = append(i.Voters, m.ID)
-			addresses = append(addresses, m.Address)
-		}
+	for _, m := range voters(members, replaces) {
+		i.Voters = append(i.Voters, m.ID)
+		addresses = append(addresses, m.Address)
 	}
 	token, err := pki.NewToken(c.profile.ID, []byte(c.profile.CA), i.Expires, addresses)
 	if err != nil {
@@ -58,6 +56,26 @@ func (c *Cluster) Invite(ctx context.Context, life time.Duration, replaces hsm.H
 		return nil, err
 	}
 	return &Invitation{Token: token.Text(), ID: i.ID, Expires: i.Expires, Missing: changed.Missing}, nil
+}
+
+// voters are the members that vote on a new invitation: not the one to be replaced, nor
+// those that are LEAVING, which take nothing new, and vote neither, unless there are no
+// others.
+func voters(members []hsm.Member, replaces hsm.HSMID) (list []hsm.Member) {
+	var leaving []hsm.Member
+	for _, m := range members {
+		switch {
+		case !m.Counts() || m.ID == replaces:
+		case m.Leaving:
+			leaving = append(leaving, m)
+		default:
+			list = append(list, m)
+		}
+	}
+	if len(list) == 0 {
+		return leaving
+	}
+	return list
 }
 
 func (c *Cluster) mayReplace(ctx context.Context, members []hsm.Member, id hsm.HSMID) error {
