@@ -49,6 +49,9 @@ func (c *Cluster) Change(ctx context.Context, ch hsm.Change) (*Changed, error) {
 	if err != nil {
 		return nil, err
 	}
+	if changed, err := c.destroyInSession(ctx, ch, issuer); changed != nil || err != nil {
+		return changed, err
+	}
 	p := c.Policy()
 	need := min(p.MinCopies, len(c.all()))
 	if ch.Kind == hsm.ChangeSettings || ch.Kind == hsm.ChangeMember || ch.Kind == hsm.ChangeInvite || ch.Kind == hsm.ChangeRevoke ||
@@ -86,6 +89,25 @@ func (c *Cluster) Change(ctx context.Context, ch hsm.Change) (*Changed, error) {
 		c.noteOwnPassword(ch)
 	}
 	return changed, err
+}
+
+// destroyInSession destroys a session key that this session has made, on the HSM that
+// has it: it has no copies, and no stamps that others know. It returns nothing if the
+// key is none such, and nothing was done.
+func (c *Cluster) destroyInSession(ctx context.Context, ch hsm.Change, issuer *remote) (*Changed, error) {
+	k, known := c.coverage.get(ch.Ref)
+	if ch.Kind != hsm.ChangeDestroy || issuer != nil || !known || !k.session {
+		return nil, nil
+	}
+	object, on, err := c.changeFirst(ctx, ch, nil, nil)
+	if err != nil {
+		return nil, err
+	}
+	c.noteChange(ch)
+	if len(object.Bytes) > 0 { // it has become a token key by another hand
+		return c.copyChange(ctx, ch, object, on, min(c.Policy().MinCopies, len(c.all())))
+	}
+	return &Changed{Object: object, Copies: []hsm.HSMID{on.id()}, Missing: []hsm.HSMID{}}, nil
 }
 
 // hearings is how often a change hears the HSMs anew when others change the same thing

@@ -242,6 +242,35 @@ func TestUseCostsOneRoundTrip(t *testing.T) {
 	}
 }
 
+// TestASessionKeyIsDestroyedWhereItIs: it costs one round trip, needs no other HSM, and
+// the key is gone.
+func TestASessionKeyIsDestroyedWhereItIs(t *testing.T) {
+	slow := fast
+	slow.refresh = time.Hour
+	w := newWorld(t, 3, 2, true)
+	c := w.open(asUser, withTiming(slow))
+	for _, alone := range []bool{false, true} {
+		r := aes()
+		r.Token = false
+		ref := mustCreate(t, c, r)
+		k, _ := c.coverage.get(ref)
+		for _, b := range w.boxes {
+			b.away.Store(alone && !k.on(b.member.ID))
+		}
+		before := w.calls.Load()
+		changed, err := c.Change(t.Context(), hsm.Change{Kind: hsm.ChangeDestroy, Ref: ref})
+		if err != nil || len(changed.Copies) != 1 || !k.on(changed.Copies[0]) {
+			t.Fatalf("%+v, %v", changed, err)
+		}
+		if n := w.calls.Load() - before; !alone && n != 1 {
+			t.Errorf("%d calls", n)
+		}
+		if _, err := c.Use(t.Context(), mac(ref)); err == nil {
+			t.Error("a destroyed key is used")
+		}
+	}
+}
+
 // TestNotFoundIsNotSureWhileAnHSMIsAway: the one HSM that holds a key is away, and
 // is not asked by a client that knows it to be.
 func TestNotFoundIsNotSureWhileAnHSMIsAway(t *testing.T) {

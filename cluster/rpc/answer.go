@@ -221,7 +221,7 @@ func (a *answering) noteIdle() {
 func (v *service) answer(ctx context.Context, p *pb.Call) *pb.Answer {
 	out := &pb.Answer{Id: p.GetId()}
 	ctx = withApplication(ctx, p.GetApplication())
-	name, do := "Calls", func() error { return invalid("a call that is none of use, create, prepare and commit") }
+	name, do := "Calls", func() error { return invalid("a call that is none of use, create, prepare, commit and destroy") }
 	switch what := p.GetWhat().(type) {
 	case *pb.Call_Use:
 		name, do = "Use", func() (err error) { out.Use, err = v.Use(ctx, what.Use); return err }
@@ -231,13 +231,23 @@ func (v *service) answer(ctx context.Context, p *pb.Call) *pb.Answer {
 		name, do = "Prepare", func() error { _, err := v.Prepare(ctx, what.Prepare); return err }
 	case *pb.Call_Commit:
 		name, do = "Commit", func() error { _, err := v.Commit(ctx, what.Commit); return err }
+	case *pb.Call_Destroy:
+		name, do = "Change", func() (err error) { out.Changed, err = v.destroy(ctx, what.Destroy); return err }
 	}
 	if err := v.server.within(name, do); err != nil {
-		out.Use, out.Create = nil, nil
+		out.Use, out.Create, out.Changed = nil, nil, nil
 		out.Late = errors.Is(err, context.DeadlineExceeded)
 		out.Failure = v.server.failure(name, err)
 	}
 	return out
+}
+
+// destroy is the one change that calls in frames may ask for.
+func (v *service) destroy(ctx context.Context, p *pb.ChangeRequest) (*pb.Masked, error) {
+	if p.GetKind() != string(hsm.ChangeDestroy) {
+		return nil, invalid("a change that is none of destroying a key: make it a call of its own")
+	}
+	return v.Change(ctx, p)
 }
 
 // failure puts the error of a call in a frame on the wire.

@@ -119,6 +119,15 @@ func (c *caller) commit(ctx context.Context, req *pb.OpRequest) (ok bool, err er
 	return ok, err
 }
 
+// destroy makes a call of Change, which must be one that destroys a key.
+func (c *caller) destroy(ctx context.Context, req *pb.ChangeRequest) (changed *pb.Masked, ok bool, err error) {
+	if req.GetKind() != string(hsm.ChangeDestroy) || len(req.GetPassword())+len(req.GetApprovals()) > 0 || !small(req, req.GetName(), req.GetUser(), req.GetRole()) {
+		return nil, false, nil
+	}
+	out, ok, err := c.do(ctx, &pb.Call{What: &pb.Call_Destroy{Destroy: req}})
+	return out.GetChanged(), ok, err
+}
+
 // do makes one call and waits for its answer. ok is false if it was not sent, and
 // must go in the old way.
 func (c *caller) do(ctx context.Context, what *pb.Call) (out *pb.Answer, ok bool, err error) {

@@ -303,6 +303,28 @@ func TestCallsToAnOlderHSM(t *testing.T) {
 	}
 }
 
+// TestKeysAreDestroyedInFrames: a token key and a session key, with the answers of calls
+// of their own; a key that is not there is not found.
+func TestKeysAreDestroyedInFrames(t *testing.T) {
+	s := newSite(t)
+	s.users("bob")
+	bob := framed(t, loginAs(t, s.dial(pki.KindClient, "app"), hsm.RoleCryptoUser, "bob"))
+	for _, token := range []bool{true, false} {
+		ref := create(t, bob, hsm.CreateRequest{Method: hsm.MethodGenerate, Type: "aes", Size: 32, Token: token, Attributes: map[string]string{"label": "k"}}).Keys[0].Ref
+		before := bob.calls.last.Load()
+		m, err := bob.Change(t.Context(), hsm.Change{Kind: hsm.ChangeDestroy, Ref: ref})
+		if err != nil || (len(m.Bytes) > 0) != token || token && !m.Tombstone {
+			t.Errorf("token %v: %v, %v", token, m.Object, err)
+		}
+		if bob.calls.last.Load() != before+1 {
+			t.Errorf("token %v: it did not go in a frame", token)
+		}
+		if _, err := bob.Change(t.Context(), hsm.Change{Kind: hsm.ChangeDestroy, Ref: ref + 1}); !errors.Is(err, hsm.ErrNotFound) {
+			t.Errorf("%v, want ErrNotFound", err)
+		}
+	}
+}
+
 // TestCallsFindTheirConnection: the first call of a session goes in the old way, the
 // second has a connection made, and waits for none.
 func TestCallsFindTheirConnection(t *testing.T) {
@@ -479,7 +501,8 @@ func TestCallsOfAHostileCaller(t *testing.T) {
 	}
 	for name, call := range map[string]*pb.Call{
 		"nothing": {}, "no use": {What: &pb.Call_Use{}}, "no create": {What: &pb.Call_Create{}}, "no prepare": {What: &pb.Call_Prepare{}},
-		"short op": {What: &pb.Call_Commit{Commit: &pb.OpRequest{Op: []byte{1}}}},
+		"another change": {What: &pb.Call_Destroy{Destroy: &pb.ChangeRequest{Kind: string(hsm.ChangeUserDelete), User: "bob"}}},
+		"short op":       {What: &pb.Call_Commit{Commit: &pb.OpRequest{Op: []byte{1}}}},
 	} {
 		conn, in := begin(call)
 		frame, err := in.next()

@@ -487,7 +487,19 @@ func (s *session) Create(ctx context.Context, op hsm.OpID, r hsm.CreateRequest) 
 }
 
 func (s *session) Change(ctx context.Context, c hsm.Change) (hsm.MaskedObject, error) {
-	return ask(ctx, &s.replica, s.replica.api.Change, toChange(c), fromChanged)
+	req := toChange(c)
+	p, ok, err := s.calls.destroy(ctx, req)
+	switch {
+	case !ok:
+		return ask(ctx, &s.replica, s.replica.api.Change, req, fromChanged)
+	case err != nil:
+		return hsm.MaskedObject{}, err
+	}
+	m, err := fromChanged(p)
+	if err != nil {
+		return hsm.MaskedObject{}, fmt.Errorf("answer of the HSM at %s: %w", s.replica.address, err)
+	}
+	return m, nil
 }
 
 func (s *session) Use(ctx context.Context, u hsm.Use) ([]byte, error) {

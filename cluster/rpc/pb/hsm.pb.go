@@ -2646,6 +2646,7 @@ type Call struct {
 	//	*Call_Create
 	//	*Call_Prepare
 	//	*Call_Commit
+	//	*Call_Destroy
 	What          isCall_What  `protobuf_oneof:"what"`
 	Application   *Application `protobuf:"bytes,7,opt,name=application,proto3" json:"application,omitempty"` // none: the client named none
 	unknownFields protoimpl.UnknownFields
@@ -2739,6 +2740,15 @@ func (x *Call) GetCommit() *OpRequest {
 	return nil
 }
 
+func (x *Call) GetDestroy() *ChangeRequest {
+	if x != nil {
+		if x, ok := x.What.(*Call_Destroy); ok {
+			return x.Destroy
+		}
+	}
+	return nil
+}
+
 func (x *Call) GetApplication() *Application {
 	if x != nil {
 		return x.Application
@@ -2766,6 +2776,10 @@ type Call_Commit struct {
 	Commit *OpRequest `protobuf:"bytes,6,opt,name=commit,proto3,oneof"`
 }
 
+type Call_Destroy struct {
+	Destroy *ChangeRequest `protobuf:"bytes,8,opt,name=destroy,proto3,oneof"` // of a key; another change is a call of its own
+}
+
 func (*Call_Use) isCall_What() {}
 
 func (*Call_Create) isCall_What() {}
@@ -2773,6 +2787,8 @@ func (*Call_Create) isCall_What() {}
 func (*Call_Prepare) isCall_What() {}
 
 func (*Call_Commit) isCall_What() {}
+
+func (*Call_Destroy) isCall_What() {}
 
 type CallsReply struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -2825,6 +2841,7 @@ type Answer struct {
 	Late          bool                   `protobuf:"varint,3,opt,name=late,proto3" json:"late,omitempty"`      // the failure is that the time within was over
 	Use           *UseReply              `protobuf:"bytes,4,opt,name=use,proto3" json:"use,omitempty"`         // of a use that was done
 	Create        *CreateReply           `protobuf:"bytes,5,opt,name=create,proto3" json:"create,omitempty"`   // of a create that was done
+	Changed       *Masked                `protobuf:"bytes,6,opt,name=changed,proto3" json:"changed,omitempty"` // of a destroy that was done
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2890,6 +2907,13 @@ func (x *Answer) GetUse() *UseReply {
 func (x *Answer) GetCreate() *CreateReply {
 	if x != nil {
 		return x.Create
+	}
+	return nil
+}
+
+func (x *Answer) GetChanged() *Masked {
+	if x != nil {
+		return x.Changed
 	}
 	return nil
 }
@@ -5015,25 +5039,27 @@ const file_hsm_proto_rawDesc = "" +
 	"\afailure\x18\x01 \x01(\v2\x15.hsmbackup.v1.FailureR\afailure\"L\n" +
 	"\fCallsRequest\x12(\n" +
 	"\x05calls\x18\x01 \x03(\v2\x12.hsmbackup.v1.CallR\x05calls\x12\x12\n" +
-	"\x04gone\x18\x02 \x03(\x04R\x04gone\"\xc5\x02\n" +
+	"\x04gone\x18\x02 \x03(\x04R\x04gone\"\xfe\x02\n" +
 	"\x04Call\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x16\n" +
 	"\x06within\x18\x02 \x01(\x03R\x06within\x12,\n" +
 	"\x03use\x18\x03 \x01(\v2\x18.hsmbackup.v1.UseRequestH\x00R\x03use\x125\n" +
 	"\x06create\x18\x04 \x01(\v2\x1b.hsmbackup.v1.CreateRequestH\x00R\x06create\x128\n" +
 	"\aprepare\x18\x05 \x01(\v2\x1c.hsmbackup.v1.PrepareRequestH\x00R\aprepare\x121\n" +
-	"\x06commit\x18\x06 \x01(\v2\x17.hsmbackup.v1.OpRequestH\x00R\x06commit\x12;\n" +
+	"\x06commit\x18\x06 \x01(\v2\x17.hsmbackup.v1.OpRequestH\x00R\x06commit\x127\n" +
+	"\adestroy\x18\b \x01(\v2\x1b.hsmbackup.v1.ChangeRequestH\x00R\adestroy\x12;\n" +
 	"\vapplication\x18\a \x01(\v2\x19.hsmbackup.v1.ApplicationR\vapplicationB\x06\n" +
 	"\x04what\"<\n" +
 	"\n" +
 	"CallsReply\x12.\n" +
-	"\aanswers\x18\x01 \x03(\v2\x14.hsmbackup.v1.AnswerR\aanswers\"\xba\x01\n" +
+	"\aanswers\x18\x01 \x03(\v2\x14.hsmbackup.v1.AnswerR\aanswers\"\xea\x01\n" +
 	"\x06Answer\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12/\n" +
 	"\afailure\x18\x02 \x01(\v2\x15.hsmbackup.v1.FailureR\afailure\x12\x12\n" +
 	"\x04late\x18\x03 \x01(\bR\x04late\x12(\n" +
 	"\x03use\x18\x04 \x01(\v2\x16.hsmbackup.v1.UseReplyR\x03use\x121\n" +
-	"\x06create\x18\x05 \x01(\v2\x19.hsmbackup.v1.CreateReplyR\x06create\"\f\n" +
+	"\x06create\x18\x05 \x01(\v2\x19.hsmbackup.v1.CreateReplyR\x06create\x12.\n" +
+	"\achanged\x18\x06 \x01(\v2\x14.hsmbackup.v1.MaskedR\achanged\"\f\n" +
 	"\n" +
 	"AbortReply\"$\n" +
 	"\fResolveReply\x12\x14\n" +
@@ -5356,91 +5382,93 @@ var file_hsm_proto_depIdxs = []int32{
 	49, // 16: hsmbackup.v1.Call.create:type_name -> hsmbackup.v1.CreateRequest
 	35, // 17: hsmbackup.v1.Call.prepare:type_name -> hsmbackup.v1.PrepareRequest
 	37, // 18: hsmbackup.v1.Call.commit:type_name -> hsmbackup.v1.OpRequest
-	39, // 19: hsmbackup.v1.Call.application:type_name -> hsmbackup.v1.Application
-	45, // 20: hsmbackup.v1.CallsReply.answers:type_name -> hsmbackup.v1.Answer
-	0,  // 21: hsmbackup.v1.Answer.failure:type_name -> hsmbackup.v1.Failure
-	53, // 22: hsmbackup.v1.Answer.use:type_name -> hsmbackup.v1.UseReply
-	50, // 23: hsmbackup.v1.Answer.create:type_name -> hsmbackup.v1.CreateReply
-	72, // 24: hsmbackup.v1.CreateRequest.attributes:type_name -> hsmbackup.v1.CreateRequest.AttributesEntry
-	73, // 25: hsmbackup.v1.CreateRequest.public:type_name -> hsmbackup.v1.CreateRequest.PublicEntry
-	48, // 26: hsmbackup.v1.CreateRequest.params:type_name -> hsmbackup.v1.Params
-	26, // 27: hsmbackup.v1.CreateRequest.masked:type_name -> hsmbackup.v1.Masked
-	10, // 28: hsmbackup.v1.CreateRequest.approvals:type_name -> hsmbackup.v1.Approval
-	57, // 29: hsmbackup.v1.CreateReply.keys:type_name -> hsmbackup.v1.KeyInfo
-	26, // 30: hsmbackup.v1.CreateReply.objects:type_name -> hsmbackup.v1.Masked
-	15, // 31: hsmbackup.v1.ChangeRequest.settings:type_name -> hsmbackup.v1.Settings
-	18, // 32: hsmbackup.v1.ChangeRequest.member:type_name -> hsmbackup.v1.Member
-	26, // 33: hsmbackup.v1.ChangeRequest.masked:type_name -> hsmbackup.v1.Masked
-	19, // 34: hsmbackup.v1.ChangeRequest.invite:type_name -> hsmbackup.v1.Invite
-	20, // 35: hsmbackup.v1.ChangeRequest.claim:type_name -> hsmbackup.v1.Claim
-	21, // 36: hsmbackup.v1.ChangeRequest.revoked:type_name -> hsmbackup.v1.Revocation
-	10, // 37: hsmbackup.v1.ChangeRequest.approvals:type_name -> hsmbackup.v1.Approval
-	48, // 38: hsmbackup.v1.UseRequest.params:type_name -> hsmbackup.v1.Params
-	10, // 39: hsmbackup.v1.UseRequest.approvals:type_name -> hsmbackup.v1.Approval
-	74, // 40: hsmbackup.v1.KeysRequest.attrs:type_name -> hsmbackup.v1.KeysRequest.AttrsEntry
-	57, // 41: hsmbackup.v1.KeyBatch.keys:type_name -> hsmbackup.v1.KeyInfo
-	75, // 42: hsmbackup.v1.KeyInfo.attributes:type_name -> hsmbackup.v1.KeyInfo.AttributesEntry
-	60, // 43: hsmbackup.v1.UserBatch.users:type_name -> hsmbackup.v1.UserInfo
-	66, // 44: hsmbackup.v1.GreetRequest.before:type_name -> hsmbackup.v1.Boot
-	8,  // 45: hsmbackup.v1.GreetReply.info:type_name -> hsmbackup.v1.InfoReply
-	18, // 46: hsmbackup.v1.JoinReply.members:type_name -> hsmbackup.v1.Member
-	1,  // 47: hsmbackup.v1.HSM.Ping:input_type -> hsmbackup.v1.PingRequest
-	3,  // 48: hsmbackup.v1.HSM.Attach:input_type -> hsmbackup.v1.AttachRequest
-	7,  // 49: hsmbackup.v1.HSM.Info:input_type -> hsmbackup.v1.InfoRequest
-	16, // 50: hsmbackup.v1.HSM.Members:input_type -> hsmbackup.v1.MembersRequest
-	22, // 51: hsmbackup.v1.HSM.Objects:input_type -> hsmbackup.v1.ObjectsRequest
-	24, // 52: hsmbackup.v1.HSM.Extract:input_type -> hsmbackup.v1.ExtractRequest
-	27, // 53: hsmbackup.v1.HSM.Insert:input_type -> hsmbackup.v1.InsertRequest
-	29, // 54: hsmbackup.v1.HSM.Root:input_type -> hsmbackup.v1.RootRequest
-	31, // 55: hsmbackup.v1.HSM.FingerprintKeys:input_type -> hsmbackup.v1.FingerprintKeysRequest
-	33, // 56: hsmbackup.v1.HSM.Cells:input_type -> hsmbackup.v1.CellsRequest
-	35, // 57: hsmbackup.v1.HSM.Prepare:input_type -> hsmbackup.v1.PrepareRequest
-	37, // 58: hsmbackup.v1.HSM.Commit:input_type -> hsmbackup.v1.OpRequest
-	37, // 59: hsmbackup.v1.HSM.Abort:input_type -> hsmbackup.v1.OpRequest
-	37, // 60: hsmbackup.v1.HSM.Resolve:input_type -> hsmbackup.v1.OpRequest
-	49, // 61: hsmbackup.v1.HSM.Create:input_type -> hsmbackup.v1.CreateRequest
-	51, // 62: hsmbackup.v1.HSM.Change:input_type -> hsmbackup.v1.ChangeRequest
-	52, // 63: hsmbackup.v1.HSM.Use:input_type -> hsmbackup.v1.UseRequest
-	54, // 64: hsmbackup.v1.HSM.Keys:input_type -> hsmbackup.v1.KeysRequest
-	56, // 65: hsmbackup.v1.HSM.Key:input_type -> hsmbackup.v1.KeyRequest
-	58, // 66: hsmbackup.v1.HSM.Users:input_type -> hsmbackup.v1.UsersRequest
-	61, // 67: hsmbackup.v1.HSM.Envelope:input_type -> hsmbackup.v1.EnvelopeRequest
-	63, // 68: hsmbackup.v1.HSM.Sign:input_type -> hsmbackup.v1.SignRequest
-	12, // 69: hsmbackup.v1.HSM.Token:input_type -> hsmbackup.v1.TokenRequest
-	65, // 70: hsmbackup.v1.HSM.Greet:input_type -> hsmbackup.v1.GreetRequest
-	68, // 71: hsmbackup.v1.HSM.Issue:input_type -> hsmbackup.v1.IssueRequest
-	70, // 72: hsmbackup.v1.HSM.Join:input_type -> hsmbackup.v1.JoinRequest
-	2,  // 73: hsmbackup.v1.HSM.Ping:output_type -> hsmbackup.v1.PingReply
-	6,  // 74: hsmbackup.v1.HSM.Attach:output_type -> hsmbackup.v1.AttachReply
-	8,  // 75: hsmbackup.v1.HSM.Info:output_type -> hsmbackup.v1.InfoReply
-	17, // 76: hsmbackup.v1.HSM.Members:output_type -> hsmbackup.v1.MembersReply
-	23, // 77: hsmbackup.v1.HSM.Objects:output_type -> hsmbackup.v1.ObjectBatch
-	25, // 78: hsmbackup.v1.HSM.Extract:output_type -> hsmbackup.v1.ExtractReply
-	28, // 79: hsmbackup.v1.HSM.Insert:output_type -> hsmbackup.v1.InsertReply
-	30, // 80: hsmbackup.v1.HSM.Root:output_type -> hsmbackup.v1.RootReply
-	32, // 81: hsmbackup.v1.HSM.FingerprintKeys:output_type -> hsmbackup.v1.FingerprintKeysReply
-	34, // 82: hsmbackup.v1.HSM.Cells:output_type -> hsmbackup.v1.CellBatch
-	36, // 83: hsmbackup.v1.HSM.Prepare:output_type -> hsmbackup.v1.PrepareReply
-	38, // 84: hsmbackup.v1.HSM.Commit:output_type -> hsmbackup.v1.CommitReply
-	46, // 85: hsmbackup.v1.HSM.Abort:output_type -> hsmbackup.v1.AbortReply
-	47, // 86: hsmbackup.v1.HSM.Resolve:output_type -> hsmbackup.v1.ResolveReply
-	50, // 87: hsmbackup.v1.HSM.Create:output_type -> hsmbackup.v1.CreateReply
-	26, // 88: hsmbackup.v1.HSM.Change:output_type -> hsmbackup.v1.Masked
-	53, // 89: hsmbackup.v1.HSM.Use:output_type -> hsmbackup.v1.UseReply
-	55, // 90: hsmbackup.v1.HSM.Keys:output_type -> hsmbackup.v1.KeyBatch
-	57, // 91: hsmbackup.v1.HSM.Key:output_type -> hsmbackup.v1.KeyInfo
-	59, // 92: hsmbackup.v1.HSM.Users:output_type -> hsmbackup.v1.UserBatch
-	62, // 93: hsmbackup.v1.HSM.Envelope:output_type -> hsmbackup.v1.EnvelopeReply
-	64, // 94: hsmbackup.v1.HSM.Sign:output_type -> hsmbackup.v1.SignReply
-	13, // 95: hsmbackup.v1.HSM.Token:output_type -> hsmbackup.v1.TokenReply
-	67, // 96: hsmbackup.v1.HSM.Greet:output_type -> hsmbackup.v1.GreetReply
-	69, // 97: hsmbackup.v1.HSM.Issue:output_type -> hsmbackup.v1.IssueReply
-	71, // 98: hsmbackup.v1.HSM.Join:output_type -> hsmbackup.v1.JoinReply
-	73, // [73:99] is the sub-list for method output_type
-	47, // [47:73] is the sub-list for method input_type
-	47, // [47:47] is the sub-list for extension type_name
-	47, // [47:47] is the sub-list for extension extendee
-	0,  // [0:47] is the sub-list for field type_name
+	51, // 19: hsmbackup.v1.Call.destroy:type_name -> hsmbackup.v1.ChangeRequest
+	39, // 20: hsmbackup.v1.Call.application:type_name -> hsmbackup.v1.Application
+	45, // 21: hsmbackup.v1.CallsReply.answers:type_name -> hsmbackup.v1.Answer
+	0,  // 22: hsmbackup.v1.Answer.failure:type_name -> hsmbackup.v1.Failure
+	53, // 23: hsmbackup.v1.Answer.use:type_name -> hsmbackup.v1.UseReply
+	50, // 24: hsmbackup.v1.Answer.create:type_name -> hsmbackup.v1.CreateReply
+	26, // 25: hsmbackup.v1.Answer.changed:type_name -> hsmbackup.v1.Masked
+	72, // 26: hsmbackup.v1.CreateRequest.attributes:type_name -> hsmbackup.v1.CreateRequest.AttributesEntry
+	73, // 27: hsmbackup.v1.CreateRequest.public:type_name -> hsmbackup.v1.CreateRequest.PublicEntry
+	48, // 28: hsmbackup.v1.CreateRequest.params:type_name -> hsmbackup.v1.Params
+	26, // 29: hsmbackup.v1.CreateRequest.masked:type_name -> hsmbackup.v1.Masked
+	10, // 30: hsmbackup.v1.CreateRequest.approvals:type_name -> hsmbackup.v1.Approval
+	57, // 31: hsmbackup.v1.CreateReply.keys:type_name -> hsmbackup.v1.KeyInfo
+	26, // 32: hsmbackup.v1.CreateReply.objects:type_name -> hsmbackup.v1.Masked
+	15, // 33: hsmbackup.v1.ChangeRequest.settings:type_name -> hsmbackup.v1.Settings
+	18, // 34: hsmbackup.v1.ChangeRequest.member:type_name -> hsmbackup.v1.Member
+	26, // 35: hsmbackup.v1.ChangeRequest.masked:type_name -> hsmbackup.v1.Masked
+	19, // 36: hsmbackup.v1.ChangeRequest.invite:type_name -> hsmbackup.v1.Invite
+	20, // 37: hsmbackup.v1.ChangeRequest.claim:type_name -> hsmbackup.v1.Claim
+	21, // 38: hsmbackup.v1.ChangeRequest.revoked:type_name -> hsmbackup.v1.Revocation
+	10, // 39: hsmbackup.v1.ChangeRequest.approvals:type_name -> hsmbackup.v1.Approval
+	48, // 40: hsmbackup.v1.UseRequest.params:type_name -> hsmbackup.v1.Params
+	10, // 41: hsmbackup.v1.UseRequest.approvals:type_name -> hsmbackup.v1.Approval
+	74, // 42: hsmbackup.v1.KeysRequest.attrs:type_name -> hsmbackup.v1.KeysRequest.AttrsEntry
+	57, // 43: hsmbackup.v1.KeyBatch.keys:type_name -> hsmbackup.v1.KeyInfo
+	75, // 44: hsmbackup.v1.KeyInfo.attributes:type_name -> hsmbackup.v1.KeyInfo.AttributesEntry
+	60, // 45: hsmbackup.v1.UserBatch.users:type_name -> hsmbackup.v1.UserInfo
+	66, // 46: hsmbackup.v1.GreetRequest.before:type_name -> hsmbackup.v1.Boot
+	8,  // 47: hsmbackup.v1.GreetReply.info:type_name -> hsmbackup.v1.InfoReply
+	18, // 48: hsmbackup.v1.JoinReply.members:type_name -> hsmbackup.v1.Member
+	1,  // 49: hsmbackup.v1.HSM.Ping:input_type -> hsmbackup.v1.PingRequest
+	3,  // 50: hsmbackup.v1.HSM.Attach:input_type -> hsmbackup.v1.AttachRequest
+	7,  // 51: hsmbackup.v1.HSM.Info:input_type -> hsmbackup.v1.InfoRequest
+	16, // 52: hsmbackup.v1.HSM.Members:input_type -> hsmbackup.v1.MembersRequest
+	22, // 53: hsmbackup.v1.HSM.Objects:input_type -> hsmbackup.v1.ObjectsRequest
+	24, // 54: hsmbackup.v1.HSM.Extract:input_type -> hsmbackup.v1.ExtractRequest
+	27, // 55: hsmbackup.v1.HSM.Insert:input_type -> hsmbackup.v1.InsertRequest
+	29, // 56: hsmbackup.v1.HSM.Root:input_type -> hsmbackup.v1.RootRequest
+	31, // 57: hsmbackup.v1.HSM.FingerprintKeys:input_type -> hsmbackup.v1.FingerprintKeysRequest
+	33, // 58: hsmbackup.v1.HSM.Cells:input_type -> hsmbackup.v1.CellsRequest
+	35, // 59: hsmbackup.v1.HSM.Prepare:input_type -> hsmbackup.v1.PrepareRequest
+	37, // 60: hsmbackup.v1.HSM.Commit:input_type -> hsmbackup.v1.OpRequest
+	37, // 61: hsmbackup.v1.HSM.Abort:input_type -> hsmbackup.v1.OpRequest
+	37, // 62: hsmbackup.v1.HSM.Resolve:input_type -> hsmbackup.v1.OpRequest
+	49, // 63: hsmbackup.v1.HSM.Create:input_type -> hsmbackup.v1.CreateRequest
+	51, // 64: hsmbackup.v1.HSM.Change:input_type -> hsmbackup.v1.ChangeRequest
+	52, // 65: hsmbackup.v1.HSM.Use:input_type -> hsmbackup.v1.UseRequest
+	54, // 66: hsmbackup.v1.HSM.Keys:input_type -> hsmbackup.v1.KeysRequest
+	56, // 67: hsmbackup.v1.HSM.Key:input_type -> hsmbackup.v1.KeyRequest
+	58, // 68: hsmbackup.v1.HSM.Users:input_type -> hsmbackup.v1.UsersRequest
+	61, // 69: hsmbackup.v1.HSM.Envelope:input_type -> hsmbackup.v1.EnvelopeRequest
+	63, // 70: hsmbackup.v1.HSM.Sign:input_type -> hsmbackup.v1.SignRequest
+	12, // 71: hsmbackup.v1.HSM.Token:input_type -> hsmbackup.v1.TokenRequest
+	65, // 72: hsmbackup.v1.HSM.Greet:input_type -> hsmbackup.v1.GreetRequest
+	68, // 73: hsmbackup.v1.HSM.Issue:input_type -> hsmbackup.v1.IssueRequest
+	70, // 74: hsmbackup.v1.HSM.Join:input_type -> hsmbackup.v1.JoinRequest
+	2,  // 75: hsmbackup.v1.HSM.Ping:output_type -> hsmbackup.v1.PingReply
+	6,  // 76: hsmbackup.v1.HSM.Attach:output_type -> hsmbackup.v1.AttachReply
+	8,  // 77: hsmbackup.v1.HSM.Info:output_type -> hsmbackup.v1.InfoReply
+	17, // 78: hsmbackup.v1.HSM.Members:output_type -> hsmbackup.v1.MembersReply
+	23, // 79: hsmbackup.v1.HSM.Objects:output_type -> hsmbackup.v1.ObjectBatch
+	25, // 80: hsmbackup.v1.HSM.Extract:output_type -> hsmbackup.v1.ExtractReply
+	28, // 81: hsmbackup.v1.HSM.Insert:output_type -> hsmbackup.v1.InsertReply
+	30, // 82: hsmbackup.v1.HSM.Root:output_type -> hsmbackup.v1.RootReply
+	32, // 83: hsmbackup.v1.HSM.FingerprintKeys:output_type -> hsmbackup.v1.FingerprintKeysReply
+	34, // 84: hsmbackup.v1.HSM.Cells:output_type -> hsmbackup.v1.CellBatch
+	36, // 85: hsmbackup.v1.HSM.Prepare:output_type -> hsmbackup.v1.PrepareReply
+	38, // 86: hsmbackup.v1.HSM.Commit:output_type -> hsmbackup.v1.CommitReply
+	46, // 87: hsmbackup.v1.HSM.Abort:output_type -> hsmbackup.v1.AbortReply
+	47, // 88: hsmbackup.v1.HSM.Resolve:output_type -> hsmbackup.v1.ResolveReply
+	50, // 89: hsmbackup.v1.HSM.Create:output_type -> hsmbackup.v1.CreateReply
+	26, // 90: hsmbackup.v1.HSM.Change:output_type -> hsmbackup.v1.Masked
+	53, // 91: hsmbackup.v1.HSM.Use:output_type -> hsmbackup.v1.UseReply
+	55, // 92: hsmbackup.v1.HSM.Keys:output_type -> hsmbackup.v1.KeyBatch
+	57, // 93: hsmbackup.v1.HSM.Key:output_type -> hsmbackup.v1.KeyInfo
+	59, // 94: hsmbackup.v1.HSM.Users:output_type -> hsmbackup.v1.UserBatch
+	62, // 95: hsmbackup.v1.HSM.Envelope:output_type -> hsmbackup.v1.EnvelopeReply
+	64, // 96: hsmbackup.v1.HSM.Sign:output_type -> hsmbackup.v1.SignReply
+	13, // 97: hsmbackup.v1.HSM.Token:output_type -> hsmbackup.v1.TokenReply
+	67, // 98: hsmbackup.v1.HSM.Greet:output_type -> hsmbackup.v1.GreetReply
+	69, // 99: hsmbackup.v1.HSM.Issue:output_type -> hsmbackup.v1.IssueReply
+	71, // 100: hsmbackup.v1.HSM.Join:output_type -> hsmbackup.v1.JoinReply
+	75, // [75:101] is the sub-list for method output_type
+	49, // [49:75] is the sub-list for method input_type
+	49, // [49:49] is the sub-list for extension type_name
+	49, // [49:49] is the sub-list for extension extendee
+	0,  // [0:49] is the sub-list for field type_name
 }
 
 func init() { file_hsm_proto_init() }
@@ -5459,6 +5487,7 @@ func file_hsm_proto_init() {
 		(*Call_Create)(nil),
 		(*Call_Prepare)(nil),
 		(*Call_Commit)(nil),
+		(*Call_Destroy)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
