@@ -100,6 +100,8 @@ const (
 	lingerBytes = 64 << 10
 	// stopGrace is what running calls have when the server stops.
 	stopGrace = 3 * time.Second
+	// lostGrace is what answers have that were sent before the session's connection ended.
+	lostGrace = 250 * time.Millisecond
 	// drainGrace is what callers have to take their answers after that.
 	drainGrace = time.Second
 )

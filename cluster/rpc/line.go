@@ -41,6 +41,7 @@ type line struct {
 	writing bool
 	reads   uint64 // frames
 	ping    bool   // one is to be sent
+	ending  bool   // nothing more may be asked
 	over    error  // why the connection has ended
 	out     []byte // of whoever writes
 }
@@ -93,13 +94,13 @@ func rawConn(conn net.Conn) net.Conn {
 func (l *line) isOver() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.over != nil
+	return l.over != nil || l.ending
 }
 
 // ask sends a call; nil if the connection is over, and then it was not sent.
 func (l *line) ask(id uint64, b []byte) *call {
 	l.mu.Lock()
-	if l.over != nil {
+	if l.over != nil || l.ending {
 		l.mu.Unlock()
 		return nil
 	}
@@ -367,7 +368,7 @@ func (l *line) watch(lost <-chan struct{}) {
 		case <-l.done:
 			return
 		case <-lost:
-			l.fail(net.ErrClosed)
+			l.lose()
 			return
 		case <-tick.C:
 		}
@@ -388,6 +389,22 @@ func (l *line) watch(lost <-chan struct{}) {
 			return
 		}
 	}
+}
+
+// lose ends the connection after that of its session. An HSM that stops answers what it
+// has begun before it ends either: what has arrived is read first.
+func (l *line) lose() {
+	l.mu.Lock()
+	l.ending = true
+	idle := l.patient == 0
+	l.mu.Unlock()
+	if !idle {
+		select {
+		case <-l.done:
+		case <-time.After(lostGrace):
+		}
+	}
+	l.fail(net.ErrClosed)
 }
 
 // sendAside has what is queued written by a goroutine.
