@@ -56,7 +56,6 @@ func (r *region) operate() error {
 		}
 	}
 	r.endJoins()
-	r.duplicate() // and then it is in doubt what the copy did
 	v, err := r.admin(fmt.Sprintf("operator.%d", r.repairs))
 	if err != nil {
 		return err
@@ -65,6 +64,7 @@ func (r *region) operate() error {
 	if err := r.endRemovals(v); err != nil {
 		return err
 	}
+	r.duplicate() // and then it is in doubt what the copy did
 	settled, err := v.Settle(v.ctx, false)
 	if err == nil {
 		r.w.trace.add("operations in doubt do not wait for %v", settled.Members)
