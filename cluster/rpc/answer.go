@@ -151,7 +151,6 @@ func (a *answering) run(ctx context.Context, p *pb.Call) {
 	a.mu.Lock()
 	a.running[p.GetId()]()
 	delete(a.running, p.GetId())
-	<-a.room
 	a.queue = append(a.queue, b)
 	a.sendLocked()
 	a.under--
@@ -167,26 +166,30 @@ func (a *answering) live() {
 	a.sendLocked()
 }
 
-// sendLocked sends answers until there are none, unless somebody does already. If the
-// connection is broken they are lost, as their callers know. It gives up a.mu while it
-// writes.
+// sendLocked sends answers until there are none, unless somebody does already. Each
+// takes room until it is sent, so that those which a caller does not read do not pile
+// up. If the connection is broken they are lost, as their callers know. It gives up
+// a.mu while it writes.
 func (a *answering) sendLocked() {
 	if a.sending {
 		return
 	}
 	a.sending = true
 	for len(a.queue) > 0 || a.pong {
-		b := a.frame()
+		b, n := a.frame()
 		a.mu.Unlock()
 		a.conn.Write(b)
+		for range n {
+			<-a.room
+		}
 		a.mu.Lock()
 	}
 	a.queue, a.sending = nil, false
 }
 
-// frame takes one frame's worth off the queue.
-func (a *answering) frame() []byte {
-	b, n := beginFrame(a.out), 0
+// frame takes one frame's worth off the queue: n answers.
+func (a *answering) frame() (b []byte, n int) {
+	b = beginFrame(a.out)
 	for n < len(a.queue) && len(b) < batchBytes {
 		b = protowire.AppendTag(b, 1, protowire.BytesType)
 		b = protowire.AppendBytes(b, a.queue[n])
@@ -196,7 +199,7 @@ func (a *answering) frame() []byte {
 	if a.out = endFrame(b); cap(b) > keptBytes {
 		a.out = nil
 	}
-	return b
+	return b, n
 }
 
 // finish lets nothing begin any more and waits for what has.

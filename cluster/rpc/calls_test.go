@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"sync"
 	"testing"
 	"time"
@@ -547,6 +548,38 @@ func TestCallsOfAHostileCaller(t *testing.T) {
 		}
 		return true
 	})
+}
+
+// TestUnreadAnswersTakeRoom: a caller who asks and does not read is not asked for more,
+// so that the HSM does not keep answers without end; and it keeps nobody else waiting.
+func TestUnreadAnswersTakeRoom(t *testing.T) {
+	site, s, _ := newCallSite(t)
+	own := s.replica.cfg.Clone()
+	own.NextProtos = []string{pki.CallsProtocol}
+	conn, in := rawWith(t, site, own)
+	say(t, conn, &pb.CallsHello{Session: []byte(s.replica.token)})
+	if frame, err := in.next(); err != nil || len(frame) > 0 {
+		t.Fatalf("%q, %v", frame, err)
+	}
+	const each, most = 16 << 10, 256 << 20 // far more than the room and all buffers on the way
+	u := toUse(use(bytes.Repeat([]byte{1}, each)))
+	u.Params.Mechanism = "rsa-pss" // not done where the connection is read
+	var err error
+	for id := uint64(1); id < most/each && err == nil; id++ {
+		b, bad := proto.Marshal(&pb.CallsRequest{Calls: []*pb.Call{{Id: id, What: &pb.Call_Use{Use: u}}}})
+		if bad != nil {
+			t.Fatal(bad)
+		}
+		conn.SetWriteDeadline(time.Now().Add(time.Second))
+		_, err = conn.Write(appendFrame(nil, b))
+	}
+	if !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("%d MiB were taken, none of the answers read: %v", most>>20, err)
+	}
+	if got, err := open(t, site.dial(pki.KindClient, "other")).Use(t.Context(), use([]byte("x"))); err != nil || string(got) != "x" {
+		t.Errorf("another caller: %q, %v", got, err)
+	}
+	conn.Close()
 }
 
 // TestHalfAHello: who names no session does not keep a connection, nor the server
