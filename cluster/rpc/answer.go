@@ -60,9 +60,9 @@ func (a *answering) read(in *frames) error {
 		if len(calls)+len(req.GetGone()) == 0 {
 			a.live()
 		}
-		alone := len(calls) == 1 && len(in.buf) == 0
-		for _, p := range calls {
-			if err := a.begin(p, alone && quick(p)); err != nil {
+		for i, p := range calls {
+			last := i == len(calls)-1 && len(req.GetGone()) == 0 && len(in.buf) == 0
+			if err := a.begin(p, last && quick(p)); err != nil {
 				return err
 			}
 		}
@@ -70,8 +70,8 @@ func (a *answering) read(in *frames) error {
 	}
 }
 
-// begin begins one call. One that came alone and is done in no time is done at once,
-// here: to wake another goroutine for it would cost as much again. What comes
+// begin begins one call. The last that has come, if it is done in no time, is done at
+// once, here: to wake another goroutine for it would cost as much again. What comes
 // meanwhile waits no longer for it than it would for the processor.
 func (a *answering) begin(p *pb.Call, here bool) error {
 	select {
@@ -120,9 +120,16 @@ func quick(p *pb.Call) bool {
 	switch what := p.GetWhat().(type) {
 	case *pb.Call_Prepare:
 		return true
+	case *pb.Call_Create: // in memory, until it is committed
+		switch what.Create.GetType() {
+		case "aes", "generic-secret":
+			return true
+		case "ec":
+			return what.Create.GetCurve() == "secp256r1"
+		}
 	case *pb.Call_Use:
 		switch what.Use.GetParams().GetMechanism() {
-		case "ecdsa", "hmac", "aes-gcm", "aes-cbc", "aes-ctr", "aes-cmac":
+		case "ecdsa", "hmac", "aes-gcm", "aes-cbc", "aes-ctr", "aes-ecb", "aes-cmac":
 			return true
 		}
 	}
