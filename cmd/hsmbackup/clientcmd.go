@@ -38,6 +38,7 @@ func (p *program) clientCommand() *cli.Command {
 }
 
 func (p *program) client(cc *cli.Context) error {
+	quietenMonitor(p.log)
 	if p.sdk.path == "" {
 		p.sdk.path = cc.String("config")
 	}

@@ -54,6 +54,7 @@ func (p *program) serve(cc *cli.Context) error {
 	if err != nil {
 		return err
 	}
+	quietenMonitor(p.log)
 	return p.serveFolder(cc.Context, folder, address)
 }
 
