@@ -107,13 +107,6 @@ func (w *world) count(f func(*stats)) {
 // background runs f on its own. The simulation ends after all such work.
 func (w *world) background(f func()) { w.work.Go(f) }
 
-func (w *world) allBoxes() (all []*box) {
-	for _, r := range w.regions {
-		all = append(all, r.members()...)
-	}
-	return all
-}
-
 // everyBox lists all HSMs that there have ever been.
 func (w *world) everyBox() (all []*box) {
 	for _, r := range w.regions {
@@ -221,13 +214,6 @@ func (r *region) hire() {
 	}
 	for _, b := range r.boxes[1:] {
 		r.copy(first, b, hsm.ScopeLineage)
-	}
-}
-
-// must changes an HSM past the network.
-func (r *region) must(b *box, c hsm.Change) {
-	if _, err := b.eye.Change(context.Background(), c); err != nil {
-		r.w.violate("%s: %s: %v", b.name, c.Kind, err)
 	}
 }
 
