@@ -31,9 +31,9 @@ type place struct {
 
 	announcing sync.Mutex // held while the HSM's own member record is written
 
-	// changing is read-locked while something is added or changed, so that an
-	// HSM that leaves knows when nothing of that is under way any more.
-	changing sync.RWMutex
+	// changing counts what adds or changes something, so that an HSM that leaves
+	// knows when nothing of that is under way any more.
+	changing underWay
 	left     atomic.Bool // it leaves, and nothing is
 
 	mu   sync.Mutex
@@ -75,9 +75,7 @@ func (s *Server) locate(ctx context.Context) error {
 	next.self = next.members[s.config.ID]
 	s.place.now.Store(next)
 	if next.self.Leaving {
-		s.place.changing.Lock()
-		//lint:ignore SA2001 a barrier: what began before has ended
-		s.place.changing.Unlock()
+		s.place.changing.wait() // what began before has ended
 	}
 	s.place.left.Store(next.self.Leaving)
 	return nil
@@ -206,12 +204,12 @@ func (s *Server) takes() (done func(), err error) {
 	if err := refused(); err != nil { // not after what is under way has ended
 		return nil, err
 	}
-	s.place.changing.RLock()
+	s.place.changing.begin()
 	if err := refused(); err != nil {
-		s.place.changing.RUnlock()
+		s.place.changing.end()
 		return nil, err
 	}
-	return s.place.changing.RUnlock, nil
+	return s.place.changing.end, nil
 }
 
 func (s *Server) notNow(state hsm.State) error {
