@@ -159,6 +159,9 @@ func TestKillRestore(t *testing.T) {
 			t.Errorf("the restore finished: %t; its folder: %v", finished, err)
 		}
 		if _, err := os.Stat(b.path(dir)); err == nil { // all of it, then
+			if !finished { // and rubbish beside it perhaps, which the next one removes
+				b.refused(t, 4, "folder", b.restore(b.store, dir)...)
+			}
 			b.restoredWell(t, dir)
 			continue
 		}

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -43,14 +44,16 @@ func Create(ctx context.Context, s Spec) (*profile.Profile, error) {
 	}
 	staging := filepath.Join(filepath.Dir(dir), "."+filepath.Base(dir)+".hsmbackup-new")
 	left := leftovers(strings.TrimSuffix(staging, "-new") + "-copies")
+	loaded := strings.TrimSuffix(staging, "-new") + "-load"
 	unlock, err := stage(dir, staging, left)
 	if err != nil {
+		tidy(dir, staging, loaded, left)
 		return nil, err
 	}
 	defer unlock()
 	// If we die before the end, what was loaded and copied is there for the next run. If we fail
-	// we leave nothing.
-	loaded := strings.TrimSuffix(staging, "-new") + "-load"
+	// we leave nothing. If we die after the rename there is a whole cluster with these beside it,
+	// until the next run, which is refused, removes them.
 	defer os.RemoveAll(loaded)
 	defer os.RemoveAll(string(left))
 	if err := build(ctx, s, staging, loaded, left); err != nil {
@@ -66,6 +69,26 @@ func Create(ctx context.Context, s Spec) (*profile.Profile, error) {
 		return nil, fmt.Errorf("%w %s: %w", ErrFolder, dir, err)
 	}
 	return profile.Load(dir)
+}
+
+// tidy removes what a run that died between its last two steps, the rename and this, has
+// left beside a whole cluster. What it cannot remove, or another process works on, stays.
+func tidy(dir, staging, loaded string, left leftovers) {
+	if _, err := profile.Load(dir); err != nil {
+		return // no cluster: a creation may still go on with them
+	}
+	isLeft := func(path string) bool { _, err := os.Lstat(path); return err == nil }
+	if !slices.ContainsFunc([]string{loaded, string(left), staging, staging + ".lock"}, isLeft) {
+		return
+	}
+	lock, err := lockPath(staging+".lock", dir)
+	if err != nil {
+		return
+	}
+	defer lock.Close()
+	if cmp.Or(os.RemoveAll(loaded), os.RemoveAll(string(left)), os.RemoveAll(staging)) == nil {
+		os.Remove(staging + ".lock")
+	}
 }
 
 // stage makes sure that dir is missing or empty and staging is empty and ours; what copies

@@ -343,3 +343,52 @@ func TestAFailedFillLeavesNothing(t *testing.T) {
 		t.Error("a CA that is none was taken")
 	}
 }
+
+// TestWhatIsLeftBesideAWholeCluster: a creation that died after its rename leaves rubbish,
+// which the next one removes though it is refused; not while another works with it, nor
+// where there is no cluster yet.
+func TestWhatIsLeftBesideAWholeCluster(t *testing.T) {
+	t.Parallel()
+	dir := filepath.Join(t.TempDir(), "east")
+	if _, err := Create(t.Context(), newSpec(dir, 1)); err != nil {
+		t.Fatal(err)
+	}
+	other := filepath.Join(filepath.Dir(dir), "west")
+	if err := os.MkdirAll(filepath.Join(other, "notes"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	beside := func(dir, end string) string {
+		return filepath.Join(filepath.Dir(dir), "."+filepath.Base(dir)+".hsmbackup-"+end)
+	}
+	again := func(dir string, left int) {
+		t.Helper()
+		if _, err := Create(t.Context(), newSpec(dir, 1)); !errors.Is(err, ErrFolder) {
+			t.Errorf("%s: %v, want ErrFolder", dir, err)
+		}
+		got := 0
+		for _, end := range []string{"load", "copies", "new", "new.lock"} {
+			if _, err := os.Lstat(beside(dir, end)); err == nil {
+				got++
+			}
+		}
+		if got != left {
+			t.Errorf("%s: %d things are left beside it, want %d", dir, got, left)
+		}
+	}
+	for _, d := range []string{dir, other} {
+		for _, end := range []string{"load/unit", "copies/hsm-1", "new/hsm-1"} {
+			if err := os.MkdirAll(beside(d, end), 0o700); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	lock, err := lockPath(beside(dir, "new.lock"), dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	again(dir, 4)
+	lock.Close()
+	again(dir, 0)
+	again(dir, 0)
+	again(other, 3)
+}
