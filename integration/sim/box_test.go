@@ -45,7 +45,7 @@ type box struct {
 	replaced bool        // and another has taken its place
 
 	// What the checker knows of its place in the region.
-	stage    stage
+	stage    progress
 	token    hsm.Secret    // that it came with
 	isCopy   bool          // of another's folder
 	setBack  bool          // to an old image, once

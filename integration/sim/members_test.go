@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/hsmbackup/hsmbackup/cluster/hsm"
@@ -28,6 +29,12 @@ const (
 	dropped              // it never will
 )
 
+// progress is an HSM's stage: an operator waits for what the checker sees.
+type progress struct{ now atomic.Int32 }
+
+func (p *progress) get() stage  { return stage(p.now.Load()) }
+func (p *progress) set(s stage) { p.now.Store(int32(s)) }
+
 // inviteLife is longer than a storm and the repair after it.
 const inviteLife = time.Hour
 
@@ -42,7 +49,8 @@ const joinerFolder = "hsm"
 // newcomer is a machine for a new HSM.
 func (r *region) newcomer(token hsm.Secret) *box {
 	b := r.newBox("")
-	b.stage, b.token, b.folder = joining, token, filepath.Join(r.w.dir, b.name+".0")
+	b.stage.set(joining)
+	b.token, b.folder = token, filepath.Join(r.w.dir, b.name+".0")
 	if err := os.MkdirAll(b.folder, 0o700); err != nil {
 		r.w.violate("%s: %v", b.name, err)
 	}
@@ -143,7 +151,7 @@ func (r *region) admin(name string) (*visitor, error) {
 // enter has a new HSM join, and starts it. It is started again until it has or is
 // refused, or over is closed. Afterwards it may still be joining.
 func (b *box) enter(d *dice, over <-chan struct{}) {
-	for try := 0; b.stage == joining && b.sub == "" && try < 4; try++ {
+	for try := 0; b.stage.get() == joining && b.sub == "" && try < 4; try++ {
 		fuse := 0
 		if over != nil && d.hit(500) {
 			fuse = 1 + d.n(60)
@@ -159,7 +167,7 @@ func (b *box) enter(d *dice, over <-chan struct{}) {
 			return
 		}
 	}
-	if b.stage == joining && b.sub != "" {
+	if b.stage.get() == joining && b.sub != "" {
 		b.start(0)
 	}
 }
@@ -175,7 +183,7 @@ func wait(t time.Duration, over <-chan struct{}) bool {
 }
 
 func (b *box) drop(why error) {
-	b.stage = dropped
+	b.stage.set(dropped)
 	b.w.trace.add("%s never joins: %s", b.name, strings.ReplaceAll(brief(why), b.w.dir, ""))
 	b.w.count(func(s *stats) { s.kinds["never joined"]++ })
 }

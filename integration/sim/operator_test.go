@@ -41,7 +41,7 @@ func (r *region) lostBoxes() (lost []*box) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for _, b := range r.boxes {
-		if b.gone.Load() && !b.replaced && !b.isCopy && !b.removed && b.stage == belongs {
+		if b.gone.Load() && !b.replaced && !b.isCopy && !b.removed && b.stage.get() == belongs {
 			b.replaced = true
 			lost = append(lost, b)
 		}
@@ -103,7 +103,7 @@ func (r *region) replace(b *box, name string) error {
 // awaitJoin waits until a new HSM counts.
 func (r *region) awaitJoin(b *box) error {
 	for range 240 {
-		if b.stage == belongs {
+		if b.stage.get() == belongs {
 			return nil
 		}
 		time.Sleep(r.w.dice("await", fmt.Sprint(r.w.trace.now())).between(400*time.Millisecond, 600*time.Millisecond))
@@ -115,7 +115,7 @@ func (r *region) awaitJoin(b *box) error {
 // more never does.
 func (r *region) endJoins() {
 	for _, b := range r.everyone() {
-		if b.stage != joining {
+		if b.stage.get() != joining {
 			continue
 		}
 		if b.sub == "" && r.rival(b) {
@@ -167,7 +167,7 @@ func (r *region) endRemovals(v *visitor) error {
 	}
 	for _, m := range members {
 		b := r.boxOf(m.ID)
-		never := m.Joining && (b == nil || b.stage == dropped)
+		never := m.Joining && (b == nil || b.stage.get() == dropped)
 		if m.Removed || !m.Leaving && !never {
 			continue
 		}

@@ -27,7 +27,7 @@ const staleness = 2 * time.Minute
 
 // starts notes what an HSM that joins must hold when it has. c.mu must not be held.
 func (c *checker) starts(b *box) {
-	if b.stage != joining {
+	if b.stage.get() != joining {
 		return
 	}
 	c.mu.Lock()
@@ -83,7 +83,7 @@ func (c *checker) place(b *box, eye hsm.Session) {
 		if m.Removed && b.expelled == 0 {
 			b.expelled = c.w.trace.now()
 		}
-		if !m.Joining && b.stage == joining {
+		if !m.Joining && b.stage.get() == joining {
 			c.joined(b)
 		}
 	}
@@ -91,7 +91,7 @@ func (c *checker) place(b *box, eye hsm.Session) {
 
 // joined checks an HSM that says that it has joined. c.mu is held.
 func (c *checker) joined(b *box) {
-	b.stage = belongs
+	b.stage.set(belongs)
 	c.w.trace.add("%s belongs", b.name)
 	c.w.count(func(s *stats) { s.kinds["joined"]++ })
 	for _, ref := range b.must {
@@ -100,7 +100,7 @@ func (c *checker) joined(b *box) {
 		}
 	}
 	for _, other := range b.region.everyone() {
-		if other != b && !other.isCopy && other.stage == belongs && other.invite() != "" && other.invite() == b.invite() {
+		if other != b && !other.isCopy && other.stage.get() == belongs && other.invite() != "" && other.invite() == b.invite() {
 			c.w.violate("%s and %s have joined with one token", b.name, other.name)
 		}
 	}

@@ -122,7 +122,7 @@ func (r *region) members() []*box {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return slices.DeleteFunc(slices.Clone(r.boxes), func(b *box) bool {
-		return b.gone.Load() || b.isCopy || b.removed || b.stage != belongs
+		return b.gone.Load() || b.isCopy || b.removed || b.stage.get() != belongs
 	})
 }
 
