@@ -193,11 +193,21 @@ func TestSignWhileHSMsDie(t *testing.T) {
 	c.Close()
 }
 
+// TestUseSpreadsOverAllHolders: of HSMs that have nothing else to do, each is asked in
+// its turn. The looks at members and settings, which take turns as well, come too late.
 func TestUseSpreadsOverAllHolders(t *testing.T) {
+	slow := fast
+	slow.refresh = time.Hour
 	w := newWorld(t, 3, 2, true)
-	c := w.open(asUser)
+	c := w.open(asUser, withTiming(slow))
+	w.awaitUp(c)
 	ref := mustCreate(t, c, aes())
 	mustWait(t, c, ref)
+	for _, r := range c.all() {
+		for r.load.Load() != 0 {
+			time.Sleep(time.Millisecond)
+		}
+	}
 	used := map[string]int{}
 	var mu sync.Mutex
 	w.setFaults(func(b *box, call string) fault {
