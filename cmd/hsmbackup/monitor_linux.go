@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 )
@@ -17,12 +19,22 @@ import (
 // days with this number of milliseconds, the largest there is.
 const quietMonitor = "schedtrace=2147483647"
 
+// init keeps the verbs that start anew on the thread that the process began with, until
+// they have: only that one has the signal which ends the process with its parent
+// (prctl(2), PR_SET_PDEATHSIG), and it is kept if that one starts anew.
+func init() {
+	if slices.Contains(os.Args, "serve") || slices.Contains(os.Args, "client") {
+		runtime.LockOSThread()
+	}
+}
+
 // quietenMonitor starts this program anew, in the same process and with what it has
 // inherited, since Go reads the setting at its start only. It returns in the program
 // that has it, or if it cannot be had; that costs speed alone. An operator who sets
 // schedtrace keeps that. What a verb has read, asked or done so far is lost or done
 // twice, so it comes first.
 func quietenMonitor(log *slog.Logger) {
+	defer runtime.UnlockOSThread()
 	env, missing := withQuietMonitor(os.Environ())
 	if !missing {
 		return
