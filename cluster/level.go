@@ -21,7 +21,7 @@ func levelled(ch hsm.Change) (ref hsm.KeyRef, ok bool) {
 	switch ch.Kind {
 	case hsm.ChangeSettings:
 		return hsm.PolicyRef(hsm.PolicySettings), true
-	case hsm.ChangeQuorumValue:
+	case hsm.ChangeQuorumValue, hsm.ChangeQuorumTimeout:
 		return hsm.PolicyRef(hsm.PolicyQuorum), true
 	}
 	return 0, false

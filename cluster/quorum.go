@@ -47,6 +47,64 @@ func (c *Cluster) QuorumValues(ctx context.Context) (hsm.QuorumValues, error) {
 	return info.Quorum, err
 }
 
+// QuorumTimeouts are how long tokens are good, as one HSM knows it.
+func (c *Cluster) QuorumTimeouts(ctx context.Context) (hsm.QuorumTimeouts, error) {
+	info, err := c.anyInfo(ctx)
+	t := info.Timeouts
+	return hsm.QuorumTimeouts{Generated: cmp.Or(t.Generated, hsm.TokenLife), Approved: cmp.Or(t.Approved, hsm.TokenLife)}, err
+}
+
+// IssuedToken is a token that waits, with the HSM that issued it, where alone it is good.
+type IssuedToken struct {
+	hsm.TokenInfo
+	HSM hsm.HSMID
+}
+
+// QuorumTokens lists the tokens that wait on all HSMs, the oldest of each first. Those
+// of missing HSMs, which did not answer, are not among them.
+func (c *Cluster) QuorumTokens(ctx context.Context) (tokens []IssuedToken, missing []hsm.HSMID, err error) {
+	lists, missing, err := everyHSM(ctx, c, func(ctx context.Context, s hsm.Session) ([]hsm.TokenInfo, error) { return s.Tokens(ctx) })
+	for _, l := range lists {
+		for _, t := range l.value {
+			tokens = append(tokens, IssuedToken{t, l.from.id()})
+		}
+	}
+	return tokens, missing, err
+}
+
+// DeleteQuorumTokens withdraws the tokens of all users, or of this one, on all HSMs, and
+// says how many waited. It is idempotent. ErrUnavailable if HSMs did not answer, on which
+// tokens may wait still; on the others it is done.
+func (c *Cluster) DeleteQuorumTokens(ctx context.Context, all bool) (n int, err error) {
+	counts, missing, err := everyHSM(ctx, c, func(ctx context.Context, s hsm.Session) (int, error) { return s.DeleteTokens(ctx, all) })
+	for _, a := range counts {
+		n += a.value
+	}
+	if err == nil && len(missing) > 0 {
+		err = fmt.Errorf("%w: %d quorum tokens were deleted, and those that %v issued were not: it did not answer", hsm.ErrUnavailable, n, missing)
+	}
+	return n, err
+}
+
+// everyHSM asks all HSMs and returns what those said that answered, by id, and which
+// did not. A refusal is an error.
+func everyHSM[T any](ctx context.Context, c *Cluster, ask func(context.Context, hsm.Session) (T, error)) (said []answer[T], missing []hsm.HSMID, err error) {
+	var from []hsm.HSMID
+	for _, a := range gather(ctx, c, c.muster(ctx), nil, nil, ask) {
+		switch {
+		case a.err == nil:
+			said, from = append(said, a), append(from, a.from.id())
+		case ctx.Err() != nil || !away(a.err):
+			return nil, nil, a.err
+		}
+	}
+	if len(said) == 0 {
+		return nil, nil, c.noHSM()
+	}
+	slices.SortFunc(said, func(a, b answer[T]) int { return cmp.Compare(a.from.id(), b.from.id()) })
+	return said, c.without(from), nil
+}
+
 // issuer is the HSM that issued the tokens of an operation; nil if it has none.
 func (c *Cluster) issuer(as []hsm.Approval) (*remote, error) {
 	var id hsm.HSMID

@@ -7,8 +7,10 @@ import (
 	"crypto/rand"
 	"crypto/x509"
 	"errors"
+	"slices"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/hsmbackup/hsmbackup/cluster/hsm"
 )
@@ -146,5 +148,73 @@ func TestApprovedChange(t *testing.T) {
 	}
 	if _, err := create("dave", hsm.RoleCryptoUser, approval()); err != nil {
 		t.Errorf("with a token of another HSM: %v", err)
+	}
+}
+
+// TestQuorumTokensOfAllHSMs: each HSM is asked for those it has issued; what one that is
+// away has issued is neither listed nor deleted, and that is said.
+func TestQuorumTokensOfAllHSMs(t *testing.T) {
+	w := newWorld(t, 3, 2, true)
+	admin := w.open(asAdmin)
+	w.awaitUp(admin)
+	ctx := t.Context()
+	if timeouts, err := admin.QuorumTimeouts(ctx); err != nil || timeouts != (hsm.QuorumTimeouts{Generated: hsm.TokenLife, Approved: hsm.TokenLife}) {
+		t.Errorf("timeouts %+v, %v", timeouts, err)
+	}
+	if changed, err := admin.Change(ctx, hsm.Change{Kind: hsm.ChangeQuorumTimeout, Name: hsm.TimeoutGenerated, Value: "900"}); err != nil || len(changed.Copies) < 2 {
+		t.Fatalf("%+v, %v", changed, err)
+	}
+	w.sync()
+	issued := map[hsm.HSMID]bool{}
+	issue := func(away int) {
+		t.Helper()
+		w.boxes[away].away.Store(true)
+		token, err := admin.QuorumToken(ctx, hsm.ServiceUser, 0)
+		w.boxes[away].away.Store(false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		q, err := hsm.ParseQuorumToken(token)
+		if err != nil || q.Expires.Sub(q.Issued) != 15*time.Minute {
+			t.Fatalf("%+v, %v", q, err)
+		}
+		issued[q.HSM] = true
+		w.awaitUp(admin)
+	}
+	first := slices.IndexFunc(w.boxes, func(b *box) bool {
+		return !slices.ContainsFunc(w.boxes, func(o *box) bool { return o.member.ID < b.member.ID })
+	})
+	issue((first + 1) % 3) // by the first
+	issue(first)           // by the next
+	user := w.open(asUser)
+	w.awaitUp(user)
+	for who, c := range map[string]*Cluster{"admin": admin, "crypto user": user} {
+		tokens, missing, err := c.QuorumTokens(ctx)
+		if err != nil || len(missing) != 0 || len(tokens) != 2 || len(issued) != 2 {
+			t.Fatalf("%s: %+v, missing %v, %v", who, tokens, missing, err)
+		}
+		for _, token := range tokens {
+			if !issued[token.HSM] || token.Requester != adminName || token.Service != hsm.ServiceUser {
+				t.Errorf("%s: %+v", who, token)
+			}
+		}
+	}
+	if _, err := user.DeleteQuorumTokens(ctx, true); !errors.Is(err, hsm.ErrDenied) {
+		t.Errorf("a crypto user deletes tokens: %v", err)
+	}
+	w.boxes[first].away.Store(true)
+	if tokens, missing, err := admin.QuorumTokens(ctx); err != nil || len(tokens) != 1 || !slices.Equal(missing, []hsm.HSMID{w.boxes[first].member.ID}) {
+		t.Errorf("with one away: %+v, missing %v, %v", tokens, missing, err)
+	}
+	if n, err := admin.DeleteQuorumTokens(ctx, true); n != 1 || !errors.Is(err, hsm.ErrUnavailable) {
+		t.Errorf("with one away, %d deleted: %v", n, err)
+	}
+	w.boxes[first].away.Store(false)
+	w.awaitUp(admin)
+	if n, err := admin.DeleteQuorumTokens(ctx, false); n != 1 || err != nil {
+		t.Errorf("%d deleted: %v", n, err)
+	}
+	if tokens, _, err := admin.QuorumTokens(ctx); err != nil || len(tokens) != 0 {
+		t.Errorf("after all: %+v, %v", tokens, err)
 	}
 }

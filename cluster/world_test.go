@@ -406,6 +406,12 @@ func (s *faultySession) Key(ctx context.Context, ref hsm.KeyRef) (hsm.KeyInfo, e
 func (s *faultySession) Token(ctx context.Context, service hsm.Service, key hsm.KeyRef) ([]byte, error) {
 	return through(ctx, s, "Token", func() ([]byte, error) { return s.inner.Token(ctx, service, key) })
 }
+func (s *faultySession) Tokens(ctx context.Context) ([]hsm.TokenInfo, error) {
+	return through(ctx, s, "Tokens", func() ([]hsm.TokenInfo, error) { return s.inner.Tokens(ctx) })
+}
+func (s *faultySession) DeleteTokens(ctx context.Context, all bool) (int, error) {
+	return through(ctx, s, "DeleteTokens", func() (int, error) { return s.inner.DeleteTokens(ctx, all) })
+}
 func (s *faultySession) Users(ctx context.Context) ([]hsm.UserInfo, error) {
 	return through(ctx, s, "Users", func() ([]hsm.UserInfo, error) { return s.inner.Users(ctx) })
 }

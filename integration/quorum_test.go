@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/base64"
+	"encoding/json"
 	"fmt"
 	"io"
 	"os"
@@ -51,6 +52,7 @@ func TestQuorum(t *testing.T) {
 		t.Errorf("values %+v", values)
 	}
 
+	tokenTimeouts(t, c, root)
 	create := []string{"user", "create", "carol", "--approval"}
 	root = root.with("HSMBACKUP_NEW_PASSWORD=carol-is-here-1")
 	root.refused(t, 4, "quorum", "user", "create", "carol")
@@ -67,6 +69,7 @@ func TestQuorum(t *testing.T) {
 		t.Errorf("the token is shown as:\n%s", shown)
 	}
 	c.machine.refused(t, 2, "usage", "quorum", "token-sign", "sign", "--token", token, "--key", rootKey, "--username", "root")
+	tokenList(t, c, root, second, token)
 	root.ok(t, append(create, token)...)
 	root.refused(t, 4, "quorum", "user", "delete", "carol", "--approval", token)
 	approve := func(service string) {
@@ -99,6 +102,11 @@ func TestQuorum(t *testing.T) {
 	sign("root", rootKey)
 	sign("second", secondKey)
 	root.ok(t, "user", "delete", "carol", "--approval", token)
+	generate()
+	sign("root", rootKey)
+	sign("second", secondKey)
+	second.ok(t, "quorum", "token-sign", "delete", "--scope", "all")
+	root.refused(t, 4, "quorum", "user", "delete", "alice", "--approval", token)
 	c.wait(t)
 }
 
@@ -196,5 +204,76 @@ func secondFactor(t *testing.T, c *testCluster, ec []string) {
 	rest, _ := io.ReadAll(stderr)
 	if err := cmd.Wait(); err != nil {
 		t.Errorf("%v\n%s", err, rest)
+	}
+}
+
+// tokenTimeouts sets how long tokens are good; everybody may read it.
+func tokenTimeouts(t *testing.T, c *testCluster, root *machine) {
+	t.Helper()
+	expect := func(generated, approved int) {
+		t.Helper()
+		var timeouts struct{ Generated, Approved int }
+		c.alice().json(t, &timeouts, "quorum", "token-sign", "list-timeouts")
+		if timeouts.Generated != generated || timeouts.Approved != approved {
+			t.Errorf("timeouts %+v, want %d and %d", timeouts, generated, approved)
+		}
+	}
+	set := func(args ...string) []string { return append([]string{"quorum", "token-sign", "set-timeout"}, args...) }
+	expect(600, 600)
+	c.alice().refused(t, 4, "denied", set("--generated", "900")...)
+	root.refused(t, 2, "usage", set()...)
+	root.refused(t, 2, "usage", set("--generated", "900", "--approved", "900")...)
+	for _, bad := range []string{"0", "-1", "86401", "soon", "", "15m"} {
+		root.refused(t, 2, "invalid", set("--approved="+bad)...)
+	}
+	if out := root.ok(t, set("--generated", "900")...); !strings.Contains(out, "Set token timeout successful") {
+		t.Error(out)
+	}
+	root.ok(t, set("--approved", "300")...)
+	c.wait(t)
+	expect(900, 300)
+}
+
+// tokenList lists the token of a file, which one of two has been seen to approve, beside
+// another admin's; and deletes that one.
+func tokenList(t *testing.T, c *testCluster, root, second *machine, file string) {
+	t.Helper()
+	type list struct {
+		Tokens []struct {
+			Username, Service, HSM, Token string
+			Required                      int `json:"approvals_required"`
+			Approvals                     int `json:"number_of_approvals"`
+			Left                          int `json:"token_timeout_seconds"`
+		}
+		Missing []string
+	}
+	listed := func(by *machine) (l list) {
+		t.Helper()
+		by.json(t, &l, "quorum", "token-sign", "list")
+		return l
+	}
+	remove := []string{"quorum", "token-sign", "delete", "--scope"}
+	second.ok(t, "quorum", "token-sign", "generate", "--service", "quorum", "--token", c.path("second.token"))
+	if l := listed(c.alice()); len(l.Tokens) != 2 || len(l.Missing) != 0 {
+		t.Errorf("two tokens are listed as %+v", l)
+	}
+	c.alice().refused(t, 4, "denied", append(remove, "user")...)
+	second.refused(t, 2, "usage", append(remove, "mine")...)
+	if out := second.ok(t, append(remove, "user")...); !strings.Contains(out, "Deletion of quorum token(s) successful") {
+		t.Error(out)
+	}
+	var shown struct{ HSM string }
+	c.machine.json(t, &shown, "quorum", "token-sign", "show", "--token", file)
+	var written struct{ Token string }
+	b, err := os.ReadFile(file)
+	if err != nil || json.Unmarshal(b, &written) != nil {
+		t.Fatal(err)
+	}
+	l := listed(root)
+	if len(l.Tokens) != 1 {
+		t.Fatalf("one token is listed as %+v", l)
+	}
+	if k := l.Tokens[0]; k.Username != "root" || k.Service != "user" || k.HSM != shown.HSM || k.Token != written.Token || k.Required != 2 || k.Approvals != 1 || k.Left < 600 || k.Left > 900 {
+		t.Errorf("the token is listed as %+v, it is of %s", k, shown.HSM)
 	}
 }

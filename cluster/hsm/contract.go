@@ -169,6 +169,8 @@ type Info struct {
 	Clock uint64
 	// Quorum is how many approvals the services of the cluster take.
 	Quorum QuorumValues
+	// Timeouts are how long quorum tokens are good; 0: TokenLife.
+	Timeouts QuorumTimeouts
 }
 
 // MaxEpochs bounds the masking keys of a lineage.
@@ -257,6 +259,13 @@ type Session interface {
 	// ServiceQuorum and ServiceCluster a user has one at a time: another one puts an end to it. Admins
 	// for those, crypto users for the services of keys that they may use.
 	Token(ctx context.Context, service Service, key KeyRef) ([]byte, error)
+	// Tokens lists the tokens that this HSM has issued, of all users, and that wait, oldest
+	// first. Admins, crypto users.
+	Tokens(ctx context.Context) ([]TokenInfo, error)
+	// DeleteTokens withdraws all tokens that wait on this HSM, or those of this user: they
+	// approve nothing any more, one whose operation is under way not that either
+	// when it comes to nothing. It returns how many. Admins.
+	DeleteTokens(ctx context.Context, all bool) (int, error)
 
 	// Close ends the session: session keys are gone when it returns.
 	Close() error

@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"fmt"
+	"strconv"
 	"time"
 )
 
@@ -45,11 +46,12 @@ func ParseService(s string) (Service, error) {
 // Bounds of quorum approval, from cloudhsm.md §1.6.
 const (
 	MaxQuorum     = 8
-	TokenLife     = 10 * time.Minute
-	MaxTokens     = 1024 // issued by one HSM and neither spent nor expired
-	MaxUserTokens = 64   // of them, for one user
-	MaxSignatures = 16   // of one approval
-	MaxApprovals  = 4    // of one operation; a wrap may need two
+	TokenLife     = 10 * time.Minute // and how long it may wait once approved, unless the timeouts are set
+	MaxTokenLife  = 24 * time.Hour   // that the timeouts can be set to
+	MaxTokens     = 1024             // issued by one HSM and neither spent nor expired
+	MaxUserTokens = 64               // of them, for one user
+	MaxSignatures = 16               // of one approval
+	MaxApprovals  = 4                // of one operation; a wrap may need two
 )
 
 // QuorumValues are how many approvals the services of the cluster take; 0 and 1: none.
@@ -57,6 +59,37 @@ type QuorumValues struct{ User, Quorum, Cluster int }
 
 // Most is the largest of them.
 func (v QuorumValues) Most() int { return max(v.User, v.Quorum, v.Cluster) }
+
+// QuorumTimeouts are how long a token is good: Generated from when it was issued,
+// and of that, Approved from when its HSM has first seen it with enough approvals.
+type QuorumTimeouts struct{ Generated, Approved time.Duration }
+
+// The names of the timeouts, in Change.Name.
+const (
+	TimeoutGenerated = "generated"
+	TimeoutApproved  = "approved"
+)
+
+// ParseTokenTimeout reads a timeout in seconds, 1 to those of MaxTokenLife. ErrInvalid.
+func ParseTokenTimeout(s string) (time.Duration, error) {
+	n, err := strconv.ParseUint(s, 10, 32)
+	d := time.Duration(n) * time.Second
+	if err != nil || d < time.Second || d > MaxTokenLife {
+		return 0, fmt.Errorf("%w: timeout %s: want 1 to %d seconds", ErrInvalid, quote(s), MaxTokenLife/time.Second)
+	}
+	return d, nil
+}
+
+// TokenInfo is what an HSM shows of a token that it has issued and that waits.
+type TokenInfo struct {
+	Digest    [sha256.Size]byte // TokenDigest
+	Service   Service
+	Key       KeyRef // 0 unless it is of a key that whoever asks may see
+	Requester string
+	Required  int           // approvals that its operation takes
+	Approvals int           // that the HSM has seen, in the last attempt that was not refused for a bad one
+	Left      time.Duration // until it is void
+}
 
 // Approval is a token with the signatures of those who approve.
 type Approval struct {

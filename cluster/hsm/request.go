@@ -103,6 +103,10 @@ const (
 	// ServiceQuorum, and not fewer than the service takes now. ErrDenied if fewer admins
 	// have a key to approve with.
 	ChangeQuorumValue ChangeKind = "quorum-value"
+	// ChangeQuorumTimeout sets how long tokens that are issued from now on are good: Name,
+	// and Value as ParseTokenTimeout reads it. As an admin; it takes no approval, so that
+	// one that is too short for anybody to approve in can be mended.
+	ChangeQuorumTimeout ChangeKind = "quorum-timeout"
 	// ChangeUserQuorum and ChangeUserMFA register a key of the caller's own: User, Public,
 	// and Proof over RegistrationMessage. Idempotent; ErrExist if the user has another key,
 	// or somebody else has this one. Without Public they take the key of User away, as an

@@ -551,6 +551,17 @@ func (s *session) Token(ctx context.Context, service hsm.Service, key hsm.KeyRef
 	return ask(ctx, &s.replica, s.replica.api.Token, req, func(p *pb.TokenReply) ([]byte, error) { return p.GetToken(), nil })
 }
 
+func (s *session) Tokens(ctx context.Context) ([]hsm.TokenInfo, error) {
+	return ask(ctx, &s.replica, s.replica.api.Tokens, &pb.TokensRequest{}, fromTokens)
+}
+
+func (s *session) DeleteTokens(ctx context.Context, all bool) (int, error) {
+	return ask(ctx, &s.replica, s.replica.api.DeleteTokens, &pb.DeleteTokensRequest{All: all}, func(p *pb.DeleteTokensReply) (int, error) {
+		c := &checker{}
+		return c.small("deleted tokens", p.GetDeleted()), c.err
+	})
+}
+
 func (s *session) Sign(ctx context.Context, purpose hsm.Purpose, message []byte) (hsm.LineageSignature, error) {
 	req := &pb.SignRequest{Purpose: string(purpose), Message: message}
 	return ask(ctx, &s.replica, s.replica.api.Sign, req, func(p *pb.SignReply) (hsm.LineageSignature, error) {

@@ -317,6 +317,20 @@ func (*service) Token(ctx context.Context, p *pb.TokenRequest) (*pb.TokenReply, 
 	})
 }
 
+func (*service) Tokens(ctx context.Context, _ *pb.TokensRequest) (*pb.TokensReply, error) {
+	return unary(ctx, struct{}{}, nil, func(s hsm.Session, _ struct{}) (*pb.TokensReply, error) {
+		tokens, err := s.Tokens(ctx)
+		return toTokens(tokens), err
+	})
+}
+
+func (*service) DeleteTokens(ctx context.Context, p *pb.DeleteTokensRequest) (*pb.DeleteTokensReply, error) {
+	return unary(ctx, p.GetAll(), nil, func(s hsm.Session, all bool) (*pb.DeleteTokensReply, error) {
+		n, err := s.DeleteTokens(ctx, all)
+		return &pb.DeleteTokensReply{Deleted: int64(n)}, err
+	})
+}
+
 func (*service) Sign(ctx context.Context, p *pb.SignRequest) (*pb.SignReply, error) {
 	c := &checker{}
 	purpose := hsm.Purpose(c.word("purpose", p.GetPurpose()))

@@ -194,6 +194,20 @@ func (s servedSession) Token(ctx context.Context, service hsm.Service, key hsm.K
 	return s.Session.Token(ctx, service, key)
 }
 
+func (s servedSession) Tokens(ctx context.Context) ([]hsm.TokenInfo, error) {
+	if err := s.server.serves(); err != nil {
+		return nil, err
+	}
+	return s.Session.Tokens(ctx)
+}
+
+func (s servedSession) DeleteTokens(ctx context.Context, all bool) (int, error) {
+	if err := errors.Join(s.server.serves(), s.server.recordable()); err != nil {
+		return 0, err
+	}
+	return s.Session.DeleteTokens(ctx, all)
+}
+
 func (s servedSession) Keys(ctx context.Context, f hsm.Filter) iter.Seq2[hsm.KeyInfo, error] {
 	if err := s.server.serves(); err != nil {
 		return refuse[hsm.KeyInfo](err)

@@ -44,6 +44,13 @@ func (p *program) quorumCommand() *cli.Command {
 				&cli.StringFlag{Name: "username", Usage: "the `USER` whose key it is"}),
 			verb("list-quorum-values", "how many admins approve", "list-quorum-values --cluster ./east", p.listQuorumValues, clusterFlags()...),
 			withApproval(set),
+			verb("list", "the tokens of all users that wait on the HSMs", "list --cluster ./east", p.listTokens, clusterFlags()...),
+			verb("delete", "withdraw tokens, as an admin", "delete --scope all --cluster ./east", p.deleteTokens,
+				append(clusterFlags(), &cli.StringFlag{Name: "scope", Usage: "`WHOSE`: user (your own) or all", Required: true})...),
+			verb("list-timeouts", "how long tokens are good, in seconds", "list-timeouts --cluster ./east", p.listTimeouts, clusterFlags()...),
+			verb("set-timeout", "how long tokens that are issued from now on are good, as an admin", "set-timeout --generated 900 --cluster ./east", p.setTimeout,
+				append(clusterFlags(), &cli.StringFlag{Name: "generated", Usage: "from when a token was issued: `SECONDS`, 1 to 86400"},
+					&cli.StringFlag{Name: "approved", Usage: "of that, from when its HSM has first seen it with enough approvals: `SECONDS`"})...),
 		}},
 	}}
 }

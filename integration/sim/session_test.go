@@ -204,6 +204,14 @@ func (s *session) Token(ctx context.Context, service hsm.Service, key hsm.KeyRef
 	return ask(ctx, s, "Token", "", false, func(ctx context.Context) ([]byte, error) { return s.inner.Token(ctx, service, key) })
 }
 
+func (s *session) Tokens(ctx context.Context) ([]hsm.TokenInfo, error) {
+	return ask(ctx, s, "Tokens", "", false, s.inner.Tokens)
+}
+
+func (s *session) DeleteTokens(ctx context.Context, all bool) (int, error) {
+	return ask(ctx, s, "DeleteTokens", "", false, func(ctx context.Context) (int, error) { return s.inner.DeleteTokens(ctx, all) })
+}
+
 func (s *session) Envelope(ctx context.Context, custodians []string, threshold int) ([]byte, error) {
 	return ask(ctx, s, "Envelope", "", false, func(ctx context.Context) ([]byte, error) { return s.inner.Envelope(ctx, custodians, threshold) })
 }

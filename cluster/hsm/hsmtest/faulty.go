@@ -200,6 +200,14 @@ func (f *faulty) Token(ctx context.Context, service hsm.Service, key hsm.KeyRef)
 	return do(f.p, "Token", func() ([]byte, error) { return f.s.Token(ctx, service, key) })
 }
 
+func (f *faulty) Tokens(ctx context.Context) ([]hsm.TokenInfo, error) {
+	return do(f.p, "Tokens", func() ([]hsm.TokenInfo, error) { return f.s.Tokens(ctx) })
+}
+
+func (f *faulty) DeleteTokens(ctx context.Context, all bool) (int, error) {
+	return do(f.p, "DeleteTokens", func() (int, error) { return f.s.DeleteTokens(ctx, all) })
+}
+
 func (f *faulty) Keys(ctx context.Context, filter hsm.Filter) iter.Seq2[hsm.KeyInfo, error] {
 	return doSeq(f.p, "Keys", f.s.Keys(ctx, filter))
 }

@@ -167,6 +167,115 @@ func testQuorumTokens(w *world) {
 	w.want("a key where there is none", err, hsm.ErrInvalid)
 }
 
+// testQuorumTokenList: tokens of all users are listed until they are spent, void or
+// withdrawn, with what the HSM has seen of approvals; a crypto user learns of no key
+// that is not its own to see.
+func testQuorumTokenList(w *world) {
+	c := w.council()
+	w.ok(c.set(hsm.ServiceUser, 2, nil))
+	request := aesRequest("sign")
+	request.Attributes["use-key-quorum-value"] = "1"
+	s := c.user(alice)
+	key := c.create(s, request)[0].Ref
+	listed := func(by hsm.Session) []hsm.TokenInfo {
+		w.Helper()
+		all, err := by.Tokens(c.ctx())
+		w.ok(err)
+		return all
+	}
+	w.equal("tokens at first", len(listed(c.chair)), 0)
+	ours := c.token(c.chair, hsm.ServiceUser, 0)
+	w.advance(time.Minute)
+	theirs := c.token(s, hsm.ServiceKeyUsage, key)
+	a := hsm.TokenInfo{Digest: hsm.TokenDigest(ours), Service: hsm.ServiceUser, Requester: adminName, Required: 2, Left: hsm.TokenLife - time.Minute}
+	b := hsm.TokenInfo{Digest: hsm.TokenDigest(theirs), Service: hsm.ServiceKeyUsage, Key: key, Requester: alice, Required: 1, Left: hsm.TokenLife}
+	w.equal("an admin's list", listed(c.chair), []hsm.TokenInfo{a, b})
+	w.equal("the owner's list", listed(s), []hsm.TokenInfo{a, b})
+	hidden := b
+	hidden.Key = 0
+	w.equal("the list of another crypto user", listed(c.user(bob)), []hsm.TokenInfo{a, hidden})
+
+	w.want("one of two", c.make("carol", w.approve(ours, c.keys[0])), hsm.ErrQuorum)
+	a.Approvals = 1
+	w.equal("after one approval", listed(c.chair), []hsm.TokenInfo{a, b})
+	w.want("a bad one", c.make("carol", w.approve(ours, c.keys[0], c.keys[0])), hsm.ErrQuorum)
+	w.want("enough, for what is not done", c.make(bob, w.approve(ours, c.keys[:2]...)), hsm.ErrExist)
+	a.Approvals = 2
+	w.equal("after two approvals", listed(c.chair), []hsm.TokenInfo{a, b})
+	w.ok(c.make("carol", w.approve(ours, c.keys[:2]...)))
+	w.equal("after it was spent", listed(c.chair), []hsm.TokenInfo{b})
+	w.must(s.Change(c.ctx(), hsm.Change{Kind: hsm.ChangeUserPassword, User: alice, Password: password(alice)}))
+	w.equal("after a change of password", len(listed(c.chair)), 0)
+	c.token(c.chair, hsm.ServiceUser, 0)
+	w.advance(hsm.TokenLife)
+	w.equal("after its time", len(listed(c.chair)), 0)
+}
+
+// testQuorumTokenDelete: an admin withdraws its own tokens, or all.
+func testQuorumTokenDelete(w *world) {
+	c := w.council()
+	w.ok(c.set(hsm.ServiceUser, 2, nil))
+	second := c.login(hsm.RoleAdmin, "second")
+	remove := func(by hsm.Session, all bool, want int) {
+		w.Helper()
+		n, err := by.DeleteTokens(c.ctx(), all)
+		w.ok(err)
+		w.equal("deleted", n, want)
+	}
+	remove(c.chair, true, 0)
+	ours := c.token(c.chair, hsm.ServiceUser, 0)
+	c.token(second, hsm.ServiceUser, 0)
+	c.token(second, hsm.ServiceQuorum, 0)
+	remove(second, false, 2)
+	w.ok(c.make("carol", w.approve(ours, c.keys[:2]...)))
+	ours = c.token(c.chair, hsm.ServiceUser, 0)
+	remove(second, true, 1)
+	w.want("a deleted token", c.make("dave", w.approve(ours, c.keys[:2]...)), hsm.ErrQuorum)
+	_, err := c.user(alice).DeleteTokens(c.ctx(), false)
+	w.want("by a crypto user", err, hsm.ErrDenied)
+}
+
+// testQuorumTimeouts: how long tokens are good is the lineage's, for those issued from
+// then on; and one that was approved is good for so long, and no longer than it was issued for.
+func testQuorumTimeouts(w *world) {
+	c := w.council()
+	w.equal("timeouts at first", c.info().Timeouts, hsm.QuorumTimeouts{Generated: hsm.TokenLife, Approved: hsm.TokenLife})
+	w.ok(c.set(hsm.ServiceUser, 2, nil))
+	set := func(name, value string) error {
+		_, err := c.chair.Change(c.ctx(), hsm.Change{Kind: hsm.ChangeQuorumTimeout, Name: name, Value: value})
+		return err
+	}
+	for _, value := range []string{"", "0", "-1", "1.5", "15m", "86401", "18446744073709551617", " 60"} {
+		w.want("timeout "+value, set(hsm.TimeoutGenerated, value), hsm.ErrInvalid)
+	}
+	w.want("of something else", set("user", "60"), hsm.ErrInvalid)
+	before := c.token(c.chair, hsm.ServiceUser, 0)
+	w.ok(set(hsm.TimeoutGenerated, "900"))
+	w.ok(set(hsm.TimeoutApproved, "60"))
+	other := w.empty()
+	w.sync(c.node, other)
+	want := hsm.QuorumTimeouts{Generated: 15 * time.Minute, Approved: time.Minute}
+	w.equal("timeouts", c.info().Timeouts, want)
+	w.equal("timeouts elsewhere", other.info().Timeouts, want)
+	w.equal("values", c.info().Quorum, hsm.QuorumValues{User: 2, Quorum: 1, Cluster: 1})
+
+	w.advance(hsm.TokenLife)
+	w.want("one issued before", c.make("carol", w.approve(before, c.keys[:2]...)), hsm.ErrQuorum)
+	token := c.token(c.chair, hsm.ServiceUser, 0)
+	w.advance(hsm.TokenLife)
+	w.ok(c.make("carol", w.approve(token, c.keys[:2]...)))
+	token = c.token(c.chair, hsm.ServiceUser, 0)
+	w.want("approved, and not done", c.make(bob, w.approve(token, c.keys[:2]...)), hsm.ErrExist)
+	w.advance(30 * time.Second)
+	w.want("approved again, which does not prolong it", c.make(bob, w.approve(token, c.keys[:2]...)), hsm.ErrExist)
+	w.advance(30 * time.Second)
+	w.want("approved too long ago", c.make("dave", w.approve(token, c.keys[:2]...)), hsm.ErrQuorum)
+	w.ok(set(hsm.TimeoutGenerated, "1"))
+	token = c.token(c.chair, hsm.ServiceUser, 0)
+	w.advance(time.Second)
+	w.want("after a second", c.make("dave", w.approve(token, c.keys[:2]...)), hsm.ErrQuorum)
+}
+
 func testQuorumValues(w *world) {
 	c := w.council()
 	w.want("more than can approve", c.set(hsm.ServiceUser, 4, nil), hsm.ErrDenied)

@@ -82,7 +82,7 @@ func Run(t *testing.T, open Open) {
 		{"Members", testMembers},
 		{"WrapTemplate", testWrapTemplate}, {"UnwrapTemplate", testUnwrapTemplate}, {"DeriveTemplate", testDeriveTemplate},
 		{"PostQuantumMoves", testPostQuantumMoves},
-		{"QuorumUsers", testQuorumUsers}, {"QuorumTokens", testQuorumTokens}, {"QuorumValues", testQuorumValues}, {"QuorumCluster", testQuorumCluster},
+		{"QuorumUsers", testQuorumUsers}, {"QuorumTokens", testQuorumTokens}, {"QuorumTokenList", testQuorumTokenList}, {"QuorumTokenDelete", testQuorumTokenDelete}, {"QuorumTimeouts", testQuorumTimeouts}, {"QuorumValues", testQuorumValues}, {"QuorumCluster", testQuorumCluster},
 		{"QuorumKeys", testQuorumKeys}, {"SignerRegistration", testSignerRegistration}, {"MFA", testMFA},
 		{"Envelope", testEnvelope},
 		{"Sign", testSign},

@@ -32,6 +32,8 @@ func (s *session) Change(ctx context.Context, c hsm.Change) (m hsm.MaskedObject,
 		return s.changeUser(ctx, c)
 	case hsm.ChangeQuorumValue:
 		return s.changeQuorum(ctx, c)
+	case hsm.ChangeQuorumTimeout:
+		return s.changeTimeout(c)
 	case hsm.ChangeRevive:
 		return s.revive(c)
 	case hsm.ChangeSupersede:

@@ -31,6 +31,7 @@ type HSM struct {
 	liveKeys atomic.Int64
 	settings atomic.Pointer[hsm.Settings]
 	quorum   atomic.Pointer[hsm.QuorumValues]
+	timeouts atomic.Pointer[hsm.QuorumTimeouts]
 	tokens   tokenTable
 	users    userTable
 	ops      opTable
@@ -93,6 +94,7 @@ func (h *HSM) SetKeyring(k *hsm.Keyring) error {
 func (h *HSM) load() error {
 	h.settings.Store(&hsm.Settings{MinCopies: defaultMinCopies, CheckOnUse: true})
 	h.quorum.Store(&hsm.QuorumValues{})
+	h.timeouts.Store(&hsm.QuorumTimeouts{Generated: hsm.TokenLife, Approved: hsm.TokenLife})
 	for _, scope := range scopes {
 		if err := h.loadScope(scope); err != nil {
 			return h.store.wrap("open", err)
@@ -169,8 +171,9 @@ func (h *HSM) learn(r *hsm.Record, o hsm.Object) {
 		s := readSettings(r)
 		h.settings.Store(&s)
 	case r.Kind == hsm.KindPolicy && r.Ref == quorumRef:
-		v := readQuorum(r)
+		v, t := readQuorum(r), readTimeouts(r)
 		h.quorum.Store(&v)
+		h.timeouts.Store(&t)
 	}
 }
 
@@ -248,7 +251,7 @@ func (h *HSM) info() hsm.Info {
 		Root: h.states[hsm.ScopeLineage].Root(), ClusterRoot: h.states[hsm.ScopeCluster].Root(),
 		Keys: uint64(max(h.liveKeys.Load(), 0)), InDoubt: uint64(len(pending)), Doubts: doubts(pending), Sessions: h.sessions.count(),
 		Started: h.started, Settings: *h.settings.Load(), Epochs: h.keys().Epochs(), Sealing: h.keys().Epoch(), Format: hsm.FormatVersion,
-		Clock: h.clock.Latest(), Quorum: *h.quorum.Load(),
+		Clock: h.clock.Latest(), Quorum: *h.quorum.Load(), Timeouts: *h.timeouts.Load(),
 	}
 	if ms := h.lastSync.Load(); ms != 0 {
 		i.LastSync = time.UnixMilli(ms).UTC()

@@ -53,7 +53,7 @@ func (s *session) userQuorum(c hsm.Change) demand {
 	if s.who.Role == hsm.RoleHSM || s.isOwn(c) {
 		return demand{}
 	}
-	return adminDemand(hsm.ServiceUser, s.h.quorum.Load().User)
+	return s.h.adminDemand(hsm.ServiceUser)
 }
 
 // clusterQuorum is what a change of the cluster takes: of its settings, custodians
@@ -63,7 +63,7 @@ func (s *session) clusterQuorum() demand {
 	if s.who.Role == hsm.RoleHSM {
 		return demand{}
 	}
-	return adminDemand(hsm.ServiceCluster, s.h.quorum.Load().Cluster)
+	return s.h.adminDemand(hsm.ServiceCluster)
 }
 
 // approvedChange makes a change of the cluster.
@@ -75,11 +75,23 @@ func (s *session) approvedChange(ctx context.Context, c hsm.Change, change func(
 	return m, err
 }
 
-func adminDemand(service hsm.Service, value int) demand {
-	if value < 2 {
+// adminNeed is how many admins approve an operation of a service.
+func adminNeed(service hsm.Service, v hsm.QuorumValues) int {
+	switch service {
+	case hsm.ServiceUser:
+		return v.User
+	case hsm.ServiceCluster:
+		return v.Cluster
+	}
+	return v.Most()
+}
+
+func (h *HSM) adminDemand(service hsm.Service) demand {
+	need := adminNeed(service, *h.quorum.Load())
+	if need < 2 {
 		return demand{}
 	}
-	return demand{service: service, need: value, may: func(u user) bool { return u.role == hsm.RoleAdmin }}
+	return demand{service: service, need: need, may: func(u user) bool { return u.role == hsm.RoleAdmin }}
 }
 
 // keyQuorum is what a use of a key takes. Its owner and those it is shared with
@@ -132,14 +144,16 @@ func (s *session) withApproval(ctx context.Context, as []hsm.Approval, d demand,
 	}
 	t, signers, err := s.approval(as, d)
 	if err == nil {
-		err = s.h.tokens.take(t)
+		err = s.h.tokens.take(t.id)
 	}
 	s.audit(ctx, "quorum", d.key, fmt.Sprintf("%s needs %d, approved by %q", d.service, d.need, signers), err)
 	if err != nil {
 		return err
 	}
 	if err = op(); nothingDone(err) {
-		s.h.tokens.giveBack(t)
+		s.h.tokens.giveBack(t.id)
+	} else {
+		s.h.tokens.spend(t.id)
 	}
 	return err
 }
@@ -180,6 +194,13 @@ func (s *session) approval(as []hsm.Approval, d demand) (issued, []string, error
 			return issued{}, nil, err
 		}
 		signers, err := s.h.signers(a, d)
+		if err != nil {
+			return i, signers, err
+		}
+		s.h.tokens.approved(i.id, len(signers), d.need, s.h.opts.Now())
+		if len(signers) < d.need {
+			err = refuseQuorum("%d of %d users have approved", len(signers), d.need)
+		}
 		return i, signers, err
 	}
 	if other != nil {
@@ -211,6 +232,8 @@ func (s *session) mine(t hsm.QuorumToken, token []byte) (issued, error) {
 		return i, refuseQuorum("the token has expired; generate another one")
 	case !ok:
 		return i, refuseQuorum("the token is used up, or was withdrawn, or %s has started again since; generate another one", s.h.opts.ID)
+	case !s.h.opts.Now().Before(i.end(*s.h.timeouts.Load())):
+		return i, refuseQuorum("the token was approved more than %s ago and is void; generate another one", s.h.timeouts.Load().Approved)
 	case !bytes.Equal(i.by, u.fingerprint()):
 		return i, refuseQuorum("the token is from before a change of the user's password; generate another one")
 	}
@@ -218,7 +241,7 @@ func (s *session) mine(t hsm.QuorumToken, token []byte) (issued, error) {
 }
 
 // signers checks the signatures of an approval: each of another user who may
-// approve now, with another key, and enough of them.
+// approve now, with another key.
 func (h *HSM) signers(a hsm.Approval, d demand) ([]string, error) {
 	var names []string
 	var keys [][]byte
@@ -246,9 +269,6 @@ func (h *HSM) signers(a hsm.Approval, d demand) ([]string, error) {
 		}
 		names, keys = append(names, name), append(keys, u.quorumKey)
 	}
-	if len(names) < d.need {
-		return names, refuseQuorum("%d of %d users have approved", len(names), d.need)
-	}
 	return names, nil
 }
 
@@ -271,13 +291,18 @@ func (s *session) changeQuorum(ctx context.Context, c hsm.Change) (hsm.MaskedObj
 		return hsm.MaskedObject{}, fmt.Errorf("%w: %d admins have a key to approve with, fewer than %d; they register one with user change-quorum", hsm.ErrDenied, n, value)
 	}
 	var m hsm.MaskedObject
-	err = s.withApproval(ctx, c.Approvals, adminDemand(hsm.ServiceQuorum, s.h.quorum.Load().Most()), func() (err error) {
-		m, err = s.h.update(hsm.ScopeLineage, quorumRef, func(cur *held) (*hsm.Record, error) {
-			return s.h.withRegisters(cur, hsm.KindPolicy, quorumRef, hsm.PolicyQuorum, map[string][]byte{string(service): []byte(strconv.Itoa(value))}, s.h.stampOf(c))
-		})
+	err = s.withApproval(ctx, c.Approvals, s.h.adminDemand(hsm.ServiceQuorum), func() (err error) {
+		m, err = s.h.setQuorum(c, string(service), strconv.Itoa(value))
 		return err
 	})
 	return m, err
+}
+
+// setQuorum sets one register of the policy.
+func (h *HSM) setQuorum(c hsm.Change, register, value string) (hsm.MaskedObject, error) {
+	return h.update(hsm.ScopeLineage, quorumRef, func(cur *held) (*hsm.Record, error) {
+		return h.withRegisters(cur, hsm.KindPolicy, quorumRef, hsm.PolicyQuorum, map[string][]byte{register: []byte(value)}, h.stampOf(c))
+	})
 }
 
 func (h *HSM) adminSigners() (n int) {

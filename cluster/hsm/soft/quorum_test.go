@@ -102,9 +102,10 @@ func TestTokenIsSpentOnce(t *testing.T) {
 func TestTokensAreBounded(t *testing.T) {
 	var table tokenTable
 	now := newClock().Now()
+	timeouts := hsm.QuorumTimeouts{Generated: hsm.TokenLife, Approved: hsm.TokenLife}
 	add := func(user string, n int) error {
 		q := hsm.QuorumToken{Service: hsm.ServiceKeyUsage, Key: hsm.KeyRef(n + 1), Requester: user, Expires: now.Add(hsm.TokenLife)}
-		return table.add(issued{id: hsm.TokenDigest(fmt.Appendf(nil, "%s %d", user, n)), token: q}, now)
+		return table.add(issued{id: hsm.TokenDigest(fmt.Appendf(nil, "%s %d", user, n)), token: q}, now, timeouts)
 	}
 	for n := range hsm.MaxTokens {
 		if err := add(fmt.Sprint("user", n/hsm.MaxUserTokens), n); err != nil {
@@ -157,11 +158,52 @@ func TestQuorumFailsClosed(t *testing.T) {
 	if got := readQuorum(r); got != (hsm.QuorumValues{User: hsm.MaxQuorum, Quorum: hsm.MaxQuorum, Cluster: hsm.MaxQuorum}) {
 		t.Errorf("%+v", got)
 	}
+	r.Registers = map[string]hsm.Register{registerGenerated: {Value: []byte("soon")}, registerApproved: {Value: []byte("86401")}}
+	if got := readTimeouts(r); got != (hsm.QuorumTimeouts{Generated: hsm.TokenLife, Approved: hsm.TokenLife}) {
+		t.Errorf("%+v", got)
+	}
 	key := &hsm.Record{Kind: hsm.KindKey, Registers: map[string]hsm.Register{hsm.AttributeRegister("use-key-quorum-value"): {Value: []byte{2}}}}
 	if n := key.QuorumValue(hsm.ServiceKeyUsage); n != hsm.MaxQuorum {
 		t.Error(n)
 	}
 	if n := key.QuorumValue(hsm.ServiceKeyManagement); n != 0 {
 		t.Error(n)
+	}
+}
+
+// TestTokenWithdrawnWhileItIsTaken: a token whose operation is under way when it is
+// withdrawn, or when the next one of the service is issued, does not come back when the
+// operation comes to nothing.
+func TestTokenWithdrawnWhileItIsTaken(t *testing.T) {
+	timeouts := hsm.QuorumTimeouts{Generated: hsm.TokenLife, Approved: hsm.TokenLife}
+	now := newClock().Now()
+	token := func(nonce byte) issued {
+		q := hsm.QuorumToken{Service: hsm.ServiceUser, Requester: "admin", Expires: now.Add(hsm.TokenLife), Nonce: [16]byte{nonce}}
+		return issued{id: hsm.TokenDigest(q.Encode()), token: q}
+	}
+	for name, end := range map[string]func(table *tokenTable) error{
+		"withdrawn": func(table *tokenTable) error {
+			if n := table.withdraw(func(issued) bool { return true }, now, timeouts); n != 0 {
+				return fmt.Errorf("%d waited", n)
+			}
+			return nil
+		},
+		"replaced": func(table *tokenTable) error { return table.add(token(2), now, timeouts) },
+	} {
+		var table tokenTable
+		one := token(1)
+		if err := errors.Join(table.add(one, now, timeouts), table.take(one.id)); err != nil {
+			t.Fatal(name, err)
+		}
+		if _, ok := table.get(one.token.Encode()); ok || len(table.waiting(now, timeouts)) != 0 || table.take(one.id) == nil {
+			t.Errorf("%s: a token that is taken is there", name)
+		}
+		if err := end(&table); err != nil {
+			t.Error(name, err)
+		}
+		table.giveBack(one.id)
+		if _, ok := table.get(one.token.Encode()); ok || table.take(one.id) == nil {
+			t.Errorf("%s: the token came back", name)
+		}
 	}
 }

@@ -2,10 +2,12 @@ package soft
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/rand"
 	"crypto/sha256"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -26,6 +28,18 @@ type issued struct {
 	id    [sha256.Size]byte
 	token hsm.QuorumToken
 	by    []byte // fingerprint of the requester: this user, with this password
+
+	approvals int       // seen in the last attempt
+	approved  time.Time // when they were enough for the first time; zero: never
+	taken     bool      // its operation is under way
+}
+
+// end is when the token is void.
+func (i issued) end(t hsm.QuorumTimeouts) time.Time {
+	if by := i.approved.Add(t.Approved); !i.approved.IsZero() && by.Before(i.token.Expires) {
+		return by
+	}
+	return i.token.Expires
 }
 
 // Token implements hsm.Session.
@@ -46,11 +60,11 @@ func (s *session) Token(ctx context.Context, service hsm.Service, key hsm.KeyRef
 	now := s.h.opts.Now().UTC().Truncate(time.Millisecond)
 	t := hsm.QuorumToken{
 		Service: service, Key: key, Requester: u.name, HSM: s.h.opts.ID, Cluster: s.h.opts.Cluster, Lineage: s.h.keys().Lineage(),
-		Issued: now, Expires: now.Add(hsm.TokenLife),
+		Issued: now, Expires: now.Add(s.h.timeouts.Load().Generated),
 	}
 	rand.Read(t.Nonce[:])
 	token = t.Encode()
-	return token, s.h.tokens.add(issued{id: hsm.TokenDigest(token), token: t, by: u.fingerprint()}, now)
+	return token, s.h.tokens.add(issued{id: hsm.TokenDigest(token), token: t, by: u.fingerprint()}, now, *s.h.timeouts.Load())
 }
 
 // mayAsk checks that a token is of use to this user.
@@ -79,9 +93,9 @@ func (s *session) mayAsk(service hsm.Service, key hsm.KeyRef) error {
 	return nil
 }
 
-// add takes up a token. Expired ones go, and of the services of the cluster the
-// one that the user had.
-func (t *tokenTable) add(i issued, now time.Time) error {
+// add takes up a token. Void ones go, and of the services of the cluster the one
+// that the user had.
+func (t *tokenTable) add(i issued, now time.Time, timeouts hsm.QuorumTimeouts) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.live == nil {
@@ -91,7 +105,7 @@ func (t *tokenTable) add(i issued, now time.Time) error {
 	for id, o := range t.live {
 		same := o.token.Requester == i.token.Requester
 		switch {
-		case !now.Before(o.token.Expires), same && !i.token.Service.OfKey() && o.token.Service == i.token.Service:
+		case !now.Before(o.end(timeouts)), same && !i.token.Service.OfKey() && o.token.Service == i.token.Service:
 			delete(t.live, id)
 		case same:
 			users++
@@ -108,23 +122,82 @@ func (t *tokenTable) get(token []byte) (issued, bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	i, ok := t.live[hsm.TokenDigest(token)]
-	return i, ok && bytes.Equal(i.token.Encode(), token)
+	return i, ok && !i.taken && bytes.Equal(i.token.Encode(), token)
 }
 
-// take spends a token. ErrQuorum if somebody else has.
-func (t *tokenTable) take(i issued) error {
+// approved notes how many have approved a token, of those that it needs.
+func (t *tokenTable) approved(id [sha256.Size]byte, n, need int, now time.Time) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if _, ok := t.live[i.id]; !ok {
-		return refuseQuorum("the token is used up; generate another one")
+	i, ok := t.live[id]
+	if !ok {
+		return
 	}
-	delete(t.live, i.id)
+	if i.approvals = n; n >= need && i.approved.IsZero() {
+		i.approved = now
+	}
+	t.live[id] = i
+}
+
+// take takes a token for its operation. ErrQuorum if somebody else has, or it was
+// withdrawn. From here on it is good for nothing else, unless giveBack follows.
+func (t *tokenTable) take(id [sha256.Size]byte) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	i, ok := t.live[id]
+	if !ok || i.taken {
+		return refuseQuorum("the token is used up, or was withdrawn; generate another one")
+	}
+	i.taken = true
+	t.live[id] = i
 	return nil
 }
 
-// giveBack makes a token good again that was taken for nothing.
-func (t *tokenTable) giveBack(i issued) {
+// spend ends a token whose operation was done.
+func (t *tokenTable) spend(id [sha256.Size]byte) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.live[i.id] = i
+	delete(t.live, id)
+}
+
+// giveBack makes a token good again that was taken for nothing, unless it was
+// withdrawn meanwhile.
+func (t *tokenTable) giveBack(id [sha256.Size]byte) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if i, ok := t.live[id]; ok {
+		i.taken = false
+		t.live[id] = i
+	}
+}
+
+// waiting returns the tokens that are neither void nor taken, oldest first.
+func (t *tokenTable) waiting(now time.Time, timeouts hsm.QuorumTimeouts) (all []issued) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, i := range t.live {
+		if !i.taken && now.Before(i.end(timeouts)) {
+			all = append(all, i)
+		}
+	}
+	slices.SortFunc(all, func(a, b issued) int {
+		return cmp.Or(a.token.Issued.Compare(b.token.Issued), bytes.Compare(a.id[:], b.id[:]))
+	})
+	return all
+}
+
+// withdraw removes tokens, taken ones too, and counts those that were waiting.
+func (t *tokenTable) withdraw(which func(i issued) bool, now time.Time, timeouts hsm.QuorumTimeouts) (n int) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for id, i := range t.live {
+		if !which(i) {
+			continue
+		}
+		delete(t.live, id)
+		if !i.taken && now.Before(i.end(timeouts)) {
+			n++
+		}
+	}
+	return n
 }

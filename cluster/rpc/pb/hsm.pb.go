@@ -506,33 +506,35 @@ func (x *InfoRequest) GetBrief() bool {
 }
 
 type InfoReply struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Id            uint64                 `protobuf:"fixed64,1,opt,name=id,proto3" json:"id,omitempty"`
-	Cluster       uint64                 `protobuf:"fixed64,2,opt,name=cluster,proto3" json:"cluster,omitempty"`
-	ClusterName   string                 `protobuf:"bytes,3,opt,name=cluster_name,json=clusterName,proto3" json:"cluster_name,omitempty"`
-	Region        string                 `protobuf:"bytes,4,opt,name=region,proto3" json:"region,omitempty"`
-	Zone          string                 `protobuf:"bytes,5,opt,name=zone,proto3" json:"zone,omitempty"`
-	Lineage       []byte                 `protobuf:"bytes,6,opt,name=lineage,proto3" json:"lineage,omitempty"`
-	Version       string                 `protobuf:"bytes,7,opt,name=version,proto3" json:"version,omitempty"`
-	State         string                 `protobuf:"bytes,8,opt,name=state,proto3" json:"state,omitempty"`
-	Root          *RootReply             `protobuf:"bytes,9,opt,name=root,proto3" json:"root,omitempty"`
-	ClusterRoot   *RootReply             `protobuf:"bytes,10,opt,name=cluster_root,json=clusterRoot,proto3" json:"cluster_root,omitempty"`
-	Keys          uint64                 `protobuf:"varint,11,opt,name=keys,proto3" json:"keys,omitempty"`
-	InDoubt       uint64                 `protobuf:"varint,12,opt,name=in_doubt,json=inDoubt,proto3" json:"in_doubt,omitempty"`
-	Sessions      uint64                 `protobuf:"varint,13,opt,name=sessions,proto3" json:"sessions,omitempty"`
-	Started       int64                  `protobuf:"varint,14,opt,name=started,proto3" json:"started,omitempty"`                   // Unix nanoseconds; 0: never
-	LastSync      int64                  `protobuf:"varint,15,opt,name=last_sync,json=lastSync,proto3" json:"last_sync,omitempty"` // Unix nanoseconds; 0: never
-	Settings      *Settings              `protobuf:"bytes,16,opt,name=settings,proto3" json:"settings,omitempty"`
-	Notice        string                 `protobuf:"bytes,17,opt,name=notice,proto3" json:"notice,omitempty"`
-	Time          int64                  `protobuf:"varint,18,opt,name=time,proto3" json:"time,omitempty"`            // Unix nanoseconds; 0: not told
-	Doubts        []*Doubt               `protobuf:"bytes,19,rep,name=doubts,proto3" json:"doubts,omitempty"`         // the oldest; at most 16
-	Epochs        []uint64               `protobuf:"varint,40,rep,packed,name=epochs,proto3" json:"epochs,omitempty"` // of the masking keys held
-	Sealing       uint64                 `protobuf:"varint,41,opt,name=sealing,proto3" json:"sealing,omitempty"`      // epoch of the one that seals
-	Format        uint64                 `protobuf:"varint,42,opt,name=format,proto3" json:"format,omitempty"`        // newest version of masked objects it knows; 0: 1
-	Clock         uint64                 `protobuf:"fixed64,43,opt,name=clock,proto3" json:"clock,omitempty"`         // time of the latest stamp issued or observed
-	Quorum        *QuorumValues          `protobuf:"bytes,44,opt,name=quorum,proto3" json:"quorum,omitempty"`         // none: no value was ever set
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state            protoimpl.MessageState `protogen:"open.v1"`
+	Id               uint64                 `protobuf:"fixed64,1,opt,name=id,proto3" json:"id,omitempty"`
+	Cluster          uint64                 `protobuf:"fixed64,2,opt,name=cluster,proto3" json:"cluster,omitempty"`
+	ClusterName      string                 `protobuf:"bytes,3,opt,name=cluster_name,json=clusterName,proto3" json:"cluster_name,omitempty"`
+	Region           string                 `protobuf:"bytes,4,opt,name=region,proto3" json:"region,omitempty"`
+	Zone             string                 `protobuf:"bytes,5,opt,name=zone,proto3" json:"zone,omitempty"`
+	Lineage          []byte                 `protobuf:"bytes,6,opt,name=lineage,proto3" json:"lineage,omitempty"`
+	Version          string                 `protobuf:"bytes,7,opt,name=version,proto3" json:"version,omitempty"`
+	State            string                 `protobuf:"bytes,8,opt,name=state,proto3" json:"state,omitempty"`
+	Root             *RootReply             `protobuf:"bytes,9,opt,name=root,proto3" json:"root,omitempty"`
+	ClusterRoot      *RootReply             `protobuf:"bytes,10,opt,name=cluster_root,json=clusterRoot,proto3" json:"cluster_root,omitempty"`
+	Keys             uint64                 `protobuf:"varint,11,opt,name=keys,proto3" json:"keys,omitempty"`
+	InDoubt          uint64                 `protobuf:"varint,12,opt,name=in_doubt,json=inDoubt,proto3" json:"in_doubt,omitempty"`
+	Sessions         uint64                 `protobuf:"varint,13,opt,name=sessions,proto3" json:"sessions,omitempty"`
+	Started          int64                  `protobuf:"varint,14,opt,name=started,proto3" json:"started,omitempty"`                   // Unix nanoseconds; 0: never
+	LastSync         int64                  `protobuf:"varint,15,opt,name=last_sync,json=lastSync,proto3" json:"last_sync,omitempty"` // Unix nanoseconds; 0: never
+	Settings         *Settings              `protobuf:"bytes,16,opt,name=settings,proto3" json:"settings,omitempty"`
+	Notice           string                 `protobuf:"bytes,17,opt,name=notice,proto3" json:"notice,omitempty"`
+	Time             int64                  `protobuf:"varint,18,opt,name=time,proto3" json:"time,omitempty"`                                                 // Unix nanoseconds; 0: not told
+	Doubts           []*Doubt               `protobuf:"bytes,19,rep,name=doubts,proto3" json:"doubts,omitempty"`                                              // the oldest; at most 16
+	Epochs           []uint64               `protobuf:"varint,40,rep,packed,name=epochs,proto3" json:"epochs,omitempty"`                                      // of the masking keys held
+	Sealing          uint64                 `protobuf:"varint,41,opt,name=sealing,proto3" json:"sealing,omitempty"`                                           // epoch of the one that seals
+	Format           uint64                 `protobuf:"varint,42,opt,name=format,proto3" json:"format,omitempty"`                                             // newest version of masked objects it knows; 0: 1
+	Clock            uint64                 `protobuf:"fixed64,43,opt,name=clock,proto3" json:"clock,omitempty"`                                              // time of the latest stamp issued or observed
+	Quorum           *QuorumValues          `protobuf:"bytes,44,opt,name=quorum,proto3" json:"quorum,omitempty"`                                              // none: no value was ever set
+	GeneratedTimeout int64                  `protobuf:"varint,45,opt,name=generated_timeout,json=generatedTimeout,proto3" json:"generated_timeout,omitempty"` // of quorum tokens, seconds; 0: not told
+	ApprovedTimeout  int64                  `protobuf:"varint,46,opt,name=approved_timeout,json=approvedTimeout,proto3" json:"approved_timeout,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
 }
 
 func (x *InfoReply) Reset() {
@@ -731,6 +733,20 @@ func (x *InfoReply) GetQuorum() *QuorumValues {
 		return x.Quorum
 	}
 	return nil
+}
+
+func (x *InfoReply) GetGeneratedTimeout() int64 {
+	if x != nil {
+		return x.GeneratedTimeout
+	}
+	return 0
+}
+
+func (x *InfoReply) GetApprovedTimeout() int64 {
+	if x != nil {
+		return x.ApprovedTimeout
+	}
+	return 0
 }
 
 type QuorumValues struct {
@@ -994,6 +1010,266 @@ func (x *TokenReply) GetToken() []byte {
 	return nil
 }
 
+type TokensRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TokensRequest) Reset() {
+	*x = TokensRequest{}
+	mi := &file_hsm_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TokensRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TokensRequest) ProtoMessage() {}
+
+func (x *TokensRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_hsm_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TokensRequest.ProtoReflect.Descriptor instead.
+func (*TokensRequest) Descriptor() ([]byte, []int) {
+	return file_hsm_proto_rawDescGZIP(), []int{14}
+}
+
+type TokensReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Tokens        []*TokenInfo           `protobuf:"bytes,1,rep,name=tokens,proto3" json:"tokens,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TokensReply) Reset() {
+	*x = TokensReply{}
+	mi := &file_hsm_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TokensReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TokensReply) ProtoMessage() {}
+
+func (x *TokensReply) ProtoReflect() protoreflect.Message {
+	mi := &file_hsm_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TokensReply.ProtoReflect.Descriptor instead.
+func (*TokensReply) Descriptor() ([]byte, []int) {
+	return file_hsm_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *TokensReply) GetTokens() []*TokenInfo {
+	if x != nil {
+		return x.Tokens
+	}
+	return nil
+}
+
+type TokenInfo struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Digest        []byte                 `protobuf:"bytes,1,opt,name=digest,proto3" json:"digest,omitempty"` // 32 bytes
+	Service       string                 `protobuf:"bytes,2,opt,name=service,proto3" json:"service,omitempty"`
+	Key           uint64                 `protobuf:"fixed64,3,opt,name=key,proto3" json:"key,omitempty"` // 0: none, or not the caller's to see
+	Requester     string                 `protobuf:"bytes,4,opt,name=requester,proto3" json:"requester,omitempty"`
+	Required      int64                  `protobuf:"varint,5,opt,name=required,proto3" json:"required,omitempty"`
+	Approvals     int64                  `protobuf:"varint,6,opt,name=approvals,proto3" json:"approvals,omitempty"`
+	Left          int64                  `protobuf:"varint,7,opt,name=left,proto3" json:"left,omitempty"` // nanoseconds
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TokenInfo) Reset() {
+	*x = TokenInfo{}
+	mi := &file_hsm_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TokenInfo) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TokenInfo) ProtoMessage() {}
+
+func (x *TokenInfo) ProtoReflect() protoreflect.Message {
+	mi := &file_hsm_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TokenInfo.ProtoReflect.Descriptor instead.
+func (*TokenInfo) Descriptor() ([]byte, []int) {
+	return file_hsm_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *TokenInfo) GetDigest() []byte {
+	if x != nil {
+		return x.Digest
+	}
+	return nil
+}
+
+func (x *TokenInfo) GetService() string {
+	if x != nil {
+		return x.Service
+	}
+	return ""
+}
+
+func (x *TokenInfo) GetKey() uint64 {
+	if x != nil {
+		return x.Key
+	}
+	return 0
+}
+
+func (x *TokenInfo) GetRequester() string {
+	if x != nil {
+		return x.Requester
+	}
+	return ""
+}
+
+func (x *TokenInfo) GetRequired() int64 {
+	if x != nil {
+		return x.Required
+	}
+	return 0
+}
+
+func (x *TokenInfo) GetApprovals() int64 {
+	if x != nil {
+		return x.Approvals
+	}
+	return 0
+}
+
+func (x *TokenInfo) GetLeft() int64 {
+	if x != nil {
+		return x.Left
+	}
+	return 0
+}
+
+type DeleteTokensRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	All           bool                   `protobuf:"varint,1,opt,name=all,proto3" json:"all,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteTokensRequest) Reset() {
+	*x = DeleteTokensRequest{}
+	mi := &file_hsm_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteTokensRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteTokensRequest) ProtoMessage() {}
+
+func (x *DeleteTokensRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_hsm_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteTokensRequest.ProtoReflect.Descriptor instead.
+func (*DeleteTokensRequest) Descriptor() ([]byte, []int) {
+	return file_hsm_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *DeleteTokensRequest) GetAll() bool {
+	if x != nil {
+		return x.All
+	}
+	return false
+}
+
+type DeleteTokensReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Deleted       int64                  `protobuf:"varint,1,opt,name=deleted,proto3" json:"deleted,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteTokensReply) Reset() {
+	*x = DeleteTokensReply{}
+	mi := &file_hsm_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteTokensReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteTokensReply) ProtoMessage() {}
+
+func (x *DeleteTokensReply) ProtoReflect() protoreflect.Message {
+	mi := &file_hsm_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteTokensReply.ProtoReflect.Descriptor instead.
+func (*DeleteTokensReply) Descriptor() ([]byte, []int) {
+	return file_hsm_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *DeleteTokensReply) GetDeleted() int64 {
+	if x != nil {
+		return x.Deleted
+	}
+	return 0
+}
+
 type Doubt struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Op            []byte                 `protobuf:"bytes,1,opt,name=op,proto3" json:"op,omitempty"`              // 16 bytes
@@ -1005,7 +1281,7 @@ type Doubt struct {
 
 func (x *Doubt) Reset() {
 	*x = Doubt{}
-	mi := &file_hsm_proto_msgTypes[14]
+	mi := &file_hsm_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1017,7 +1293,7 @@ func (x *Doubt) String() string {
 func (*Doubt) ProtoMessage() {}
 
 func (x *Doubt) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[14]
+	mi := &file_hsm_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1030,7 +1306,7 @@ func (x *Doubt) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Doubt.ProtoReflect.Descriptor instead.
 func (*Doubt) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{14}
+	return file_hsm_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Doubt) GetOp() []byte {
@@ -1067,7 +1343,7 @@ type Settings struct {
 
 func (x *Settings) Reset() {
 	*x = Settings{}
-	mi := &file_hsm_proto_msgTypes[15]
+	mi := &file_hsm_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1079,7 +1355,7 @@ func (x *Settings) String() string {
 func (*Settings) ProtoMessage() {}
 
 func (x *Settings) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[15]
+	mi := &file_hsm_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1092,7 +1368,7 @@ func (x *Settings) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Settings.ProtoReflect.Descriptor instead.
 func (*Settings) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{15}
+	return file_hsm_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Settings) GetMinCopies() int64 {
@@ -1138,7 +1414,7 @@ type MembersRequest struct {
 
 func (x *MembersRequest) Reset() {
 	*x = MembersRequest{}
-	mi := &file_hsm_proto_msgTypes[16]
+	mi := &file_hsm_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1150,7 +1426,7 @@ func (x *MembersRequest) String() string {
 func (*MembersRequest) ProtoMessage() {}
 
 func (x *MembersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[16]
+	mi := &file_hsm_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1163,7 +1439,7 @@ func (x *MembersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MembersRequest.ProtoReflect.Descriptor instead.
 func (*MembersRequest) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{16}
+	return file_hsm_proto_rawDescGZIP(), []int{21}
 }
 
 type MembersReply struct {
@@ -1175,7 +1451,7 @@ type MembersReply struct {
 
 func (x *MembersReply) Reset() {
 	*x = MembersReply{}
-	mi := &file_hsm_proto_msgTypes[17]
+	mi := &file_hsm_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1187,7 +1463,7 @@ func (x *MembersReply) String() string {
 func (*MembersReply) ProtoMessage() {}
 
 func (x *MembersReply) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[17]
+	mi := &file_hsm_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1200,7 +1476,7 @@ func (x *MembersReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MembersReply.ProtoReflect.Descriptor instead.
 func (*MembersReply) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{17}
+	return file_hsm_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *MembersReply) GetMembers() []*Member {
@@ -1230,7 +1506,7 @@ type Member struct {
 
 func (x *Member) Reset() {
 	*x = Member{}
-	mi := &file_hsm_proto_msgTypes[18]
+	mi := &file_hsm_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1242,7 +1518,7 @@ func (x *Member) String() string {
 func (*Member) ProtoMessage() {}
 
 func (x *Member) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[18]
+	mi := &file_hsm_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1255,7 +1531,7 @@ func (x *Member) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Member.ProtoReflect.Descriptor instead.
 func (*Member) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{18}
+	return file_hsm_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Member) GetId() uint64 {
@@ -1355,7 +1631,7 @@ type Invite struct {
 
 func (x *Invite) Reset() {
 	*x = Invite{}
-	mi := &file_hsm_proto_msgTypes[19]
+	mi := &file_hsm_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1367,7 +1643,7 @@ func (x *Invite) String() string {
 func (*Invite) ProtoMessage() {}
 
 func (x *Invite) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[19]
+	mi := &file_hsm_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1380,7 +1656,7 @@ func (x *Invite) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Invite.ProtoReflect.Descriptor instead.
 func (*Invite) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{19}
+	return file_hsm_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Invite) GetId() []byte {
@@ -1428,7 +1704,7 @@ type Claim struct {
 
 func (x *Claim) Reset() {
 	*x = Claim{}
-	mi := &file_hsm_proto_msgTypes[20]
+	mi := &file_hsm_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1440,7 +1716,7 @@ func (x *Claim) String() string {
 func (*Claim) ProtoMessage() {}
 
 func (x *Claim) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[20]
+	mi := &file_hsm_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1453,7 +1729,7 @@ func (x *Claim) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Claim.ProtoReflect.Descriptor instead.
 func (*Claim) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{20}
+	return file_hsm_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Claim) GetJoiner() uint64 {
@@ -1481,7 +1757,7 @@ type Revocation struct {
 
 func (x *Revocation) Reset() {
 	*x = Revocation{}
-	mi := &file_hsm_proto_msgTypes[21]
+	mi := &file_hsm_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1493,7 +1769,7 @@ func (x *Revocation) String() string {
 func (*Revocation) ProtoMessage() {}
 
 func (x *Revocation) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[21]
+	mi := &file_hsm_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1506,7 +1782,7 @@ func (x *Revocation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Revocation.ProtoReflect.Descriptor instead.
 func (*Revocation) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{21}
+	return file_hsm_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Revocation) GetKind() string {
@@ -1539,7 +1815,7 @@ type ObjectsRequest struct {
 
 func (x *ObjectsRequest) Reset() {
 	*x = ObjectsRequest{}
-	mi := &file_hsm_proto_msgTypes[22]
+	mi := &file_hsm_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1551,7 +1827,7 @@ func (x *ObjectsRequest) String() string {
 func (*ObjectsRequest) ProtoMessage() {}
 
 func (x *ObjectsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[22]
+	mi := &file_hsm_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1564,7 +1840,7 @@ func (x *ObjectsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ObjectsRequest.ProtoReflect.Descriptor instead.
 func (*ObjectsRequest) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{22}
+	return file_hsm_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ObjectsRequest) GetScope() uint32 {
@@ -1585,7 +1861,7 @@ type ObjectBatch struct {
 
 func (x *ObjectBatch) Reset() {
 	*x = ObjectBatch{}
-	mi := &file_hsm_proto_msgTypes[23]
+	mi := &file_hsm_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1597,7 +1873,7 @@ func (x *ObjectBatch) String() string {
 func (*ObjectBatch) ProtoMessage() {}
 
 func (x *ObjectBatch) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[23]
+	mi := &file_hsm_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1610,7 +1886,7 @@ func (x *ObjectBatch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ObjectBatch.ProtoReflect.Descriptor instead.
 func (*ObjectBatch) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{23}
+	return file_hsm_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *ObjectBatch) GetPacked() []byte {
@@ -1631,7 +1907,7 @@ type ExtractRequest struct {
 
 func (x *ExtractRequest) Reset() {
 	*x = ExtractRequest{}
-	mi := &file_hsm_proto_msgTypes[24]
+	mi := &file_hsm_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1643,7 +1919,7 @@ func (x *ExtractRequest) String() string {
 func (*ExtractRequest) ProtoMessage() {}
 
 func (x *ExtractRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[24]
+	mi := &file_hsm_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1656,7 +1932,7 @@ func (x *ExtractRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExtractRequest.ProtoReflect.Descriptor instead.
 func (*ExtractRequest) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{24}
+	return file_hsm_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *ExtractRequest) GetScope() uint32 {
@@ -1693,7 +1969,7 @@ type ExtractReply struct {
 
 func (x *ExtractReply) Reset() {
 	*x = ExtractReply{}
-	mi := &file_hsm_proto_msgTypes[25]
+	mi := &file_hsm_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1705,7 +1981,7 @@ func (x *ExtractReply) String() string {
 func (*ExtractReply) ProtoMessage() {}
 
 func (x *ExtractReply) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[25]
+	mi := &file_hsm_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1718,7 +1994,7 @@ func (x *ExtractReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExtractReply.ProtoReflect.Descriptor instead.
 func (*ExtractReply) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{25}
+	return file_hsm_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *ExtractReply) GetObjects() []*Masked {
@@ -1756,7 +2032,7 @@ type Masked struct {
 
 func (x *Masked) Reset() {
 	*x = Masked{}
-	mi := &file_hsm_proto_msgTypes[26]
+	mi := &file_hsm_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1768,7 +2044,7 @@ func (x *Masked) String() string {
 func (*Masked) ProtoMessage() {}
 
 func (x *Masked) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[26]
+	mi := &file_hsm_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1781,7 +2057,7 @@ func (x *Masked) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Masked.ProtoReflect.Descriptor instead.
 func (*Masked) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{26}
+	return file_hsm_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Masked) GetRef() uint64 {
@@ -1836,7 +2112,7 @@ type InsertRequest struct {
 
 func (x *InsertRequest) Reset() {
 	*x = InsertRequest{}
-	mi := &file_hsm_proto_msgTypes[27]
+	mi := &file_hsm_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1848,7 +2124,7 @@ func (x *InsertRequest) String() string {
 func (*InsertRequest) ProtoMessage() {}
 
 func (x *InsertRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[27]
+	mi := &file_hsm_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1861,7 +2137,7 @@ func (x *InsertRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InsertRequest.ProtoReflect.Descriptor instead.
 func (*InsertRequest) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{27}
+	return file_hsm_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *InsertRequest) GetScope() uint32 {
@@ -1891,7 +2167,7 @@ type InsertReply struct {
 
 func (x *InsertReply) Reset() {
 	*x = InsertReply{}
-	mi := &file_hsm_proto_msgTypes[28]
+	mi := &file_hsm_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1903,7 +2179,7 @@ func (x *InsertReply) String() string {
 func (*InsertReply) ProtoMessage() {}
 
 func (x *InsertReply) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[28]
+	mi := &file_hsm_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1916,7 +2192,7 @@ func (x *InsertReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InsertReply.ProtoReflect.Descriptor instead.
 func (*InsertReply) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{28}
+	return file_hsm_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *InsertReply) GetAdded() uint64 {
@@ -1963,7 +2239,7 @@ type RootRequest struct {
 
 func (x *RootRequest) Reset() {
 	*x = RootRequest{}
-	mi := &file_hsm_proto_msgTypes[29]
+	mi := &file_hsm_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1975,7 +2251,7 @@ func (x *RootRequest) String() string {
 func (*RootRequest) ProtoMessage() {}
 
 func (x *RootRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[29]
+	mi := &file_hsm_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1988,7 +2264,7 @@ func (x *RootRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RootRequest.ProtoReflect.Descriptor instead.
 func (*RootRequest) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{29}
+	return file_hsm_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *RootRequest) GetScope() uint32 {
@@ -2008,7 +2284,7 @@ type RootReply struct {
 
 func (x *RootReply) Reset() {
 	*x = RootReply{}
-	mi := &file_hsm_proto_msgTypes[30]
+	mi := &file_hsm_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2020,7 +2296,7 @@ func (x *RootReply) String() string {
 func (*RootReply) ProtoMessage() {}
 
 func (x *RootReply) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[30]
+	mi := &file_hsm_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2033,7 +2309,7 @@ func (x *RootReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RootReply.ProtoReflect.Descriptor instead.
 func (*RootReply) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{30}
+	return file_hsm_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *RootReply) GetSum() []byte {
@@ -2059,7 +2335,7 @@ type FingerprintKeysRequest struct {
 
 func (x *FingerprintKeysRequest) Reset() {
 	*x = FingerprintKeysRequest{}
-	mi := &file_hsm_proto_msgTypes[31]
+	mi := &file_hsm_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2071,7 +2347,7 @@ func (x *FingerprintKeysRequest) String() string {
 func (*FingerprintKeysRequest) ProtoMessage() {}
 
 func (x *FingerprintKeysRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[31]
+	mi := &file_hsm_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2084,7 +2360,7 @@ func (x *FingerprintKeysRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FingerprintKeysRequest.ProtoReflect.Descriptor instead.
 func (*FingerprintKeysRequest) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{31}
+	return file_hsm_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *FingerprintKeysRequest) GetScope() uint32 {
@@ -2104,7 +2380,7 @@ type FingerprintKeysReply struct {
 
 func (x *FingerprintKeysReply) Reset() {
 	*x = FingerprintKeysReply{}
-	mi := &file_hsm_proto_msgTypes[32]
+	mi := &file_hsm_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2116,7 +2392,7 @@ func (x *FingerprintKeysReply) String() string {
 func (*FingerprintKeysReply) ProtoMessage() {}
 
 func (x *FingerprintKeysReply) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[32]
+	mi := &file_hsm_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2129,7 +2405,7 @@ func (x *FingerprintKeysReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FingerprintKeysReply.ProtoReflect.Descriptor instead.
 func (*FingerprintKeysReply) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{32}
+	return file_hsm_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *FingerprintKeysReply) GetRoot() []byte {
@@ -2157,7 +2433,7 @@ type CellsRequest struct {
 
 func (x *CellsRequest) Reset() {
 	*x = CellsRequest{}
-	mi := &file_hsm_proto_msgTypes[33]
+	mi := &file_hsm_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2169,7 +2445,7 @@ func (x *CellsRequest) String() string {
 func (*CellsRequest) ProtoMessage() {}
 
 func (x *CellsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[33]
+	mi := &file_hsm_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2182,7 +2458,7 @@ func (x *CellsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CellsRequest.ProtoReflect.Descriptor instead.
 func (*CellsRequest) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{33}
+	return file_hsm_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *CellsRequest) GetScope() uint32 {
@@ -2217,7 +2493,7 @@ type CellBatch struct {
 
 func (x *CellBatch) Reset() {
 	*x = CellBatch{}
-	mi := &file_hsm_proto_msgTypes[34]
+	mi := &file_hsm_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2229,7 +2505,7 @@ func (x *CellBatch) String() string {
 func (*CellBatch) ProtoMessage() {}
 
 func (x *CellBatch) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[34]
+	mi := &file_hsm_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2242,7 +2518,7 @@ func (x *CellBatch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CellBatch.ProtoReflect.Descriptor instead.
 func (*CellBatch) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{34}
+	return file_hsm_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *CellBatch) GetPacked() []byte {
@@ -2263,7 +2539,7 @@ type PrepareRequest struct {
 
 func (x *PrepareRequest) Reset() {
 	*x = PrepareRequest{}
-	mi := &file_hsm_proto_msgTypes[35]
+	mi := &file_hsm_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2275,7 +2551,7 @@ func (x *PrepareRequest) String() string {
 func (*PrepareRequest) ProtoMessage() {}
 
 func (x *PrepareRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[35]
+	mi := &file_hsm_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2288,7 +2564,7 @@ func (x *PrepareRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrepareRequest.ProtoReflect.Descriptor instead.
 func (*PrepareRequest) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{35}
+	return file_hsm_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *PrepareRequest) GetOp() []byte {
@@ -2320,7 +2596,7 @@ type PrepareReply struct {
 
 func (x *PrepareReply) Reset() {
 	*x = PrepareReply{}
-	mi := &file_hsm_proto_msgTypes[36]
+	mi := &file_hsm_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2332,7 +2608,7 @@ func (x *PrepareReply) String() string {
 func (*PrepareReply) ProtoMessage() {}
 
 func (x *PrepareReply) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[36]
+	mi := &file_hsm_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2345,7 +2621,7 @@ func (x *PrepareReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrepareReply.ProtoReflect.Descriptor instead.
 func (*PrepareReply) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{36}
+	return file_hsm_proto_rawDescGZIP(), []int{41}
 }
 
 type OpRequest struct {
@@ -2357,7 +2633,7 @@ type OpRequest struct {
 
 func (x *OpRequest) Reset() {
 	*x = OpRequest{}
-	mi := &file_hsm_proto_msgTypes[37]
+	mi := &file_hsm_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2369,7 +2645,7 @@ func (x *OpRequest) String() string {
 func (*OpRequest) ProtoMessage() {}
 
 func (x *OpRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[37]
+	mi := &file_hsm_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2382,7 +2658,7 @@ func (x *OpRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OpRequest.ProtoReflect.Descriptor instead.
 func (*OpRequest) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{37}
+	return file_hsm_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *OpRequest) GetOp() []byte {
@@ -2400,7 +2676,7 @@ type CommitReply struct {
 
 func (x *CommitReply) Reset() {
 	*x = CommitReply{}
-	mi := &file_hsm_proto_msgTypes[38]
+	mi := &file_hsm_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2412,7 +2688,7 @@ func (x *CommitReply) String() string {
 func (*CommitReply) ProtoMessage() {}
 
 func (x *CommitReply) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[38]
+	mi := &file_hsm_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2425,7 +2701,7 @@ func (x *CommitReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CommitReply.ProtoReflect.Descriptor instead.
 func (*CommitReply) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{38}
+	return file_hsm_proto_rawDescGZIP(), []int{43}
 }
 
 // Application is the process that a call is made for, as the client says, for
@@ -2442,7 +2718,7 @@ type Application struct {
 
 func (x *Application) Reset() {
 	*x = Application{}
-	mi := &file_hsm_proto_msgTypes[39]
+	mi := &file_hsm_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2454,7 +2730,7 @@ func (x *Application) String() string {
 func (*Application) ProtoMessage() {}
 
 func (x *Application) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[39]
+	mi := &file_hsm_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2467,7 +2743,7 @@ func (x *Application) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Application.ProtoReflect.Descriptor instead.
 func (*Application) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{39}
+	return file_hsm_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *Application) GetPid() int64 {
@@ -2505,7 +2781,7 @@ type CallsHello struct {
 
 func (x *CallsHello) Reset() {
 	*x = CallsHello{}
-	mi := &file_hsm_proto_msgTypes[40]
+	mi := &file_hsm_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2517,7 +2793,7 @@ func (x *CallsHello) String() string {
 func (*CallsHello) ProtoMessage() {}
 
 func (x *CallsHello) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[40]
+	mi := &file_hsm_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2530,7 +2806,7 @@ func (x *CallsHello) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CallsHello.ProtoReflect.Descriptor instead.
 func (*CallsHello) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{40}
+	return file_hsm_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *CallsHello) GetSession() []byte {
@@ -2549,7 +2825,7 @@ type CallsWelcome struct {
 
 func (x *CallsWelcome) Reset() {
 	*x = CallsWelcome{}
-	mi := &file_hsm_proto_msgTypes[41]
+	mi := &file_hsm_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2561,7 +2837,7 @@ func (x *CallsWelcome) String() string {
 func (*CallsWelcome) ProtoMessage() {}
 
 func (x *CallsWelcome) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[41]
+	mi := &file_hsm_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2574,7 +2850,7 @@ func (x *CallsWelcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CallsWelcome.ProtoReflect.Descriptor instead.
 func (*CallsWelcome) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{41}
+	return file_hsm_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *CallsWelcome) GetFailure() *Failure {
@@ -2594,7 +2870,7 @@ type CallsRequest struct {
 
 func (x *CallsRequest) Reset() {
 	*x = CallsRequest{}
-	mi := &file_hsm_proto_msgTypes[42]
+	mi := &file_hsm_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2606,7 +2882,7 @@ func (x *CallsRequest) String() string {
 func (*CallsRequest) ProtoMessage() {}
 
 func (x *CallsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[42]
+	mi := &file_hsm_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2619,7 +2895,7 @@ func (x *CallsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CallsRequest.ProtoReflect.Descriptor instead.
 func (*CallsRequest) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{42}
+	return file_hsm_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *CallsRequest) GetCalls() []*Call {
@@ -2655,7 +2931,7 @@ type Call struct {
 
 func (x *Call) Reset() {
 	*x = Call{}
-	mi := &file_hsm_proto_msgTypes[43]
+	mi := &file_hsm_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2667,7 +2943,7 @@ func (x *Call) String() string {
 func (*Call) ProtoMessage() {}
 
 func (x *Call) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[43]
+	mi := &file_hsm_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2680,7 +2956,7 @@ func (x *Call) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Call.ProtoReflect.Descriptor instead.
 func (*Call) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{43}
+	return file_hsm_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *Call) GetId() uint64 {
@@ -2799,7 +3075,7 @@ type CallsReply struct {
 
 func (x *CallsReply) Reset() {
 	*x = CallsReply{}
-	mi := &file_hsm_proto_msgTypes[44]
+	mi := &file_hsm_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2811,7 +3087,7 @@ func (x *CallsReply) String() string {
 func (*CallsReply) ProtoMessage() {}
 
 func (x *CallsReply) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[44]
+	mi := &file_hsm_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2824,7 +3100,7 @@ func (x *CallsReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CallsReply.ProtoReflect.Descriptor instead.
 func (*CallsReply) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{44}
+	return file_hsm_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *CallsReply) GetAnswers() []*Answer {
@@ -2848,7 +3124,7 @@ type Answer struct {
 
 func (x *Answer) Reset() {
 	*x = Answer{}
-	mi := &file_hsm_proto_msgTypes[45]
+	mi := &file_hsm_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2860,7 +3136,7 @@ func (x *Answer) String() string {
 func (*Answer) ProtoMessage() {}
 
 func (x *Answer) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[45]
+	mi := &file_hsm_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2873,7 +3149,7 @@ func (x *Answer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Answer.ProtoReflect.Descriptor instead.
 func (*Answer) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{45}
+	return file_hsm_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *Answer) GetId() uint64 {
@@ -2926,7 +3202,7 @@ type AbortReply struct {
 
 func (x *AbortReply) Reset() {
 	*x = AbortReply{}
-	mi := &file_hsm_proto_msgTypes[46]
+	mi := &file_hsm_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2938,7 +3214,7 @@ func (x *AbortReply) String() string {
 func (*AbortReply) ProtoMessage() {}
 
 func (x *AbortReply) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[46]
+	mi := &file_hsm_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2951,7 +3227,7 @@ func (x *AbortReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AbortReply.ProtoReflect.Descriptor instead.
 func (*AbortReply) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{46}
+	return file_hsm_proto_rawDescGZIP(), []int{51}
 }
 
 type ResolveReply struct {
@@ -2963,7 +3239,7 @@ type ResolveReply struct {
 
 func (x *ResolveReply) Reset() {
 	*x = ResolveReply{}
-	mi := &file_hsm_proto_msgTypes[47]
+	mi := &file_hsm_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2975,7 +3251,7 @@ func (x *ResolveReply) String() string {
 func (*ResolveReply) ProtoMessage() {}
 
 func (x *ResolveReply) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[47]
+	mi := &file_hsm_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2988,7 +3264,7 @@ func (x *ResolveReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResolveReply.ProtoReflect.Descriptor instead.
 func (*ResolveReply) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{47}
+	return file_hsm_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *ResolveReply) GetState() uint32 {
@@ -3017,7 +3293,7 @@ type Params struct {
 
 func (x *Params) Reset() {
 	*x = Params{}
-	mi := &file_hsm_proto_msgTypes[48]
+	mi := &file_hsm_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3029,7 +3305,7 @@ func (x *Params) String() string {
 func (*Params) ProtoMessage() {}
 
 func (x *Params) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[48]
+	mi := &file_hsm_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3042,7 +3318,7 @@ func (x *Params) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Params.ProtoReflect.Descriptor instead.
 func (*Params) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{48}
+	return file_hsm_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *Params) GetMechanism() string {
@@ -3146,7 +3422,7 @@ type CreateRequest struct {
 
 func (x *CreateRequest) Reset() {
 	*x = CreateRequest{}
-	mi := &file_hsm_proto_msgTypes[49]
+	mi := &file_hsm_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3158,7 +3434,7 @@ func (x *CreateRequest) String() string {
 func (*CreateRequest) ProtoMessage() {}
 
 func (x *CreateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[49]
+	mi := &file_hsm_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3171,7 +3447,7 @@ func (x *CreateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateRequest.ProtoReflect.Descriptor instead.
 func (*CreateRequest) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{49}
+	return file_hsm_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *CreateRequest) GetOp() []byte {
@@ -3296,7 +3572,7 @@ type CreateReply struct {
 
 func (x *CreateReply) Reset() {
 	*x = CreateReply{}
-	mi := &file_hsm_proto_msgTypes[50]
+	mi := &file_hsm_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3308,7 +3584,7 @@ func (x *CreateReply) String() string {
 func (*CreateReply) ProtoMessage() {}
 
 func (x *CreateReply) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[50]
+	mi := &file_hsm_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3321,7 +3597,7 @@ func (x *CreateReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateReply.ProtoReflect.Descriptor instead.
 func (*CreateReply) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{50}
+	return file_hsm_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *CreateReply) GetKeys() []*KeyInfo {
@@ -3365,7 +3641,7 @@ type ChangeRequest struct {
 
 func (x *ChangeRequest) Reset() {
 	*x = ChangeRequest{}
-	mi := &file_hsm_proto_msgTypes[51]
+	mi := &file_hsm_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3377,7 +3653,7 @@ func (x *ChangeRequest) String() string {
 func (*ChangeRequest) ProtoMessage() {}
 
 func (x *ChangeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[51]
+	mi := &file_hsm_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3390,7 +3666,7 @@ func (x *ChangeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangeRequest.ProtoReflect.Descriptor instead.
 func (*ChangeRequest) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{51}
+	return file_hsm_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *ChangeRequest) GetKind() string {
@@ -3542,7 +3818,7 @@ type UseRequest struct {
 
 func (x *UseRequest) Reset() {
 	*x = UseRequest{}
-	mi := &file_hsm_proto_msgTypes[52]
+	mi := &file_hsm_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3554,7 +3830,7 @@ func (x *UseRequest) String() string {
 func (*UseRequest) ProtoMessage() {}
 
 func (x *UseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[52]
+	mi := &file_hsm_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3567,7 +3843,7 @@ func (x *UseRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UseRequest.ProtoReflect.Descriptor instead.
 func (*UseRequest) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{52}
+	return file_hsm_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *UseRequest) GetKind() string {
@@ -3635,7 +3911,7 @@ type UseReply struct {
 
 func (x *UseReply) Reset() {
 	*x = UseReply{}
-	mi := &file_hsm_proto_msgTypes[53]
+	mi := &file_hsm_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3647,7 +3923,7 @@ func (x *UseReply) String() string {
 func (*UseReply) ProtoMessage() {}
 
 func (x *UseReply) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[53]
+	mi := &file_hsm_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3660,7 +3936,7 @@ func (x *UseReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UseReply.ProtoReflect.Descriptor instead.
 func (*UseReply) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{53}
+	return file_hsm_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *UseReply) GetData() []byte {
@@ -3681,7 +3957,7 @@ type KeysRequest struct {
 
 func (x *KeysRequest) Reset() {
 	*x = KeysRequest{}
-	mi := &file_hsm_proto_msgTypes[54]
+	mi := &file_hsm_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3693,7 +3969,7 @@ func (x *KeysRequest) String() string {
 func (*KeysRequest) ProtoMessage() {}
 
 func (x *KeysRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[54]
+	mi := &file_hsm_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3706,7 +3982,7 @@ func (x *KeysRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeysRequest.ProtoReflect.Descriptor instead.
 func (*KeysRequest) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{54}
+	return file_hsm_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *KeysRequest) GetRefs() []uint64 {
@@ -3739,7 +4015,7 @@ type KeyBatch struct {
 
 func (x *KeyBatch) Reset() {
 	*x = KeyBatch{}
-	mi := &file_hsm_proto_msgTypes[55]
+	mi := &file_hsm_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3751,7 +4027,7 @@ func (x *KeyBatch) String() string {
 func (*KeyBatch) ProtoMessage() {}
 
 func (x *KeyBatch) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[55]
+	mi := &file_hsm_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3764,7 +4040,7 @@ func (x *KeyBatch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeyBatch.ProtoReflect.Descriptor instead.
 func (*KeyBatch) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{55}
+	return file_hsm_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *KeyBatch) GetKeys() []*KeyInfo {
@@ -3783,7 +4059,7 @@ type KeyRequest struct {
 
 func (x *KeyRequest) Reset() {
 	*x = KeyRequest{}
-	mi := &file_hsm_proto_msgTypes[56]
+	mi := &file_hsm_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3795,7 +4071,7 @@ func (x *KeyRequest) String() string {
 func (*KeyRequest) ProtoMessage() {}
 
 func (x *KeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[56]
+	mi := &file_hsm_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3808,7 +4084,7 @@ func (x *KeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeyRequest.ProtoReflect.Descriptor instead.
 func (*KeyRequest) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{56}
+	return file_hsm_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *KeyRequest) GetRef() uint64 {
@@ -3842,7 +4118,7 @@ type KeyInfo struct {
 
 func (x *KeyInfo) Reset() {
 	*x = KeyInfo{}
-	mi := &file_hsm_proto_msgTypes[57]
+	mi := &file_hsm_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3854,7 +4130,7 @@ func (x *KeyInfo) String() string {
 func (*KeyInfo) ProtoMessage() {}
 
 func (x *KeyInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[57]
+	mi := &file_hsm_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3867,7 +4143,7 @@ func (x *KeyInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeyInfo.ProtoReflect.Descriptor instead.
 func (*KeyInfo) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{57}
+	return file_hsm_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *KeyInfo) GetRef() uint64 {
@@ -3990,7 +4266,7 @@ type UsersRequest struct {
 
 func (x *UsersRequest) Reset() {
 	*x = UsersRequest{}
-	mi := &file_hsm_proto_msgTypes[58]
+	mi := &file_hsm_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4002,7 +4278,7 @@ func (x *UsersRequest) String() string {
 func (*UsersRequest) ProtoMessage() {}
 
 func (x *UsersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[58]
+	mi := &file_hsm_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4015,7 +4291,7 @@ func (x *UsersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UsersRequest.ProtoReflect.Descriptor instead.
 func (*UsersRequest) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{58}
+	return file_hsm_proto_rawDescGZIP(), []int{63}
 }
 
 type UserBatch struct {
@@ -4027,7 +4303,7 @@ type UserBatch struct {
 
 func (x *UserBatch) Reset() {
 	*x = UserBatch{}
-	mi := &file_hsm_proto_msgTypes[59]
+	mi := &file_hsm_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4039,7 +4315,7 @@ func (x *UserBatch) String() string {
 func (*UserBatch) ProtoMessage() {}
 
 func (x *UserBatch) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[59]
+	mi := &file_hsm_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4052,7 +4328,7 @@ func (x *UserBatch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UserBatch.ProtoReflect.Descriptor instead.
 func (*UserBatch) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{59}
+	return file_hsm_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *UserBatch) GetUsers() []*UserInfo {
@@ -4077,7 +4353,7 @@ type UserInfo struct {
 
 func (x *UserInfo) Reset() {
 	*x = UserInfo{}
-	mi := &file_hsm_proto_msgTypes[60]
+	mi := &file_hsm_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4089,7 +4365,7 @@ func (x *UserInfo) String() string {
 func (*UserInfo) ProtoMessage() {}
 
 func (x *UserInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[60]
+	mi := &file_hsm_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4102,7 +4378,7 @@ func (x *UserInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UserInfo.ProtoReflect.Descriptor instead.
 func (*UserInfo) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{60}
+	return file_hsm_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *UserInfo) GetName() string {
@@ -4164,7 +4440,7 @@ type EnvelopeRequest struct {
 
 func (x *EnvelopeRequest) Reset() {
 	*x = EnvelopeRequest{}
-	mi := &file_hsm_proto_msgTypes[61]
+	mi := &file_hsm_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4176,7 +4452,7 @@ func (x *EnvelopeRequest) String() string {
 func (*EnvelopeRequest) ProtoMessage() {}
 
 func (x *EnvelopeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[61]
+	mi := &file_hsm_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4189,7 +4465,7 @@ func (x *EnvelopeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EnvelopeRequest.ProtoReflect.Descriptor instead.
 func (*EnvelopeRequest) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{61}
+	return file_hsm_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *EnvelopeRequest) GetCustodians() []string {
@@ -4215,7 +4491,7 @@ type EnvelopeReply struct {
 
 func (x *EnvelopeReply) Reset() {
 	*x = EnvelopeReply{}
-	mi := &file_hsm_proto_msgTypes[62]
+	mi := &file_hsm_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4227,7 +4503,7 @@ func (x *EnvelopeReply) String() string {
 func (*EnvelopeReply) ProtoMessage() {}
 
 func (x *EnvelopeReply) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[62]
+	mi := &file_hsm_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4240,7 +4516,7 @@ func (x *EnvelopeReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EnvelopeReply.ProtoReflect.Descriptor instead.
 func (*EnvelopeReply) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{62}
+	return file_hsm_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *EnvelopeReply) GetEnvelope() []byte {
@@ -4260,7 +4536,7 @@ type SignRequest struct {
 
 func (x *SignRequest) Reset() {
 	*x = SignRequest{}
-	mi := &file_hsm_proto_msgTypes[63]
+	mi := &file_hsm_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4272,7 +4548,7 @@ func (x *SignRequest) String() string {
 func (*SignRequest) ProtoMessage() {}
 
 func (x *SignRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[63]
+	mi := &file_hsm_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4285,7 +4561,7 @@ func (x *SignRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignRequest.ProtoReflect.Descriptor instead.
 func (*SignRequest) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{63}
+	return file_hsm_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *SignRequest) GetPurpose() string {
@@ -4312,7 +4588,7 @@ type SignReply struct {
 
 func (x *SignReply) Reset() {
 	*x = SignReply{}
-	mi := &file_hsm_proto_msgTypes[64]
+	mi := &file_hsm_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4324,7 +4600,7 @@ func (x *SignReply) String() string {
 func (*SignReply) ProtoMessage() {}
 
 func (x *SignReply) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[64]
+	mi := &file_hsm_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4337,7 +4613,7 @@ func (x *SignReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignReply.ProtoReflect.Descriptor instead.
 func (*SignReply) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{64}
+	return file_hsm_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *SignReply) GetPublic() []byte {
@@ -4369,7 +4645,7 @@ type GreetRequest struct {
 
 func (x *GreetRequest) Reset() {
 	*x = GreetRequest{}
-	mi := &file_hsm_proto_msgTypes[65]
+	mi := &file_hsm_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4381,7 +4657,7 @@ func (x *GreetRequest) String() string {
 func (*GreetRequest) ProtoMessage() {}
 
 func (x *GreetRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[65]
+	mi := &file_hsm_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4394,7 +4670,7 @@ func (x *GreetRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GreetRequest.ProtoReflect.Descriptor instead.
 func (*GreetRequest) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{65}
+	return file_hsm_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *GreetRequest) GetBoot() []byte {
@@ -4442,7 +4718,7 @@ type Boot struct {
 
 func (x *Boot) Reset() {
 	*x = Boot{}
-	mi := &file_hsm_proto_msgTypes[66]
+	mi := &file_hsm_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4454,7 +4730,7 @@ func (x *Boot) String() string {
 func (*Boot) ProtoMessage() {}
 
 func (x *Boot) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[66]
+	mi := &file_hsm_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4467,7 +4743,7 @@ func (x *Boot) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Boot.ProtoReflect.Descriptor instead.
 func (*Boot) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{66}
+	return file_hsm_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *Boot) GetId() []byte {
@@ -4497,7 +4773,7 @@ type GreetReply struct {
 
 func (x *GreetReply) Reset() {
 	*x = GreetReply{}
-	mi := &file_hsm_proto_msgTypes[67]
+	mi := &file_hsm_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4509,7 +4785,7 @@ func (x *GreetReply) String() string {
 func (*GreetReply) ProtoMessage() {}
 
 func (x *GreetReply) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[67]
+	mi := &file_hsm_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4522,7 +4798,7 @@ func (x *GreetReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GreetReply.ProtoReflect.Descriptor instead.
 func (*GreetReply) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{67}
+	return file_hsm_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *GreetReply) GetInfo() *InfoReply {
@@ -4572,7 +4848,7 @@ type IssueRequest struct {
 
 func (x *IssueRequest) Reset() {
 	*x = IssueRequest{}
-	mi := &file_hsm_proto_msgTypes[68]
+	mi := &file_hsm_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4584,7 +4860,7 @@ func (x *IssueRequest) String() string {
 func (*IssueRequest) ProtoMessage() {}
 
 func (x *IssueRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[68]
+	mi := &file_hsm_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4597,7 +4873,7 @@ func (x *IssueRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueRequest.ProtoReflect.Descriptor instead.
 func (*IssueRequest) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{68}
+	return file_hsm_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *IssueRequest) GetKind() string {
@@ -4637,7 +4913,7 @@ type IssueReply struct {
 
 func (x *IssueReply) Reset() {
 	*x = IssueReply{}
-	mi := &file_hsm_proto_msgTypes[69]
+	mi := &file_hsm_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4649,7 +4925,7 @@ func (x *IssueReply) String() string {
 func (*IssueReply) ProtoMessage() {}
 
 func (x *IssueReply) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[69]
+	mi := &file_hsm_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4662,7 +4938,7 @@ func (x *IssueReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueReply.ProtoReflect.Descriptor instead.
 func (*IssueReply) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{69}
+	return file_hsm_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *IssueReply) GetCertificate() []byte {
@@ -4686,7 +4962,7 @@ type JoinRequest struct {
 
 func (x *JoinRequest) Reset() {
 	*x = JoinRequest{}
-	mi := &file_hsm_proto_msgTypes[70]
+	mi := &file_hsm_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4698,7 +4974,7 @@ func (x *JoinRequest) String() string {
 func (*JoinRequest) ProtoMessage() {}
 
 func (x *JoinRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[70]
+	mi := &file_hsm_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4711,7 +4987,7 @@ func (x *JoinRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinRequest.ProtoReflect.Descriptor instead.
 func (*JoinRequest) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{70}
+	return file_hsm_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *JoinRequest) GetJoiner() uint64 {
@@ -4772,7 +5048,7 @@ type JoinReply struct {
 
 func (x *JoinReply) Reset() {
 	*x = JoinReply{}
-	mi := &file_hsm_proto_msgTypes[71]
+	mi := &file_hsm_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4784,7 +5060,7 @@ func (x *JoinReply) String() string {
 func (*JoinReply) ProtoMessage() {}
 
 func (x *JoinReply) ProtoReflect() protoreflect.Message {
-	mi := &file_hsm_proto_msgTypes[71]
+	mi := &file_hsm_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4797,7 +5073,7 @@ func (x *JoinReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinReply.ProtoReflect.Descriptor instead.
 func (*JoinReply) Descriptor() ([]byte, []int) {
-	return file_hsm_proto_rawDescGZIP(), []int{71}
+	return file_hsm_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *JoinReply) GetCertificate() []byte {
@@ -4886,7 +5162,7 @@ const file_hsm_proto_rawDesc = "" +
 	"\x06ticket\x18\x05 \x01(\fR\x06ticket\x12\x1c\n" +
 	"\tchallenge\x18\x06 \x01(\fR\tchallenge\"#\n" +
 	"\vInfoRequest\x12\x14\n" +
-	"\x05brief\x18\x01 \x01(\bR\x05brief\"\xda\x05\n" +
+	"\x05brief\x18\x01 \x01(\bR\x05brief\"\xb2\x06\n" +
 	"\tInfoReply\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x06R\x02id\x12\x18\n" +
 	"\acluster\x18\x02 \x01(\x06R\acluster\x12!\n" +
@@ -4912,7 +5188,9 @@ const file_hsm_proto_rawDesc = "" +
 	"\asealing\x18) \x01(\x04R\asealing\x12\x16\n" +
 	"\x06format\x18* \x01(\x04R\x06format\x12\x14\n" +
 	"\x05clock\x18+ \x01(\x06R\x05clock\x122\n" +
-	"\x06quorum\x18, \x01(\v2\x1a.hsmbackup.v1.QuorumValuesR\x06quorum\"T\n" +
+	"\x06quorum\x18, \x01(\v2\x1a.hsmbackup.v1.QuorumValuesR\x06quorum\x12+\n" +
+	"\x11generated_timeout\x18- \x01(\x03R\x10generatedTimeout\x12)\n" +
+	"\x10approved_timeout\x18. \x01(\x03R\x0fapprovedTimeout\"T\n" +
 	"\fQuorumValues\x12\x12\n" +
 	"\x04user\x18\x01 \x01(\x03R\x04user\x12\x16\n" +
 	"\x06quorum\x18\x02 \x01(\x03R\x06quorum\x12\x18\n" +
@@ -4930,7 +5208,22 @@ const file_hsm_proto_rawDesc = "" +
 	"\x03key\x18\x02 \x01(\x06R\x03key\"\"\n" +
 	"\n" +
 	"TokenReply\x12\x14\n" +
-	"\x05token\x18\x01 \x01(\fR\x05token\"A\n" +
+	"\x05token\x18\x01 \x01(\fR\x05token\"\x0f\n" +
+	"\rTokensRequest\">\n" +
+	"\vTokensReply\x12/\n" +
+	"\x06tokens\x18\x01 \x03(\v2\x17.hsmbackup.v1.TokenInfoR\x06tokens\"\xbb\x01\n" +
+	"\tTokenInfo\x12\x16\n" +
+	"\x06digest\x18\x01 \x01(\fR\x06digest\x12\x18\n" +
+	"\aservice\x18\x02 \x01(\tR\aservice\x12\x10\n" +
+	"\x03key\x18\x03 \x01(\x06R\x03key\x12\x1c\n" +
+	"\trequester\x18\x04 \x01(\tR\trequester\x12\x1a\n" +
+	"\brequired\x18\x05 \x01(\x03R\brequired\x12\x1c\n" +
+	"\tapprovals\x18\x06 \x01(\x03R\tapprovals\x12\x12\n" +
+	"\x04left\x18\a \x01(\x03R\x04left\"'\n" +
+	"\x13DeleteTokensRequest\x12\x10\n" +
+	"\x03all\x18\x01 \x01(\bR\x03all\"-\n" +
+	"\x11DeleteTokensReply\x12\x18\n" +
+	"\adeleted\x18\x01 \x01(\x03R\adeleted\"A\n" +
 	"\x05Doubt\x12\x0e\n" +
 	"\x02op\x18\x01 \x01(\fR\x02op\x12\x12\n" +
 	"\x04refs\x18\x02 \x03(\x06R\x04refs\x12\x14\n" +
@@ -5242,7 +5535,7 @@ const file_hsm_proto_rawDesc = "" +
 	"\fcluster_name\x18\x05 \x01(\tR\vclusterName\x12\x16\n" +
 	"\x06region\x18\x06 \x01(\tR\x06region\x12\x18\n" +
 	"\alineage\x18\a \x01(\fR\alineage\x12.\n" +
-	"\amembers\x18\b \x03(\v2\x14.hsmbackup.v1.MemberR\amembers2\xa1\r\n" +
+	"\amembers\x18\b \x03(\v2\x14.hsmbackup.v1.MemberR\amembers2\xb7\x0e\n" +
 	"\x03HSM\x12:\n" +
 	"\x04Ping\x12\x19.hsmbackup.v1.PingRequest\x1a\x17.hsmbackup.v1.PingReply\x12D\n" +
 	"\x06Attach\x12\x1b.hsmbackup.v1.AttachRequest\x1a\x19.hsmbackup.v1.AttachReply(\x010\x01\x12:\n" +
@@ -5266,7 +5559,9 @@ const file_hsm_proto_rawDesc = "" +
 	"\x05Users\x12\x1a.hsmbackup.v1.UsersRequest\x1a\x17.hsmbackup.v1.UserBatch0\x01\x12F\n" +
 	"\bEnvelope\x12\x1d.hsmbackup.v1.EnvelopeRequest\x1a\x1b.hsmbackup.v1.EnvelopeReply\x12:\n" +
 	"\x04Sign\x12\x19.hsmbackup.v1.SignRequest\x1a\x17.hsmbackup.v1.SignReply\x12=\n" +
-	"\x05Token\x12\x1a.hsmbackup.v1.TokenRequest\x1a\x18.hsmbackup.v1.TokenReply\x12=\n" +
+	"\x05Token\x12\x1a.hsmbackup.v1.TokenRequest\x1a\x18.hsmbackup.v1.TokenReply\x12@\n" +
+	"\x06Tokens\x12\x1b.hsmbackup.v1.TokensRequest\x1a\x19.hsmbackup.v1.TokensReply\x12R\n" +
+	"\fDeleteTokens\x12!.hsmbackup.v1.DeleteTokensRequest\x1a\x1f.hsmbackup.v1.DeleteTokensReply\x12=\n" +
 	"\x05Greet\x12\x1a.hsmbackup.v1.GreetRequest\x1a\x18.hsmbackup.v1.GreetReply\x12=\n" +
 	"\x05Issue\x12\x1a.hsmbackup.v1.IssueRequest\x1a\x18.hsmbackup.v1.IssueReply\x12:\n" +
 	"\x04Join\x12\x19.hsmbackup.v1.JoinRequest\x1a\x17.hsmbackup.v1.JoinReplyB/Z-github.com/hsmbackup/hsmbackup/cluster/rpc/pbb\x06proto3"
@@ -5283,7 +5578,7 @@ func file_hsm_proto_rawDescGZIP() []byte {
 	return file_hsm_proto_rawDescData
 }
 
-var file_hsm_proto_msgTypes = make([]protoimpl.MessageInfo, 76)
+var file_hsm_proto_msgTypes = make([]protoimpl.MessageInfo, 81)
 var file_hsm_proto_goTypes = []any{
 	(*Failure)(nil),                // 0: hsmbackup.v1.Failure
 	(*PingRequest)(nil),            // 1: hsmbackup.v1.PingRequest
@@ -5299,176 +5594,186 @@ var file_hsm_proto_goTypes = []any{
 	(*ApprovalSignature)(nil),      // 11: hsmbackup.v1.ApprovalSignature
 	(*TokenRequest)(nil),           // 12: hsmbackup.v1.TokenRequest
 	(*TokenReply)(nil),             // 13: hsmbackup.v1.TokenReply
-	(*Doubt)(nil),                  // 14: hsmbackup.v1.Doubt
-	(*Settings)(nil),               // 15: hsmbackup.v1.Settings
-	(*MembersRequest)(nil),         // 16: hsmbackup.v1.MembersRequest
-	(*MembersReply)(nil),           // 17: hsmbackup.v1.MembersReply
-	(*Member)(nil),                 // 18: hsmbackup.v1.Member
-	(*Invite)(nil),                 // 19: hsmbackup.v1.Invite
-	(*Claim)(nil),                  // 20: hsmbackup.v1.Claim
-	(*Revocation)(nil),             // 21: hsmbackup.v1.Revocation
-	(*ObjectsRequest)(nil),         // 22: hsmbackup.v1.ObjectsRequest
-	(*ObjectBatch)(nil),            // 23: hsmbackup.v1.ObjectBatch
-	(*ExtractRequest)(nil),         // 24: hsmbackup.v1.ExtractRequest
-	(*ExtractReply)(nil),           // 25: hsmbackup.v1.ExtractReply
-	(*Masked)(nil),                 // 26: hsmbackup.v1.Masked
-	(*InsertRequest)(nil),          // 27: hsmbackup.v1.InsertRequest
-	(*InsertReply)(nil),            // 28: hsmbackup.v1.InsertReply
-	(*RootRequest)(nil),            // 29: hsmbackup.v1.RootRequest
-	(*RootReply)(nil),              // 30: hsmbackup.v1.RootReply
-	(*FingerprintKeysRequest)(nil), // 31: hsmbackup.v1.FingerprintKeysRequest
-	(*FingerprintKeysReply)(nil),   // 32: hsmbackup.v1.FingerprintKeysReply
-	(*CellsRequest)(nil),           // 33: hsmbackup.v1.CellsRequest
-	(*CellBatch)(nil),              // 34: hsmbackup.v1.CellBatch
-	(*PrepareRequest)(nil),         // 35: hsmbackup.v1.PrepareRequest
-	(*PrepareReply)(nil),           // 36: hsmbackup.v1.PrepareReply
-	(*OpRequest)(nil),              // 37: hsmbackup.v1.OpRequest
-	(*CommitReply)(nil),            // 38: hsmbackup.v1.CommitReply
-	(*Application)(nil),            // 39: hsmbackup.v1.Application
-	(*CallsHello)(nil),             // 40: hsmbackup.v1.CallsHello
-	(*CallsWelcome)(nil),           // 41: hsmbackup.v1.CallsWelcome
-	(*CallsRequest)(nil),           // 42: hsmbackup.v1.CallsRequest
-	(*Call)(nil),                   // 43: hsmbackup.v1.Call
-	(*CallsReply)(nil),             // 44: hsmbackup.v1.CallsReply
-	(*Answer)(nil),                 // 45: hsmbackup.v1.Answer
-	(*AbortReply)(nil),             // 46: hsmbackup.v1.AbortReply
-	(*ResolveReply)(nil),           // 47: hsmbackup.v1.ResolveReply
-	(*Params)(nil),                 // 48: hsmbackup.v1.Params
-	(*CreateRequest)(nil),          // 49: hsmbackup.v1.CreateRequest
-	(*CreateReply)(nil),            // 50: hsmbackup.v1.CreateReply
-	(*ChangeRequest)(nil),          // 51: hsmbackup.v1.ChangeRequest
-	(*UseRequest)(nil),             // 52: hsmbackup.v1.UseRequest
-	(*UseReply)(nil),               // 53: hsmbackup.v1.UseReply
-	(*KeysRequest)(nil),            // 54: hsmbackup.v1.KeysRequest
-	(*KeyBatch)(nil),               // 55: hsmbackup.v1.KeyBatch
-	(*KeyRequest)(nil),             // 56: hsmbackup.v1.KeyRequest
-	(*KeyInfo)(nil),                // 57: hsmbackup.v1.KeyInfo
-	(*UsersRequest)(nil),           // 58: hsmbackup.v1.UsersRequest
-	(*UserBatch)(nil),              // 59: hsmbackup.v1.UserBatch
-	(*UserInfo)(nil),               // 60: hsmbackup.v1.UserInfo
-	(*EnvelopeRequest)(nil),        // 61: hsmbackup.v1.EnvelopeRequest
-	(*EnvelopeReply)(nil),          // 62: hsmbackup.v1.EnvelopeReply
-	(*SignRequest)(nil),            // 63: hsmbackup.v1.SignRequest
-	(*SignReply)(nil),              // 64: hsmbackup.v1.SignReply
-	(*GreetRequest)(nil),           // 65: hsmbackup.v1.GreetRequest
-	(*Boot)(nil),                   // 66: hsmbackup.v1.Boot
-	(*GreetReply)(nil),             // 67: hsmbackup.v1.GreetReply
-	(*IssueRequest)(nil),           // 68: hsmbackup.v1.IssueRequest
-	(*IssueReply)(nil),             // 69: hsmbackup.v1.IssueReply
-	(*JoinRequest)(nil),            // 70: hsmbackup.v1.JoinRequest
-	(*JoinReply)(nil),              // 71: hsmbackup.v1.JoinReply
-	nil,                            // 72: hsmbackup.v1.CreateRequest.AttributesEntry
-	nil,                            // 73: hsmbackup.v1.CreateRequest.PublicEntry
-	nil,                            // 74: hsmbackup.v1.KeysRequest.AttrsEntry
-	nil,                            // 75: hsmbackup.v1.KeyInfo.AttributesEntry
+	(*TokensRequest)(nil),          // 14: hsmbackup.v1.TokensRequest
+	(*TokensReply)(nil),            // 15: hsmbackup.v1.TokensReply
+	(*TokenInfo)(nil),              // 16: hsmbackup.v1.TokenInfo
+	(*DeleteTokensRequest)(nil),    // 17: hsmbackup.v1.DeleteTokensRequest
+	(*DeleteTokensReply)(nil),      // 18: hsmbackup.v1.DeleteTokensReply
+	(*Doubt)(nil),                  // 19: hsmbackup.v1.Doubt
+	(*Settings)(nil),               // 20: hsmbackup.v1.Settings
+	(*MembersRequest)(nil),         // 21: hsmbackup.v1.MembersRequest
+	(*MembersReply)(nil),           // 22: hsmbackup.v1.MembersReply
+	(*Member)(nil),                 // 23: hsmbackup.v1.Member
+	(*Invite)(nil),                 // 24: hsmbackup.v1.Invite
+	(*Claim)(nil),                  // 25: hsmbackup.v1.Claim
+	(*Revocation)(nil),             // 26: hsmbackup.v1.Revocation
+	(*ObjectsRequest)(nil),         // 27: hsmbackup.v1.ObjectsRequest
+	(*ObjectBatch)(nil),            // 28: hsmbackup.v1.ObjectBatch
+	(*ExtractRequest)(nil),         // 29: hsmbackup.v1.ExtractRequest
+	(*ExtractReply)(nil),           // 30: hsmbackup.v1.ExtractReply
+	(*Masked)(nil),                 // 31: hsmbackup.v1.Masked
+	(*InsertRequest)(nil),          // 32: hsmbackup.v1.InsertRequest
+	(*InsertReply)(nil),            // 33: hsmbackup.v1.InsertReply
+	(*RootRequest)(nil),            // 34: hsmbackup.v1.RootRequest
+	(*RootReply)(nil),              // 35: hsmbackup.v1.RootReply
+	(*FingerprintKeysRequest)(nil), // 36: hsmbackup.v1.FingerprintKeysRequest
+	(*FingerprintKeysReply)(nil),   // 37: hsmbackup.v1.FingerprintKeysReply
+	(*CellsRequest)(nil),           // 38: hsmbackup.v1.CellsRequest
+	(*CellBatch)(nil),              // 39: hsmbackup.v1.CellBatch
+	(*PrepareRequest)(nil),         // 40: hsmbackup.v1.PrepareRequest
+	(*PrepareReply)(nil),           // 41: hsmbackup.v1.PrepareReply
+	(*OpRequest)(nil),              // 42: hsmbackup.v1.OpRequest
+	(*CommitReply)(nil),            // 43: hsmbackup.v1.CommitReply
+	(*Application)(nil),            // 44: hsmbackup.v1.Application
+	(*CallsHello)(nil),             // 45: hsmbackup.v1.CallsHello
+	(*CallsWelcome)(nil),           // 46: hsmbackup.v1.CallsWelcome
+	(*CallsRequest)(nil),           // 47: hsmbackup.v1.CallsRequest
+	(*Call)(nil),                   // 48: hsmbackup.v1.Call
+	(*CallsReply)(nil),             // 49: hsmbackup.v1.CallsReply
+	(*Answer)(nil),                 // 50: hsmbackup.v1.Answer
+	(*AbortReply)(nil),             // 51: hsmbackup.v1.AbortReply
+	(*ResolveReply)(nil),           // 52: hsmbackup.v1.ResolveReply
+	(*Params)(nil),                 // 53: hsmbackup.v1.Params
+	(*CreateRequest)(nil),          // 54: hsmbackup.v1.CreateRequest
+	(*CreateReply)(nil),            // 55: hsmbackup.v1.CreateReply
+	(*ChangeRequest)(nil),          // 56: hsmbackup.v1.ChangeRequest
+	(*UseRequest)(nil),             // 57: hsmbackup.v1.UseRequest
+	(*UseReply)(nil),               // 58: hsmbackup.v1.UseReply
+	(*KeysRequest)(nil),            // 59: hsmbackup.v1.KeysRequest
+	(*KeyBatch)(nil),               // 60: hsmbackup.v1.KeyBatch
+	(*KeyRequest)(nil),             // 61: hsmbackup.v1.KeyRequest
+	(*KeyInfo)(nil),                // 62: hsmbackup.v1.KeyInfo
+	(*UsersRequest)(nil),           // 63: hsmbackup.v1.UsersRequest
+	(*UserBatch)(nil),              // 64: hsmbackup.v1.UserBatch
+	(*UserInfo)(nil),               // 65: hsmbackup.v1.UserInfo
+	(*EnvelopeRequest)(nil),        // 66: hsmbackup.v1.EnvelopeRequest
+	(*EnvelopeReply)(nil),          // 67: hsmbackup.v1.EnvelopeReply
+	(*SignRequest)(nil),            // 68: hsmbackup.v1.SignRequest
+	(*SignReply)(nil),              // 69: hsmbackup.v1.SignReply
+	(*GreetRequest)(nil),           // 70: hsmbackup.v1.GreetRequest
+	(*Boot)(nil),                   // 71: hsmbackup.v1.Boot
+	(*GreetReply)(nil),             // 72: hsmbackup.v1.GreetReply
+	(*IssueRequest)(nil),           // 73: hsmbackup.v1.IssueRequest
+	(*IssueReply)(nil),             // 74: hsmbackup.v1.IssueReply
+	(*JoinRequest)(nil),            // 75: hsmbackup.v1.JoinRequest
+	(*JoinReply)(nil),              // 76: hsmbackup.v1.JoinReply
+	nil,                            // 77: hsmbackup.v1.CreateRequest.AttributesEntry
+	nil,                            // 78: hsmbackup.v1.CreateRequest.PublicEntry
+	nil,                            // 79: hsmbackup.v1.KeysRequest.AttrsEntry
+	nil,                            // 80: hsmbackup.v1.KeyInfo.AttributesEntry
 }
 var file_hsm_proto_depIdxs = []int32{
 	4,  // 0: hsmbackup.v1.AttachRequest.login:type_name -> hsmbackup.v1.Login
 	5,  // 1: hsmbackup.v1.AttachRequest.open:type_name -> hsmbackup.v1.Open
-	30, // 2: hsmbackup.v1.InfoReply.root:type_name -> hsmbackup.v1.RootReply
-	30, // 3: hsmbackup.v1.InfoReply.cluster_root:type_name -> hsmbackup.v1.RootReply
-	15, // 4: hsmbackup.v1.InfoReply.settings:type_name -> hsmbackup.v1.Settings
-	14, // 5: hsmbackup.v1.InfoReply.doubts:type_name -> hsmbackup.v1.Doubt
+	35, // 2: hsmbackup.v1.InfoReply.root:type_name -> hsmbackup.v1.RootReply
+	35, // 3: hsmbackup.v1.InfoReply.cluster_root:type_name -> hsmbackup.v1.RootReply
+	20, // 4: hsmbackup.v1.InfoReply.settings:type_name -> hsmbackup.v1.Settings
+	19, // 5: hsmbackup.v1.InfoReply.doubts:type_name -> hsmbackup.v1.Doubt
 	9,  // 6: hsmbackup.v1.InfoReply.quorum:type_name -> hsmbackup.v1.QuorumValues
 	11, // 7: hsmbackup.v1.Approval.signatures:type_name -> hsmbackup.v1.ApprovalSignature
-	18, // 8: hsmbackup.v1.MembersReply.members:type_name -> hsmbackup.v1.Member
-	26, // 9: hsmbackup.v1.ExtractReply.objects:type_name -> hsmbackup.v1.Masked
-	26, // 10: hsmbackup.v1.InsertRequest.objects:type_name -> hsmbackup.v1.Masked
-	0,  // 11: hsmbackup.v1.InsertReply.failure:type_name -> hsmbackup.v1.Failure
-	26, // 12: hsmbackup.v1.PrepareRequest.objects:type_name -> hsmbackup.v1.Masked
-	0,  // 13: hsmbackup.v1.CallsWelcome.failure:type_name -> hsmbackup.v1.Failure
-	43, // 14: hsmbackup.v1.CallsRequest.calls:type_name -> hsmbackup.v1.Call
-	52, // 15: hsmbackup.v1.Call.use:type_name -> hsmbackup.v1.UseRequest
-	49, // 16: hsmbackup.v1.Call.create:type_name -> hsmbackup.v1.CreateRequest
-	35, // 17: hsmbackup.v1.Call.prepare:type_name -> hsmbackup.v1.PrepareRequest
-	37, // 18: hsmbackup.v1.Call.commit:type_name -> hsmbackup.v1.OpRequest
-	51, // 19: hsmbackup.v1.Call.destroy:type_name -> hsmbackup.v1.ChangeRequest
-	39, // 20: hsmbackup.v1.Call.application:type_name -> hsmbackup.v1.Application
-	45, // 21: hsmbackup.v1.CallsReply.answers:type_name -> hsmbackup.v1.Answer
-	0,  // 22: hsmbackup.v1.Answer.failure:type_name -> hsmbackup.v1.Failure
-	53, // 23: hsmbackup.v1.Answer.use:type_name -> hsmbackup.v1.UseReply
-	50, // 24: hsmbackup.v1.Answer.create:type_name -> hsmbackup.v1.CreateReply
-	26, // 25: hsmbackup.v1.Answer.changed:type_name -> hsmbackup.v1.Masked
-	72, // 26: hsmbackup.v1.CreateRequest.attributes:type_name -> hsmbackup.v1.CreateRequest.AttributesEntry
-	73, // 27: hsmbackup.v1.CreateRequest.public:type_name -> hsmbackup.v1.CreateRequest.PublicEntry
-	48, // 28: hsmbackup.v1.CreateRequest.params:type_name -> hsmbackup.v1.Params
-	26, // 29: hsmbackup.v1.CreateRequest.masked:type_name -> hsmbackup.v1.Masked
-	10, // 30: hsmbackup.v1.CreateRequest.approvals:type_name -> hsmbackup.v1.Approval
-	57, // 31: hsmbackup.v1.CreateReply.keys:type_name -> hsmbackup.v1.KeyInfo
-	26, // 32: hsmbackup.v1.CreateReply.objects:type_name -> hsmbackup.v1.Masked
-	15, // 33: hsmbackup.v1.ChangeRequest.settings:type_name -> hsmbackup.v1.Settings
-	18, // 34: hsmbackup.v1.ChangeRequest.member:type_name -> hsmbackup.v1.Member
-	26, // 35: hsmbackup.v1.ChangeRequest.masked:type_name -> hsmbackup.v1.Masked
-	19, // 36: hsmbackup.v1.ChangeRequest.invite:type_name -> hsmbackup.v1.Invite
-	20, // 37: hsmbackup.v1.ChangeRequest.claim:type_name -> hsmbackup.v1.Claim
-	21, // 38: hsmbackup.v1.ChangeRequest.revoked:type_name -> hsmbackup.v1.Revocation
-	10, // 39: hsmbackup.v1.ChangeRequest.approvals:type_name -> hsmbackup.v1.Approval
-	48, // 40: hsmbackup.v1.UseRequest.params:type_name -> hsmbackup.v1.Params
-	10, // 41: hsmbackup.v1.UseRequest.approvals:type_name -> hsmbackup.v1.Approval
-	74, // 42: hsmbackup.v1.KeysRequest.attrs:type_name -> hsmbackup.v1.KeysRequest.AttrsEntry
-	57, // 43: hsmbackup.v1.KeyBatch.keys:type_name -> hsmbackup.v1.KeyInfo
-	75, // 44: hsmbackup.v1.KeyInfo.attributes:type_name -> hsmbackup.v1.KeyInfo.AttributesEntry
-	60, // 45: hsmbackup.v1.UserBatch.users:type_name -> hsmbackup.v1.UserInfo
-	66, // 46: hsmbackup.v1.GreetRequest.before:type_name -> hsmbackup.v1.Boot
-	8,  // 47: hsmbackup.v1.GreetReply.info:type_name -> hsmbackup.v1.InfoReply
-	18, // 48: hsmbackup.v1.JoinReply.members:type_name -> hsmbackup.v1.Member
-	1,  // 49: hsmbackup.v1.HSM.Ping:input_type -> hsmbackup.v1.PingRequest
-	3,  // 50: hsmbackup.v1.HSM.Attach:input_type -> hsmbackup.v1.AttachRequest
-	7,  // 51: hsmbackup.v1.HSM.Info:input_type -> hsmbackup.v1.InfoRequest
-	16, // 52: hsmbackup.v1.HSM.Members:input_type -> hsmbackup.v1.MembersRequest
-	22, // 53: hsmbackup.v1.HSM.Objects:input_type -> hsmbackup.v1.ObjectsRequest
-	24, // 54: hsmbackup.v1.HSM.Extract:input_type -> hsmbackup.v1.ExtractRequest
-	27, // 55: hsmbackup.v1.HSM.Insert:input_type -> hsmbackup.v1.InsertRequest
-	29, // 56: hsmbackup.v1.HSM.Root:input_type -> hsmbackup.v1.RootRequest
-	31, // 57: hsmbackup.v1.HSM.FingerprintKeys:input_type -> hsmbackup.v1.FingerprintKeysRequest
-	33, // 58: hsmbackup.v1.HSM.Cells:input_type -> hsmbackup.v1.CellsRequest
-	35, // 59: hsmbackup.v1.HSM.Prepare:input_type -> hsmbackup.v1.PrepareRequest
-	37, // 60: hsmbackup.v1.HSM.Commit:input_type -> hsmbackup.v1.OpRequest
-	37, // 61: hsmbackup.v1.HSM.Abort:input_type -> hsmbackup.v1.OpRequest
-	37, // 62: hsmbackup.v1.HSM.Resolve:input_type -> hsmbackup.v1.OpRequest
-	49, // 63: hsmbackup.v1.HSM.Create:input_type -> hsmbackup.v1.CreateRequest
-	51, // 64: hsmbackup.v1.HSM.Change:input_type -> hsmbackup.v1.ChangeRequest
-	52, // 65: hsmbackup.v1.HSM.Use:input_type -> hsmbackup.v1.UseRequest
-	54, // 66: hsmbackup.v1.HSM.Keys:input_type -> hsmbackup.v1.KeysRequest
-	56, // 67: hsmbackup.v1.HSM.Key:input_type -> hsmbackup.v1.KeyRequest
-	58, // 68: hsmbackup.v1.HSM.Users:input_type -> hsmbackup.v1.UsersRequest
-	61, // 69: hsmbackup.v1.HSM.Envelope:input_type -> hsmbackup.v1.EnvelopeRequest
-	63, // 70: hsmbackup.v1.HSM.Sign:input_type -> hsmbackup.v1.SignRequest
-	12, // 71: hsmbackup.v1.HSM.Token:input_type -> hsmbackup.v1.TokenRequest
-	65, // 72: hsmbackup.v1.HSM.Greet:input_type -> hsmbackup.v1.GreetRequest
-	68, // 73: hsmbackup.v1.HSM.Issue:input_type -> hsmbackup.v1.IssueRequest
-	70, // 74: hsmbackup.v1.HSM.Join:input_type -> hsmbackup.v1.JoinRequest
-	2,  // 75: hsmbackup.v1.HSM.Ping:output_type -> hsmbackup.v1.PingReply
-	6,  // 76: hsmbackup.v1.HSM.Attach:output_type -> hsmbackup.v1.AttachReply
-	8,  // 77: hsmbackup.v1.HSM.Info:output_type -> hsmbackup.v1.InfoReply
-	17, // 78: hsmbackup.v1.HSM.Members:output_type -> hsmbackup.v1.MembersReply
-	23, // 79: hsmbackup.v1.HSM.Objects:output_type -> hsmbackup.v1.ObjectBatch
-	25, // 80: hsmbackup.v1.HSM.Extract:output_type -> hsmbackup.v1.ExtractReply
-	28, // 81: hsmbackup.v1.HSM.Insert:output_type -> hsmbackup.v1.InsertReply
-	30, // 82: hsmbackup.v1.HSM.Root:output_type -> hsmbackup.v1.RootReply
-	32, // 83: hsmbackup.v1.HSM.FingerprintKeys:output_type -> hsmbackup.v1.FingerprintKeysReply
-	34, // 84: hsmbackup.v1.HSM.Cells:output_type -> hsmbackup.v1.CellBatch
-	36, // 85: hsmbackup.v1.HSM.Prepare:output_type -> hsmbackup.v1.PrepareReply
-	38, // 86: hsmbackup.v1.HSM.Commit:output_type -> hsmbackup.v1.CommitReply
-	46, // 87: hsmbackup.v1.HSM.Abort:output_type -> hsmbackup.v1.AbortReply
-	47, // 88: hsmbackup.v1.HSM.Resolve:output_type -> hsmbackup.v1.ResolveReply
-	50, // 89: hsmbackup.v1.HSM.Create:output_type -> hsmbackup.v1.CreateReply
-	26, // 90: hsmbackup.v1.HSM.Change:output_type -> hsmbackup.v1.Masked
-	53, // 91: hsmbackup.v1.HSM.Use:output_type -> hsmbackup.v1.UseReply
-	55, // 92: hsmbackup.v1.HSM.Keys:output_type -> hsmbackup.v1.KeyBatch
-	57, // 93: hsmbackup.v1.HSM.Key:output_type -> hsmbackup.v1.KeyInfo
-	59, // 94: hsmbackup.v1.HSM.Users:output_type -> hsmbackup.v1.UserBatch
-	62, // 95: hsmbackup.v1.HSM.Envelope:output_type -> hsmbackup.v1.EnvelopeReply
-	64, // 96: hsmbackup.v1.HSM.Sign:output_type -> hsmbackup.v1.SignReply
-	13, // 97: hsmbackup.v1.HSM.Token:output_type -> hsmbackup.v1.TokenReply
-	67, // 98: hsmbackup.v1.HSM.Greet:output_type -> hsmbackup.v1.GreetReply
-	69, // 99: hsmbackup.v1.HSM.Issue:output_type -> hsmbackup.v1.IssueReply
-	71, // 100: hsmbackup.v1.HSM.Join:output_type -> hsmbackup.v1.JoinReply
-	75, // [75:101] is the sub-list for method output_type
-	49, // [49:75] is the sub-list for method input_type
-	49, // [49:49] is the sub-list for extension type_name
-	49, // [49:49] is the sub-list for extension extendee
-	0,  // [0:49] is the sub-list for field type_name
+	16, // 8: hsmbackup.v1.TokensReply.tokens:type_name -> hsmbackup.v1.TokenInfo
+	23, // 9: hsmbackup.v1.MembersReply.members:type_name -> hsmbackup.v1.Member
+	31, // 10: hsmbackup.v1.ExtractReply.objects:type_name -> hsmbackup.v1.Masked
+	31, // 11: hsmbackup.v1.InsertRequest.objects:type_name -> hsmbackup.v1.Masked
+	0,  // 12: hsmbackup.v1.InsertReply.failure:type_name -> hsmbackup.v1.Failure
+	31, // 13: hsmbackup.v1.PrepareRequest.objects:type_name -> hsmbackup.v1.Masked
+	0,  // 14: hsmbackup.v1.CallsWelcome.failure:type_name -> hsmbackup.v1.Failure
+	48, // 15: hsmbackup.v1.CallsRequest.calls:type_name -> hsmbackup.v1.Call
+	57, // 16: hsmbackup.v1.Call.use:type_name -> hsmbackup.v1.UseRequest
+	54, // 17: hsmbackup.v1.Call.create:type_name -> hsmbackup.v1.CreateRequest
+	40, // 18: hsmbackup.v1.Call.prepare:type_name -> hsmbackup.v1.PrepareRequest
+	42, // 19: hsmbackup.v1.Call.commit:type_name -> hsmbackup.v1.OpRequest
+	56, // 20: hsmbackup.v1.Call.destroy:type_name -> hsmbackup.v1.ChangeRequest
+	44, // 21: hsmbackup.v1.Call.application:type_name -> hsmbackup.v1.Application
+	50, // 22: hsmbackup.v1.CallsReply.answers:type_name -> hsmbackup.v1.Answer
+	0,  // 23: hsmbackup.v1.Answer.failure:type_name -> hsmbackup.v1.Failure
+	58, // 24: hsmbackup.v1.Answer.use:type_name -> hsmbackup.v1.UseReply
+	55, // 25: hsmbackup.v1.Answer.create:type_name -> hsmbackup.v1.CreateReply
+	31, // 26: hsmbackup.v1.Answer.changed:type_name -> hsmbackup.v1.Masked
+	77, // 27: hsmbackup.v1.CreateRequest.attributes:type_name -> hsmbackup.v1.CreateRequest.AttributesEntry
+	78, // 28: hsmbackup.v1.CreateRequest.public:type_name -> hsmbackup.v1.CreateRequest.PublicEntry
+	53, // 29: hsmbackup.v1.CreateRequest.params:type_name -> hsmbackup.v1.Params
+	31, // 30: hsmbackup.v1.CreateRequest.masked:type_name -> hsmbackup.v1.Masked
+	10, // 31: hsmbackup.v1.CreateRequest.approvals:type_name -> hsmbackup.v1.Approval
+	62, // 32: hsmbackup.v1.CreateReply.keys:type_name -> hsmbackup.v1.KeyInfo
+	31, // 33: hsmbackup.v1.CreateReply.objects:type_name -> hsmbackup.v1.Masked
+	20, // 34: hsmbackup.v1.ChangeRequest.settings:type_name -> hsmbackup.v1.Settings
+	23, // 35: hsmbackup.v1.ChangeRequest.member:type_name -> hsmbackup.v1.Member
+	31, // 36: hsmbackup.v1.ChangeRequest.masked:type_name -> hsmbackup.v1.Masked
+	24, // 37: hsmbackup.v1.ChangeRequest.invite:type_name -> hsmbackup.v1.Invite
+	25, // 38: hsmbackup.v1.ChangeRequest.claim:type_name -> hsmbackup.v1.Claim
+	26, // 39: hsmbackup.v1.ChangeRequest.revoked:type_name -> hsmbackup.v1.Revocation
+	10, // 40: hsmbackup.v1.ChangeRequest.approvals:type_name -> hsmbackup.v1.Approval
+	53, // 41: hsmbackup.v1.UseRequest.params:type_name -> hsmbackup.v1.Params
+	10, // 42: hsmbackup.v1.UseRequest.approvals:type_name -> hsmbackup.v1.Approval
+	79, // 43: hsmbackup.v1.KeysRequest.attrs:type_name -> hsmbackup.v1.KeysRequest.AttrsEntry
+	62, // 44: hsmbackup.v1.KeyBatch.keys:type_name -> hsmbackup.v1.KeyInfo
+	80, // 45: hsmbackup.v1.KeyInfo.attributes:type_name -> hsmbackup.v1.KeyInfo.AttributesEntry
+	65, // 46: hsmbackup.v1.UserBatch.users:type_name -> hsmbackup.v1.UserInfo
+	71, // 47: hsmbackup.v1.GreetRequest.before:type_name -> hsmbackup.v1.Boot
+	8,  // 48: hsmbackup.v1.GreetReply.info:type_name -> hsmbackup.v1.InfoReply
+	23, // 49: hsmbackup.v1.JoinReply.members:type_name -> hsmbackup.v1.Member
+	1,  // 50: hsmbackup.v1.HSM.Ping:input_type -> hsmbackup.v1.PingRequest
+	3,  // 51: hsmbackup.v1.HSM.Attach:input_type -> hsmbackup.v1.AttachRequest
+	7,  // 52: hsmbackup.v1.HSM.Info:input_type -> hsmbackup.v1.InfoRequest
+	21, // 53: hsmbackup.v1.HSM.Members:input_type -> hsmbackup.v1.MembersRequest
+	27, // 54: hsmbackup.v1.HSM.Objects:input_type -> hsmbackup.v1.ObjectsRequest
+	29, // 55: hsmbackup.v1.HSM.Extract:input_type -> hsmbackup.v1.ExtractRequest
+	32, // 56: hsmbackup.v1.HSM.Insert:input_type -> hsmbackup.v1.InsertRequest
+	34, // 57: hsmbackup.v1.HSM.Root:input_type -> hsmbackup.v1.RootRequest
+	36, // 58: hsmbackup.v1.HSM.FingerprintKeys:input_type -> hsmbackup.v1.FingerprintKeysRequest
+	38, // 59: hsmbackup.v1.HSM.Cells:input_type -> hsmbackup.v1.CellsRequest
+	40, // 60: hsmbackup.v1.HSM.Prepare:input_type -> hsmbackup.v1.PrepareRequest
+	42, // 61: hsmbackup.v1.HSM.Commit:input_type -> hsmbackup.v1.OpRequest
+	42, // 62: hsmbackup.v1.HSM.Abort:input_type -> hsmbackup.v1.OpRequest
+	42, // 63: hsmbackup.v1.HSM.Resolve:input_type -> hsmbackup.v1.OpRequest
+	54, // 64: hsmbackup.v1.HSM.Create:input_type -> hsmbackup.v1.CreateRequest
+	56, // 65: hsmbackup.v1.HSM.Change:input_type -> hsmbackup.v1.ChangeRequest
+	57, // 66: hsmbackup.v1.HSM.Use:input_type -> hsmbackup.v1.UseRequest
+	59, // 67: hsmbackup.v1.HSM.Keys:input_type -> hsmbackup.v1.KeysRequest
+	61, // 68: hsmbackup.v1.HSM.Key:input_type -> hsmbackup.v1.KeyRequest
+	63, // 69: hsmbackup.v1.HSM.Users:input_type -> hsmbackup.v1.UsersRequest
+	66, // 70: hsmbackup.v1.HSM.Envelope:input_type -> hsmbackup.v1.EnvelopeRequest
+	68, // 71: hsmbackup.v1.HSM.Sign:input_type -> hsmbackup.v1.SignRequest
+	12, // 72: hsmbackup.v1.HSM.Token:input_type -> hsmbackup.v1.TokenRequest
+	14, // 73: hsmbackup.v1.HSM.Tokens:input_type -> hsmbackup.v1.TokensRequest
+	17, // 74: hsmbackup.v1.HSM.DeleteTokens:input_type -> hsmbackup.v1.DeleteTokensRequest
+	70, // 75: hsmbackup.v1.HSM.Greet:input_type -> hsmbackup.v1.GreetRequest
+	73, // 76: hsmbackup.v1.HSM.Issue:input_type -> hsmbackup.v1.IssueRequest
+	75, // 77: hsmbackup.v1.HSM.Join:input_type -> hsmbackup.v1.JoinRequest
+	2,  // 78: hsmbackup.v1.HSM.Ping:output_type -> hsmbackup.v1.PingReply
+	6,  // 79: hsmbackup.v1.HSM.Attach:output_type -> hsmbackup.v1.AttachReply
+	8,  // 80: hsmbackup.v1.HSM.Info:output_type -> hsmbackup.v1.InfoReply
+	22, // 81: hsmbackup.v1.HSM.Members:output_type -> hsmbackup.v1.MembersReply
+	28, // 82: hsmbackup.v1.HSM.Objects:output_type -> hsmbackup.v1.ObjectBatch
+	30, // 83: hsmbackup.v1.HSM.Extract:output_type -> hsmbackup.v1.ExtractReply
+	33, // 84: hsmbackup.v1.HSM.Insert:output_type -> hsmbackup.v1.InsertReply
+	35, // 85: hsmbackup.v1.HSM.Root:output_type -> hsmbackup.v1.RootReply
+	37, // 86: hsmbackup.v1.HSM.FingerprintKeys:output_type -> hsmbackup.v1.FingerprintKeysReply
+	39, // 87: hsmbackup.v1.HSM.Cells:output_type -> hsmbackup.v1.CellBatch
+	41, // 88: hsmbackup.v1.HSM.Prepare:output_type -> hsmbackup.v1.PrepareReply
+	43, // 89: hsmbackup.v1.HSM.Commit:output_type -> hsmbackup.v1.CommitReply
+	51, // 90: hsmbackup.v1.HSM.Abort:output_type -> hsmbackup.v1.AbortReply
+	52, // 91: hsmbackup.v1.HSM.Resolve:output_type -> hsmbackup.v1.ResolveReply
+	55, // 92: hsmbackup.v1.HSM.Create:output_type -> hsmbackup.v1.CreateReply
+	31, // 93: hsmbackup.v1.HSM.Change:output_type -> hsmbackup.v1.Masked
+	58, // 94: hsmbackup.v1.HSM.Use:output_type -> hsmbackup.v1.UseReply
+	60, // 95: hsmbackup.v1.HSM.Keys:output_type -> hsmbackup.v1.KeyBatch
+	62, // 96: hsmbackup.v1.HSM.Key:output_type -> hsmbackup.v1.KeyInfo
+	64, // 97: hsmbackup.v1.HSM.Users:output_type -> hsmbackup.v1.UserBatch
+	67, // 98: hsmbackup.v1.HSM.Envelope:output_type -> hsmbackup.v1.EnvelopeReply
+	69, // 99: hsmbackup.v1.HSM.Sign:output_type -> hsmbackup.v1.SignReply
+	13, // 100: hsmbackup.v1.HSM.Token:output_type -> hsmbackup.v1.TokenReply
+	15, // 101: hsmbackup.v1.HSM.Tokens:output_type -> hsmbackup.v1.TokensReply
+	18, // 102: hsmbackup.v1.HSM.DeleteTokens:output_type -> hsmbackup.v1.DeleteTokensReply
+	72, // 103: hsmbackup.v1.HSM.Greet:output_type -> hsmbackup.v1.GreetReply
+	74, // 104: hsmbackup.v1.HSM.Issue:output_type -> hsmbackup.v1.IssueReply
+	76, // 105: hsmbackup.v1.HSM.Join:output_type -> hsmbackup.v1.JoinReply
+	78, // [78:106] is the sub-list for method output_type
+	50, // [50:78] is the sub-list for method input_type
+	50, // [50:50] is the sub-list for extension type_name
+	50, // [50:50] is the sub-list for extension extendee
+	0,  // [0:50] is the sub-list for field type_name
 }
 
 func init() { file_hsm_proto_init() }
@@ -5482,7 +5787,7 @@ func file_hsm_proto_init() {
 		(*AttachRequest_Open)(nil),
 		(*AttachRequest_Answer)(nil),
 	}
-	file_hsm_proto_msgTypes[43].OneofWrappers = []any{
+	file_hsm_proto_msgTypes[48].OneofWrappers = []any{
 		(*Call_Use)(nil),
 		(*Call_Create)(nil),
 		(*Call_Prepare)(nil),
@@ -5495,7 +5800,7 @@ func file_hsm_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_hsm_proto_rawDesc), len(file_hsm_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   76,
+			NumMessages:   81,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -49,6 +49,8 @@ const (
 	HSM_Envelope_FullMethodName        = "/hsmbackup.v1.HSM/Envelope"
 	HSM_Sign_FullMethodName            = "/hsmbackup.v1.HSM/Sign"
 	HSM_Token_FullMethodName           = "/hsmbackup.v1.HSM/Token"
+	HSM_Tokens_FullMethodName          = "/hsmbackup.v1.HSM/Tokens"
+	HSM_DeleteTokens_FullMethodName    = "/hsmbackup.v1.HSM/DeleteTokens"
 	HSM_Greet_FullMethodName           = "/hsmbackup.v1.HSM/Greet"
 	HSM_Issue_FullMethodName           = "/hsmbackup.v1.HSM/Issue"
 	HSM_Join_FullMethodName            = "/hsmbackup.v1.HSM/Join"
@@ -93,6 +95,9 @@ type HSMClient interface {
 	Sign(ctx context.Context, in *SignRequest, opts ...grpc.CallOption) (*SignReply, error)
 	// Token issues a quorum token (hsm/QUORUM.md), which is good on this HSM only.
 	Token(ctx context.Context, in *TokenRequest, opts ...grpc.CallOption) (*TokenReply, error)
+	// Tokens lists the quorum tokens that wait on this HSM, DeleteTokens withdraws some.
+	Tokens(ctx context.Context, in *TokensRequest, opts ...grpc.CallOption) (*TokensReply, error)
+	DeleteTokens(ctx context.Context, in *DeleteTokensRequest, opts ...grpc.CallOption) (*DeleteTokensReply, error)
 	// Greet is Info between HSMs: who the caller is this time, and how far.
 	Greet(ctx context.Context, in *GreetRequest, opts ...grpc.CallOption) (*GreetReply, error)
 	// Issue makes a certificate for whoever made the signing request.
@@ -379,6 +384,26 @@ func (c *hSMClient) Token(ctx context.Context, in *TokenRequest, opts ...grpc.Ca
 	return out, nil
 }
 
+func (c *hSMClient) Tokens(ctx context.Context, in *TokensRequest, opts ...grpc.CallOption) (*TokensReply, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(TokensReply)
+	err := c.cc.Invoke(ctx, HSM_Tokens_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *hSMClient) DeleteTokens(ctx context.Context, in *DeleteTokensRequest, opts ...grpc.CallOption) (*DeleteTokensReply, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(DeleteTokensReply)
+	err := c.cc.Invoke(ctx, HSM_DeleteTokens_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *hSMClient) Greet(ctx context.Context, in *GreetRequest, opts ...grpc.CallOption) (*GreetReply, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(GreetReply)
@@ -448,6 +473,9 @@ type HSMServer interface {
 	Sign(context.Context, *SignRequest) (*SignReply, error)
 	// Token issues a quorum token (hsm/QUORUM.md), which is good on this HSM only.
 	Token(context.Context, *TokenRequest) (*TokenReply, error)
+	// Tokens lists the quorum tokens that wait on this HSM, DeleteTokens withdraws some.
+	Tokens(context.Context, *TokensRequest) (*TokensReply, error)
+	DeleteTokens(context.Context, *DeleteTokensRequest) (*DeleteTokensReply, error)
 	// Greet is Info between HSMs: who the caller is this time, and how far.
 	Greet(context.Context, *GreetRequest) (*GreetReply, error)
 	// Issue makes a certificate for whoever made the signing request.
@@ -533,6 +561,12 @@ func (UnimplementedHSMServer) Sign(context.Context, *SignRequest) (*SignReply, e
 }
 func (UnimplementedHSMServer) Token(context.Context, *TokenRequest) (*TokenReply, error) {
 	return nil, status.Error(codes.Unimplemented, "method Token not implemented")
+}
+func (UnimplementedHSMServer) Tokens(context.Context, *TokensRequest) (*TokensReply, error) {
+	return nil, status.Error(codes.Unimplemented, "method Tokens not implemented")
+}
+func (UnimplementedHSMServer) DeleteTokens(context.Context, *DeleteTokensRequest) (*DeleteTokensReply, error) {
+	return nil, status.Error(codes.Unimplemented, "method DeleteTokens not implemented")
 }
 func (UnimplementedHSMServer) Greet(context.Context, *GreetRequest) (*GreetReply, error) {
 	return nil, status.Error(codes.Unimplemented, "method Greet not implemented")
@@ -913,6 +947,42 @@ func _HSM_Token_Handler(srv interface{}, ctx context.Context, dec func(interface
 	return interceptor(ctx, in, info, handler)
 }
 
+func _HSM_Tokens_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(TokensRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(HSMServer).Tokens(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: HSM_Tokens_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(HSMServer).Tokens(ctx, req.(*TokensRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _HSM_DeleteTokens_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(DeleteTokensRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(HSMServer).DeleteTokens(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: HSM_DeleteTokens_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(HSMServer).DeleteTokens(ctx, req.(*DeleteTokensRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _HSM_Greet_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(GreetRequest)
 	if err := dec(in); err != nil {
@@ -1037,6 +1107,14 @@ var HSM_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Token",
 			Handler:    _HSM_Token_Handler,
+		},
+		{
+			MethodName: "Tokens",
+			Handler:    _HSM_Tokens_Handler,
+		},
+		{
+			MethodName: "DeleteTokens",
+			Handler:    _HSM_DeleteTokens_Handler,
 		},
 		{
 			MethodName: "Greet",
