@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -40,6 +41,7 @@ type HSM struct {
 	attempts attempts
 	floor    floor
 	latest   latest
+	absent   *absent // of objects, both scopes
 	boot     BootID
 	before   []Boot
 	writes   atomic.Uint64 // sequence number after the last durable change
@@ -64,7 +66,7 @@ func Open(o Options) (*HSM, error) {
 	}
 	h := &HSM{
 		opts: o, store: s, clock: hsm.NewClock(o.ID, o.Now), started: o.Now(),
-		tickets: o.Keyring.TicketKey(o.Cluster), cache: newKeyCache(cachedKeys),
+		tickets: o.Keyring.TicketKey(o.Cluster), cache: newKeyCache(cachedKeys), absent: newAbsent(math.MaxInt),
 	}
 	h.ring.Store(o.Keyring)
 	if err := h.load(); err != nil {
@@ -123,6 +125,7 @@ func (h *HSM) loadScope(scope hsm.Scope) error {
 		o, err := decodeDigest(ref, value)
 		all.add(o)
 		h.count(nil, &o)
+		h.absent.add(objectKey(scope, ref))
 		if o.Kind == hsm.KindUser || o.Kind == hsm.KindPolicy {
 			special = append(special, ref)
 		}

@@ -156,6 +156,10 @@ func (l *load) finish(ctx context.Context) error {
 	if err := h.rememberLatest(); err != nil { // if we die after it, the clock is ahead of nothing
 		return err
 	}
+	h.absent.expect(len(l.refs))
+	for _, ref := range l.refs { // before anybody can see them
+		h.absent.add(objectKey(hsm.ScopeLineage, ref))
+	}
 	for _, group := range disjoint(l.tables) {
 		group, err := l.handOver(group)
 		if err != nil {

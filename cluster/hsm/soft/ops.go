@@ -159,8 +159,12 @@ type mark struct {
 
 func (m *mark) state() hsm.OpState { return hsm.OpState(m.State) }
 
-func readMark(r pebble.Reader, op hsm.OpID) (*mark, error) {
-	b, err := get(r, opKey(prefixMark, op))
+func (h *HSM) readMark(op hsm.OpID) (*mark, error) {
+	key := opKey(prefixMark, op)
+	if h.ops.marks.absent.surely(key) {
+		return nil, nil
+	}
+	b, err := get(h.store.db, key)
 	if b == nil || err != nil {
 		return nil, err
 	}
@@ -186,15 +190,19 @@ const (
 
 // marks bounds the number of marks on disk.
 type marks struct {
-	mu    sync.Mutex
-	count int
-	added int // since the last pruning
+	absent *absent // marks made long ago and dropped stay in it, until the next start
+	mu     sync.Mutex
+	count  int
+	added  int // since the last pruning
 }
 
 func (c *marks) load(r pebble.Reader) error {
-	return scan(r, []byte{prefixMarkTime}, func(_, _ []byte) (bool, error) {
+	c.absent = newAbsent(4 * maxMarks)
+	return scan(r, []byte{prefixMarkTime}, func(key, _ []byte) (bool, error) {
+		op, _, err := markOf(key)
+		c.absent.add(opKey(prefixMark, op))
 		c.count++
-		return true, nil
+		return true, err
 	})
 }
 
@@ -227,7 +235,9 @@ func (t *tx) mark(p *pending, op hsm.OpID, state hsm.OpState) {
 	if t.err == nil {
 		t.err = err
 	}
-	t.set(opKey(prefixMark, op), b)
+	key := opKey(prefixMark, op)
+	t.h.ops.marks.absent.add(key) // before anybody can see it
+	t.set(key, b)
 	t.set(markTimeKey(m.Time, op), nil)
 }
 
@@ -259,7 +269,7 @@ func (h *HSM) pruneMarks() error {
 
 // dropMark deletes an operation's mark, unless a later one has replaced it.
 func (t *tx) dropMark(op hsm.OpID, at uint64) {
-	m, err := readMark(t.h.store.db, op)
+	m, err := t.h.readMark(op)
 	if t.err == nil {
 		t.err = err
 	}

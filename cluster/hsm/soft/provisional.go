@@ -140,7 +140,7 @@ func (h *HSM) prepare(p *pending, lease time.Duration) error {
 // were prepared, or committed, before. ErrOp if it was aborted, ErrExist if it
 // was another one.
 func (h *HSM) preparedBefore(p *pending) (bool, error) {
-	m, err := readMark(h.store.db, p.op)
+	m, err := h.readMark(p.op)
 	if err != nil {
 		return false, h.store.wrap("prepare", err)
 	}
@@ -220,7 +220,7 @@ func (s *session) own(op hsm.OpID) (*pending, *mark, error) {
 	var m *mark
 	if p == nil || s.h.ops.promised(op) { // otherwise there is none
 		var err error
-		if m, err = readMark(s.h.store.db, op); err != nil {
+		if m, err = s.h.readMark(op); err != nil {
 			return nil, nil, s.h.store.wrap("read", err)
 		}
 	}
@@ -247,7 +247,7 @@ func (h *HSM) commitInDoubt(op hsm.OpID) error {
 }
 
 func (h *HSM) settledAs(op hsm.OpID, want hsm.OpState) error {
-	m, err := readMark(h.store.db, op)
+	m, err := h.readMark(op)
 	if err != nil {
 		return h.store.wrap("read", err)
 	}

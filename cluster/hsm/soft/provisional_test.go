@@ -229,7 +229,7 @@ func TestMarksAreBounded(t *testing.T) {
 	c.advance(markLife + time.Second)
 	mark(2, 1)
 	for n, want := range map[byte]bool{1: false, 2: true} {
-		m, err := readMark(h.store.db, hsm.OpID{n, 0, 0, 1})
+		m, err := h.readMark(hsm.OpID{n, 0, 0, 1})
 		if err != nil || (m != nil) != want {
 			t.Errorf("mark %d: %v, %v", n, m, err)
 		}

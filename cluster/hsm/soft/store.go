@@ -35,6 +35,7 @@ type store struct {
 	roomy    atomic.Int64          // when there was room, Unix milliseconds
 	home     os.FileInfo           // of dir when it was opened; nil: not the system's files
 	untidied bool                  // Options.Untidied
+	syncer   *syncer               // of the log; nil: the usual way
 }
 
 func openStore(dir string, fs vfs.FS, untidied bool) (*store, error) {
@@ -42,23 +43,26 @@ func openStore(dir string, fs vfs.FS, untidied bool) (*store, error) {
 	if err := fs.MkdirAll(dir, 0o700); err != nil {
 		return nil, s.wrap("open", err)
 	}
+	if fs == vfs.Default {
+		s.syncer = newSyncer()
+	}
 	db, err := pebble.Open(dir, s.options())
 	if err != nil {
-		return nil, s.wrap("open", err)
+		return nil, errors.Join(s.wrap("open", err), s.syncer.close())
 	}
 	s.db = db
 	if fs == vfs.Default {
 		s.home, err = os.Stat(dir)
 	}
 	if err := errors.Join(err, s.checkFormat()); err != nil {
-		return nil, errors.Join(err, db.Close())
+		return nil, errors.Join(err, db.Close(), s.syncer.close())
 	}
 	return s, nil
 }
 
 func (s *store) options() *pebble.Options {
 	o := &pebble.Options{
-		FS:                          s.fs,
+		FS:                          logFS{FS: s.fs, syncer: s.syncer},
 		CacheSize:                   64 << 20,
 		MemTableSize:                16 << 20,
 		FormatMajorVersion:          pebble.FormatNewest,
@@ -209,9 +213,10 @@ func (s *store) close() (err error) {
 	}()
 	if err := s.check(); err != nil {
 		_ = s.db.Close() // it reports the same failure again
+		_ = s.syncer.close()
 		return err
 	}
-	return s.wrap("close", s.db.Close())
+	return errors.Join(s.wrap("close", s.db.Close()), s.syncer.close())
 }
 
 // get returns a copy of the value under key, nil if there is none.

@@ -22,6 +22,9 @@ func (c *held) masked(l hsm.Lineage) hsm.MaskedObject {
 // read returns the object under a reference, authenticated, nil if there is
 // none. Provisional objects are not there.
 func (h *HSM) read(scope hsm.Scope, ref hsm.KeyRef) (*held, error) {
+	if h.absent.surely(objectKey(scope, ref)) {
+		return nil, nil
+	}
 	return h.readFrom(h.store.db, scope, ref)
 }
 
@@ -107,6 +110,11 @@ func (t *tx) commit() error {
 func (h *HSM) commit(t *tx) error {
 	h.moment.RLock()
 	defer h.moment.RUnlock()
+	for i := range t.changes { // before anybody can see them
+		if c := &t.changes[i]; c.old == nil {
+			h.absent.add(objectKey(c.rec.Kind.Scope(), c.rec.Ref))
+		}
+	}
 	if err := h.store.commit(t.batch); err != nil {
 		return err
 	}
