@@ -39,8 +39,9 @@ func runGuarded(how string) error {
 	p := &program{log: slog.New(slog.NewTextHandler(os.Stderr, nil))}
 	if how == "quiet" {
 		quietenMonitor(p.log)
-		fmt.Printf("process %d with %s\n", os.Getpid(), os.Getenv("GODEBUG"))
-		return nil
+		name, err := os.ReadFile("/proc/self/comm")
+		fmt.Printf("process %d with %s, named %s", os.Getpid(), os.Getenv("GODEBUG"), name)
+		return err
 	}
 	p.guardMemory()
 	kept := bytes.Repeat([]byte{1}, 4<<20) // used after the lock

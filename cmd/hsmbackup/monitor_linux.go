@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"runtime"
 	"slices"
 	"strings"
@@ -37,10 +38,20 @@ func quietenMonitor(log *slog.Logger) {
 	defer runtime.UnlockOSThread()
 	env, missing := withQuietMonitor(os.Environ())
 	if !missing {
+		keepName()
 		return
 	}
 	err := syscall.Exec("/proc/self/exe", os.Args, env)
 	log.Debug("Go's monitor thread stays as it is", "error", err)
+}
+
+// keepName gives a program that has begun anew the name back that ps, top and pkill know
+// it by: it is that of the file it was started from, which was /proc/self/exe.
+func keepName() {
+	const file = "/proc/self/comm"
+	if now, err := os.ReadFile(file); err == nil && strings.TrimSpace(string(now)) == "exe" {
+		_ = os.WriteFile(file, []byte(filepath.Base(os.Args[0])), 0)
+	}
 }
 
 // withQuietMonitor adds the setting to an environment, unless it has one.

@@ -10,8 +10,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// A process that serves runs once, under its own number and with its own settings of
-// the runtime beside the one it adds.
+// A process that serves runs once, under its own number and name and with its own
+// settings of the runtime beside the one it adds.
 func TestQuietenMonitor(t *testing.T) {
 	for given, want := range map[string]string{
 		"":                           quietMonitor,
@@ -26,7 +26,7 @@ func TestQuietenMonitor(t *testing.T) {
 		if err := c.Run(); err != nil {
 			t.Fatal(err)
 		}
-		if diff := cmp.Diff(fmt.Sprintf("process %d with %s\n", c.Process.Pid, want), out.String()); diff != "" {
+		if diff := cmp.Diff(fmt.Sprintf("process %d with %s, named hsmbackup.test\n", c.Process.Pid, want), out.String()); diff != "" {
 			t.Errorf("GODEBUG=%s (-want +got):\n%s", given, diff)
 		}
 	}
