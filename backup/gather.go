@@ -2,7 +2,6 @@ package backup
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"iter"
 	"maps"
@@ -24,26 +23,6 @@ import (
 // they agree, as server-side sync makes them; the state they agree on includes
 // all that any of them held. What does not settle in time is kept in every
 // state there is: restoring merges them.
-
-// goneError: an HSM became unreachable while it was read.
-type goneError struct {
-	id  hsm.HSMID
-	err error
-}
-
-func (e *goneError) Error() string { return fmt.Sprintf("%s went away: %v", e.id, e.err) }
-func (e *goneError) Unwrap() error { return e.err }
-
-// at says which HSM an error is about.
-func at(h NamedSource, err error) error {
-	if err == nil || errors.Is(err, ErrCorrupt) {
-		return err
-	}
-	if errors.Is(err, hsm.ErrUnavailable) || errors.Is(err, hsm.ErrSession) { // it is away, or was and has begun anew
-		return &goneError{h.ID, err}
-	}
-	return fmt.Errorf("%s: %w", h.ID, err)
-}
 
 // gather brings contents up to every HSM that answers.
 func (t *take) gather(ctx context.Context) error {

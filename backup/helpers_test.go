@@ -35,6 +35,8 @@ type testCluster struct {
 	sealed  int // envelopes
 	reseal  func([]byte) []byte
 	signing func([]byte) // called before each signature
+
+	rechecks int
 }
 
 func newTestCluster(t testing.TB, hsms int) *testCluster {
@@ -131,6 +133,8 @@ func insertAll(t testing.TB, from hsm.Source, to hsm.Replica) hsm.Inserted {
 func (c *testCluster) Describe(context.Context) (Description, error) {
 	return Description{Cluster: c.id, Name: "test", Region: "here", Lineage: c.keyring.Lineage(), Version: "v0"}, nil
 }
+
+func (c *testCluster) Recheck(context.Context) { c.rechecks++ }
 
 func (c *testCluster) Sources(context.Context) (answered []NamedSource, missing []hsm.HSMID, err error) {
 	c.mu.Lock()

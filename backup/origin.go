@@ -13,7 +13,8 @@ type Origin interface {
 	Describe(ctx context.Context) (Description, error)
 	// Sources returns one source for each HSM that answers, and the HSMs that do
 	// not. The sources must be usable until the take is over; one that becomes
-	// unreachable answers hsm.ErrUnavailable and is then counted as missing.
+	// unreachable answers hsm.ErrUnavailable, and one that was started again
+	// hsm.ErrSession. The take then asks for the sources again.
 	Sources(ctx context.Context) (answered []NamedSource, missing []hsm.HSMID, err error)
 	// Envelope seals the recovery envelope inside an HSM (SealEnvelope).
 	Envelope(ctx context.Context, custodians []string, threshold int) ([]byte, error)
@@ -21,6 +22,12 @@ type Origin interface {
 	Settings(ctx context.Context) (hsm.Settings, error)
 	// Sign signs with the lineage's key.
 	Sign(ctx context.Context, purpose hsm.Purpose, message []byte) (hsm.LineageSignature, error)
+}
+
+// Rechecker is an Origin that can see which HSMs answer still, so that Sources has
+// a new source for one that was started again.
+type Rechecker interface {
+	Recheck(ctx context.Context)
 }
 
 // Description names a cluster.

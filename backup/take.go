@@ -124,6 +124,7 @@ type take struct {
 	settings   hsm.Settings
 	hsms       []NamedSource
 	absent     []hsm.HSMID
+	left       map[hsm.HSMID]int // how often an HSM went away
 
 	mu       sync.Mutex
 	progress Progress
@@ -142,12 +143,15 @@ func (t *take) run(ctx context.Context) (*Report, error) {
 	if err := t.prepare(ctx); err != nil {
 		return nil, err
 	}
-	for range maxTries {
+	for tries := 0; tries < maxTries; tries++ {
 		report, err := t.attempt(ctx)
 		switch {
+		case errors.Is(err, errLost): // each HSM maxLost times at most
+			tries--
+			continue
 		case errors.Is(err, errTaken):
 			continue
-		case errors.Is(err, errAgain): // an HSM went away, or the parent is of no use
+		case errors.Is(err, errAgain): // the parent is of no use
 			continue
 		}
 		return report, err
@@ -158,6 +162,7 @@ func (t *take) run(ctx context.Context) (*Report, error) {
 var (
 	errTaken = errors.New("the number is taken")
 	errAgain = errors.New("start over")
+	errLost  = errors.New("start over: an HSM went away")
 )
 
 // prepare checks the options and asks the origin what there is. Nothing is
@@ -241,40 +246,6 @@ func checkTags(tags map[string]string) error {
 	return nil
 }
 
-func (t *take) sources(ctx context.Context) (err error) {
-	if t.hsms, t.absent, err = t.origin.Sources(ctx); err != nil {
-		return fmt.Errorf("reach the HSMs: %w", err)
-	}
-	for _, h := range t.hsms {
-		if h.Lineage() != t.desc.Lineage {
-			return fmt.Errorf("%w: %s is of %s, the cluster of %s", hsm.ErrLineage, h.ID, h.Lineage(), t.desc.Lineage)
-		}
-	}
-	if m := t.series.known; m != nil && m.Lineage == t.desc.Lineage {
-		for i, h := range t.hsms {
-			t.hsms[i].Sketcher = keyed{h.Sketcher, m.Fingerprints}
-		}
-	}
-	return t.checkCoverage()
-}
-
-func (t *take) checkCoverage() error {
-	switch {
-	case len(t.hsms) == 0:
-		return fmt.Errorf("%w: none of the %d HSMs answers", hsm.ErrUnavailable, len(t.absent))
-	case len(t.absent) > 0 && t.options.RequireAll:
-		return fmt.Errorf("%w: %s", ErrCoverage, t.absent)
-	}
-	return nil
-}
-
-// lost moves an HSM that went away from the answering to the missing ones.
-func (t *take) lost(id hsm.HSMID) error {
-	t.hsms = slices.DeleteFunc(t.hsms, func(h NamedSource) bool { return h.ID == id })
-	t.absent = append(t.absent, id)
-	return t.checkCoverage()
-}
-
 func (t *take) count(objects, bytes int) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -307,13 +278,13 @@ func (t *take) attempt(ctx context.Context) (*Report, error) {
 		return nil, err
 	}
 	if err := t.begin(ctx, numbers); err != nil {
-		return nil, err
+		return nil, t.recover(ctx, err)
 	}
 	if err := t.gather(ctx); err != nil {
-		return nil, t.recover(err)
+		return nil, t.recover(ctx, err)
 	}
 	if err := t.checkParent(ctx); err != nil {
-		return nil, t.recover(err)
+		return nil, t.recover(ctx, err)
 	}
 	if t.unchanged() {
 		if !t.followed { // what a series has just followed is the newest, which nobody removes
@@ -333,7 +304,7 @@ func (t *take) attempt(ctx context.Context) (*Report, error) {
 	}
 	m, err := t.manifest(ctx, number)
 	if err != nil {
-		return nil, t.recover(err)
+		return nil, t.recover(ctx, err)
 	}
 	if err := extendLocks(ctx, t.store, neededBy(m)); err != nil {
 		return nil, err
@@ -466,7 +437,7 @@ func (t *take) begin(ctx context.Context, numbers []uint64) error {
 	}
 	keys, err := t.hsms[0].FingerprintKeys(ctx)
 	if err != nil {
-		return fmt.Errorf("%s: %w", t.hsms[0].ID, err)
+		return at(t.hsms[0], err)
 	}
 	t.packer.keys = keys
 	t.contents = emptyContents(t.desc.Lineage, keys, t.hsms)
@@ -536,27 +507,6 @@ func (t *take) unfit(m *format.Manifest) string {
 		return fmt.Sprintf("%d packs have piled up since the last full snapshot", len(m.Packs))
 	}
 	return ""
-}
-
-// recover decides whether to start over: without an HSM that went away, or
-// without a parent that is damaged.
-func (t *take) recover(err error) error {
-	var gone *goneError
-	switch {
-	case errors.As(err, &gone):
-		if lostErr := t.lost(gone.id); lostErr != nil {
-			return errors.Join(lostErr, err)
-		}
-		t.contents = nil
-		t.note("%v", err)
-		return errAgain
-	case errors.Is(err, ErrCorrupt) && t.parent != nil:
-		t.series.forget()
-		t.series.desc = &t.desc
-		t.fullReason = fmt.Sprintf("snapshot %s is damaged: %v", format.ID(t.parent.Sequence), err)
-		return errAgain
-	}
-	return err
 }
 
 // unchanged tells whether the parent already says everything.

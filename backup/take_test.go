@@ -191,6 +191,68 @@ func goesAwayWhileRead(t *testing.T, gone error) {
 	}
 }
 
+// TestHSMIsStartedAgainWhileRead: whatever call meets the session that is over, the
+// HSM is read under its new one, and the snapshot lacks nothing.
+func TestHSMIsStartedAgainWhileRead(t *testing.T) {
+	for _, method := range []string{"keys", "root", "extract"} {
+		t.Run(method, func(t *testing.T) {
+			c, store := newTestCluster(t, 3), newStore(t)
+			keys(c.hsm(0), 30)
+			c.sync(t)
+			restarted := map[hsm.HSMID]bool{} // each once, one after the other
+			c.wrap = func(s NamedSource) NamedSource {
+				if !restarted[s.ID] {
+					s.Sketcher = &forgotten{s.Sketcher, method, func() { restarted[s.ID] = true }}
+				}
+				return s
+			}
+			o := c.options()
+			o.RequireAll = true
+			r := mustTake(t, c, store, o)
+			if r.Objects != 30 || len(r.Coverage.Answered) != 3 || len(restarted) == 0 || c.rechecks != len(restarted) {
+				t.Fatalf("%d were restarted, %d rechecks: %+v", len(restarted), c.rechecks, r)
+			}
+			mustVerify(t, c, store, "")
+		})
+	}
+}
+
+// forgotten is an HSM that was started again: the session is over.
+type forgotten struct {
+	hsm.Sketcher
+	method string
+	met    func()
+}
+
+func (f *forgotten) fails(method string) error {
+	if method != f.method {
+		return nil
+	}
+	f.met()
+	return hsm.ErrSession
+}
+
+func (f *forgotten) FingerprintKeys(ctx context.Context) (hsm.FingerprintKeys, error) {
+	if err := f.fails("keys"); err != nil {
+		return hsm.FingerprintKeys{}, err
+	}
+	return f.Sketcher.FingerprintKeys(ctx)
+}
+
+func (f *forgotten) Root(ctx context.Context) (hsm.Root, error) {
+	if err := f.fails("root"); err != nil {
+		return hsm.Root{}, err
+	}
+	return f.Sketcher.Root(ctx)
+}
+
+func (f *forgotten) Extract(ctx context.Context, refs iter.Seq[hsm.KeyRef]) iter.Seq2[hsm.MaskedObject, error] {
+	if err := f.fails("extract"); err != nil {
+		return func(yield func(hsm.MaskedObject, error) bool) { yield(hsm.MaskedObject{}, err) }
+	}
+	return f.Sketcher.Extract(ctx, refs)
+}
+
 func TestUnsettledStatesAreAllKept(t *testing.T) {
 	c, store := newTestCluster(t, 2), newStore(t)
 	refs := keys(c.hsm(0), 10)

@@ -19,6 +19,10 @@ func (o origin) Describe(ctx context.Context) (backup.Description, error) {
 	return backup.Description(d), err
 }
 
+// Recheck asks every HSM for its state, which takes those out of use that do not
+// answer or have forgotten the session, and connects them anew.
+func (o origin) Recheck(ctx context.Context) { _, _ = o.Cluster.Info(ctx) }
+
 func (o origin) Sources(ctx context.Context) ([]backup.NamedSource, []hsm.HSMID, error) {
 	answered, missing, err := o.Cluster.Sources(ctx)
 	out := make([]backup.NamedSource, len(answered))

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 
@@ -94,6 +95,49 @@ func runWhileServerDies(t *testing.T, store *faultyStore, server *miniotest.Serv
 		t.Errorf("%v: exit code %d: %s", args, code, p.stderr.String())
 	}
 	return struck
+}
+
+// TestHSMsAreRestartedUnderASnapshot kills one HSM after the other and starts it
+// again while the first pack is on its way. The snapshot reads them anew, and lacks nothing.
+func TestHSMsAreRestartedUnderASnapshot(t *testing.T) {
+	t.Parallel()
+	m, minio := newMachine(t), miniotest.Start(t)
+	identity, recipient := custodian(t, m, "custodian.txt")
+	c := newCluster(t, m, "east", 3, "--custodian", recipient)
+	c.generate(t, "one")
+	minio.CreateBucket("backups")
+	store := newFaultyStore(t, minio)
+	var once sync.Once
+	reached, restarted := make(chan struct{}), make(chan struct{})
+	store.set(func(_ http.ResponseWriter, r *http.Request) bool {
+		if r.Method == http.MethodPut && strings.Contains(r.URL.Path, "/packs/") {
+			once.Do(func() { close(reached) })
+			<-restarted
+		}
+		return false
+	})
+	location, keys, ended := store.location("backups/restarted"), c.nobody().with(minio.Env()...), make(chan result, 1)
+	go func() { ended <- keys.run(t, "snapshot", "--to", location, "--require-all", "--json") }()
+	<-reached
+	for _, h := range c.hsms {
+		h.kill()
+		c.startAll(t)
+		c.wait(t)
+	}
+	close(restarted)
+	r := <-ended
+	if r.code != 0 {
+		t.Fatal(r)
+	}
+	var s struct {
+		Root     string
+		Coverage struct{ Answered, Missing []string }
+	}
+	decode(t, r.stdout, &s)
+	if s.Root != c.root(t) || len(s.Coverage.Answered) != 3 || len(s.Coverage.Missing) != 0 {
+		t.Errorf("%+v", s)
+	}
+	checkSnapshots(t, keys, location, identity)
 }
 
 // TestTheDiskFillsUp takes a snapshot into a folder on a disk that is too small

@@ -108,6 +108,7 @@ var verdicts = []verdict{
 	{storage.ErrUnreachable, "storage", exitFailed, storage.Hint(storage.ErrUnreachable)},
 	{context.DeadlineExceeded, "timeout", exitFailed, "cluster info shows which HSMs answer and how far they are; give more time with --timeout, or run the same command again"},
 	{hsm.ErrUnavailable, "unreachable", exitFailed, "check with cluster info which HSMs answer"},
+	{hsm.ErrSession, "session", exitFailed, "the HSM was started again meanwhile; run the same command again"},
 	{metrics.ErrAddress, "metrics_address", exitFailed, "name another address with --metrics or in hsm.yaml, or leave it out"},
 	{server.ErrFolder, "folder", exitRefused, "name an empty folder to create in, or an existing one to serve"},
 	{seal.ErrSeal, "seal", exitFailed, "give the seal the HSM was made with: HSMBACKUP_SEAL_PASSPHRASE or HSMBACKUP_SEAL_IDENTITY"},
