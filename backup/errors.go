@@ -32,6 +32,8 @@ var (
 	ErrRecipient = errors.New("invalid recipient or identity")
 	// ErrRetention: a rule of retention refuses it.
 	ErrRetention = errors.New("refused by retention")
+	// ErrNoRoom: the store is full, and a prune can put no mark.
+	ErrNoRoom = errors.New("there is no room for the mark that comes before what is removed")
 	// ErrOccupied: the destination of a copy has used the snapshot's number.
 	ErrOccupied = errors.New("the number is taken at the destination")
 	// ErrRaced: other writers took every number this take tried for.
@@ -50,6 +52,7 @@ var hints = []struct {
 	{ErrUnsettled, "wait until the HSMs are in sync (cluster wait), then run the same command again"},
 	{ErrRecipient, "recipients are age1…, age1pq1… or ssh public keys; identity files are as age-keygen or ssh-keygen write them"},
 	{ErrRaced, "run the same command again, and let fewer hosts take snapshots at the same time"},
+	{ErrNoRoom, "free a little space in the store by other means, or enlarge it, then run the same command again: a mark takes some hundred bytes, and after it prune makes room"},
 	{ErrOccupied, "copy into a prefix of its own, and do not copy again what was deleted there"},
 	{ErrRetention, "snapshots list shows states and marks; take or verify a newer snapshot, or take the mark off with keep --no-keep or undelete"},
 	{hsm.ErrLineage, "check that the location is this cluster's repository"},

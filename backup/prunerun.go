@@ -42,8 +42,27 @@ type pruning struct {
 	*PrunePlan
 	store storage.Store
 
+	tidied bool // to make room
+
 	mu     sync.Mutex
 	report *PruneReport
+}
+
+// addMark adds a mark. A full store may have no room for it, and so none for what
+// makes room: then what needs no mark goes first.
+func (x *pruning) addMark(ctx context.Context, decide func(*markLog) (*format.Mark, error)) (*format.Mark, error) {
+	m, err := addMark(ctx, x.store, x.options.Software, decide)
+	if errors.Is(err, storage.ErrFull) && !x.tidied {
+		x.tidied = true
+		if err := x.tidy(ctx); err != nil {
+			return nil, err
+		}
+		m, err = addMark(ctx, x.store, x.options.Software, decide)
+	}
+	if errors.Is(err, storage.ErrFull) {
+		err = fmt.Errorf("%w: %w", ErrNoRoom, err)
+	}
+	return m, err
 }
 
 func (p *PrunePlan) with(a PruneAction) (out []format.Marked) {
@@ -59,7 +78,7 @@ func (p *PrunePlan) with(a PruneAction) (out []format.Marked) {
 // else has changed: undelete has seven days.
 func (x *pruning) mark(ctx context.Context) error {
 	for chunk := range slices.Chunk(x.with(PruneDelete), format.MaxMarked) {
-		m, err := addMark(ctx, x.store, x.options.Software, func(log *markLog) (*format.Mark, error) {
+		m, err := x.addMark(ctx, func(log *markLog) (*format.Mark, error) {
 			now := log.standings()
 			return markOf(format.ActionDelete, "no rule keeps it", chunk, func(id format.Marked) bool {
 				v := now[id]
@@ -156,7 +175,7 @@ func (x *pruning) unlocked(ctx context.Context, ids []format.Marked) ([]format.M
 // returns those it names now or named before.
 func (x *pruning) condemn(ctx context.Context, ids []format.Marked, clock time.Time) ([]format.Marked, error) {
 	var before []format.Marked
-	m, err := addMark(ctx, x.store, x.options.Software, func(log *markLog) (*format.Mark, error) {
+	m, err := x.addMark(ctx, func(log *markLog) (*format.Mark, error) {
 		now := log.standings()
 		before = nil
 		return markOf(format.ActionRemove, "", ids, func(id format.Marked) bool {
@@ -196,7 +215,7 @@ func (p *PrunePlan) pending(id format.Marked) bool {
 // clock reads the store's clock: it puts a mark and sees when the store took it.
 // What is due or old is never judged by our own.
 func (x *pruning) clock(ctx context.Context) (time.Time, error) {
-	m, err := addMark(ctx, x.store, x.options.Software, func(*markLog) (*format.Mark, error) { return &format.Mark{Action: format.ActionSweep}, nil })
+	m, err := x.addMark(ctx, func(*markLog) (*format.Mark, error) { return &format.Mark{Action: format.ActionSweep}, nil })
 	if err != nil {
 		return time.Time{}, err
 	}
