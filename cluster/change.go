@@ -122,7 +122,7 @@ const hearings = 5
 // made on those that except names.
 func (c *Cluster) changeFirst(ctx context.Context, ch hsm.Change, issuer *remote, except map[*remote]bool) (hsm.MaskedObject, *remote, error) {
 	if issuer != nil {
-		m, err := call(ctx, issuer, c.timing.call, func(ctx context.Context, s hsm.Session) (hsm.MaskedObject, error) { return s.Change(ctx, ch) })
+		m, err := c.changeOn(ctx, issuer, ch)
 		return m, issuer, err
 	}
 	var last, unsure error
@@ -136,9 +136,12 @@ func (c *Cluster) changeFirst(ctx context.Context, ch hsm.Change, issuer *remote
 		if r == nil {
 			break
 		}
-		m, err := call(ctx, r, c.timing.call, func(ctx context.Context, s hsm.Session) (hsm.MaskedObject, error) { return s.Change(ctx, ch) })
+		m, err := c.changeOn(ctx, r, ch)
 		if err == nil {
 			return m, r, nil
+		}
+		if unsure != nil && errors.Is(err, hsm.ErrExist) { // it may have come from there
+			return hsm.MaskedObject{}, nil, fmt.Errorf("%w; another HSM says: %v; this call may have made it", unsure, err)
 		}
 		again := errors.Is(err, hsm.ErrNotFound) || errors.Is(err, hsm.ErrFull) || errors.Is(err, hsm.ErrFuture) || away(err)
 		if !again || ctx.Err() != nil {
@@ -158,6 +161,16 @@ func (c *Cluster) changeFirst(ctx context.Context, ch hsm.Change, issuer *remote
 		last = fmt.Errorf("%w: no HSM takes what the others know of that; nothing was done, try again in a moment", hsm.ErrUnavailable)
 	}
 	return hsm.MaskedObject{}, nil, last
+}
+
+// changeOn asks one HSM for the change. One that hashes a password takes its time for that,
+// and more on a busy machine.
+func (c *Cluster) changeOn(ctx context.Context, r *remote, ch hsm.Change) (hsm.MaskedObject, error) {
+	limit := c.timing.call
+	if ch.Password.Len() > 0 {
+		limit *= 4
+	}
+	return call(ctx, r, limit, func(ctx context.Context, s hsm.Session) (hsm.MaskedObject, error) { return s.Change(ctx, ch) })
 }
 
 // liveRef is the key that an HSM must hold for the change; a destroyed one is on

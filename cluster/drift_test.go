@@ -3,6 +3,8 @@ package cluster
 import (
 	"errors"
 	"slices"
+	"strings"
+	"sync/atomic"
 	"testing"
 
 	"github.com/hsmbackup/hsmbackup/cluster/hsm"
@@ -192,4 +194,27 @@ func consistent(t *testing.T, c *Cluster, name string) bool {
 	}
 	i := slices.IndexFunc(users, func(u User) bool { return u.Name == name })
 	return i < 0 || users[i].Consistent && len(users[i].Missing) == 0
+}
+
+// TestUserThatMayHaveBeenMade: an HSM makes a user and does not answer, and the next one
+// has it from there: the caller is told that the call may have made it, not that somebody
+// else had.
+func TestUserThatMayHaveBeenMade(t *testing.T) {
+	w := newWorld(t, 3, 2, false)
+	c := w.open(asAdmin)
+	var calls atomic.Int64
+	w.setFaults(func(_ *box, call string) fault {
+		if call != "Change" {
+			return pass
+		}
+		if calls.Add(1) == 1 {
+			return lose
+		}
+		w.sync()
+		return pass
+	})
+	_, err := c.Change(t.Context(), hsm.Change{Kind: hsm.ChangeUserCreate, User: "carol", Role: hsm.RoleCryptoUser, Password: secret("carol-password")})
+	if !errors.Is(err, hsm.ErrUnavailable) || errors.Is(err, hsm.ErrExist) || !strings.Contains(err.Error(), "may have made it") {
+		t.Errorf("%v", err)
+	}
 }
