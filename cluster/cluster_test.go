@@ -194,7 +194,8 @@ func TestSignWhileHSMsDie(t *testing.T) {
 }
 
 // TestUseSpreadsOverAllHolders: of HSMs that have nothing else to do, each is asked in
-// its turn. The looks at members and settings, which take turns as well, come too late.
+// its turn, stay times; and calls that overlap go to different ones at once. The looks at
+// members and settings, which take turns as well, come too late.
 func TestUseSpreadsOverAllHolders(t *testing.T) {
 	slow := fast
 	slow.refresh = time.Hour
@@ -218,19 +219,47 @@ func TestUseSpreadsOverAllHolders(t *testing.T) {
 		}
 		return pass
 	})
-	for range 30 {
+	for range 3 * stay {
 		if _, err := c.Use(t.Context(), mac(ref)); err != nil {
 			t.Fatal(err)
 		}
 	}
-	mu.Lock()
-	defer mu.Unlock()
-	for _, b := range w.boxes {
-		if used[b.member.Name] != 10 {
-			t.Errorf("uses: %v; want 10 each", used)
-			break
+	even := func(n int) {
+		t.Helper()
+		mu.Lock()
+		defer mu.Unlock()
+		for _, b := range w.boxes {
+			if used[b.member.Name] != n {
+				t.Errorf("uses: %v; want %d each", used, n)
+				break
+			}
 		}
+		clear(used)
 	}
+	even(stay)
+	begun, release := make(chan struct{}, 3), make(chan struct{})
+	w.setFaults(func(b *box, call string) fault {
+		if call == "Use" {
+			mu.Lock()
+			used[b.member.Name]++
+			mu.Unlock()
+			begun <- struct{}{}
+			<-release
+		}
+		return pass
+	})
+	var all sync.WaitGroup
+	for range 3 {
+		all.Go(func() {
+			if _, err := c.Use(t.Context(), mac(ref)); err != nil {
+				t.Error(err)
+			}
+		})
+		<-begun
+	}
+	close(release)
+	all.Wait()
+	even(1)
 }
 
 // TestUseCostsOneRoundTrip: coverage is remembered.

@@ -152,11 +152,15 @@ func (c *Cluster) route(ctx context.Context, pick picker, passed map[*remote]boo
 	return nil, fmt.Errorf("%w: no HSM that holds %s is in use", hsm.ErrUnavailable, refs)
 }
 
+// stay is how many calls in a row go to one HSM as long as it has no more to do than
+// the others: one that has just answered is awake.
+const stay = 32
+
 // pick chooses the least loaded HSM that holds everything asked for; of equals,
-// each in its turn.
+// each in its turn, which is that of stay calls.
 func (c *Cluster) pick(passed map[*remote]bool, where []covered) *remote {
 	all := c.all()
-	first := int(c.turn.Add(1))
+	first := int(c.turn.Add(1) / stay)
 	var best *remote
 	var load int64
 	for i := range all {

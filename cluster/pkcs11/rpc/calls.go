@@ -167,6 +167,13 @@ var signatures = map[Call]Signature{
 	DecapsulateKey:      {"C_DecapsulateKey", "uMuaAay", "u"},
 }
 
+// prompt are the calls that are answered at once: nobody else is asked, or rarely.
+var prompt = map[Call]bool{
+	GetInfo: true, GetSlotList: true, GetMechanismList: true, GetMechanismInfo: true, GetSessionInfo: true, SessionCancel: true,
+	FindObjects: true, FindObjectsFinal: true, Digest: true, DigestUpdate: true, DigestFinal: true, SignUpdate: true, VerifyUpdate: true,
+	EncryptInit: true, DecryptInit: true, DigestInit: true, SignInit: true, SignRecoverInit: true, VerifyInit: true, VerifyRecoverInit: true,
+}
+
 // SignatureOf returns a call's signature; ok is false for calls that are not
 // served: the message calls, whose parameters are pointers of the peer, and what is
 // not known.

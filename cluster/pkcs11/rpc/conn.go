@@ -30,6 +30,7 @@ const handshake = "PRIVATE-GNOME-KEYRING-PKCS11-PROTOCOL-V-1"
 
 // conn serves one connection.
 type conn struct {
+	server *Server
 	net    net.Conn
 	in     frames
 	form   Form
@@ -38,6 +39,7 @@ type conn struct {
 	room   *room         // for its requests
 	all    *room         // for those of all connections
 	work   sync.WaitGroup
+	lead   lead
 
 	writing sync.Mutex
 	broken  error
@@ -81,67 +83,6 @@ func FormOf(offered byte) Form {
 		return FormNew
 	}
 	return FormOld
-}
-
-// run serves requests until the connection ends, the application finalizes, or
-// something is malformed. It returns nil for the first two. Requests under way are
-// finished before it returns.
-func (c *conn) run(ctx context.Context) error {
-	defer c.work.Wait()
-	for {
-		select {
-		case c.places <- struct{}{}:
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-		f, err := c.in.next()
-		if err == io.EOF || errors.Is(err, net.ErrClosed) {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		held, err := c.hold(ctx, len(f.body))
-		if f.arrived != nil {
-			f.arrived()
-		}
-		if err != nil {
-			return err
-		}
-		over, err := c.serve(ctx, f, func() { held(); <-c.places })
-		if over || err != nil {
-			return err
-		}
-	}
-}
-
-// serve decodes one request and answers it, on its own; it calls done when that has
-// ended. over: it was C_Finalize, and is answered.
-func (c *conn) serve(ctx context.Context, f frame, done func()) (over bool, err error) {
-	call, args, rv, err := c.decode(f)
-	if err != nil {
-		done()
-		return false, err
-	}
-	if rv != ck.OK {
-		done()
-		return false, c.write(encodeError(f.code, rv))
-	}
-	if call == Initialize {
-		done()
-		return false, c.initialize(f.code, args)
-	}
-	if call == Finalize {
-		done()
-		c.work.Wait()
-		c.app.Close()
-		return true, c.write(encode(f.code, call, nil))
-	}
-	c.work.Go(func() {
-		defer done()
-		c.answer(ctx, f.code, call, args)
-	})
-	return false, nil
 }
 
 // decode reads a request. An error ends the connection; rv is an answer at once.

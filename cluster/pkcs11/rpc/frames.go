@@ -25,12 +25,18 @@ type frame struct {
 type frames struct {
 	from io.Reader
 	buf  []byte
+	kept []byte // of keptBytes, which buf may lie in; zero but for that
 	// large is called before a frame is read that is larger than largeFrame, and
 	// what it returns when that fails, or by the caller (frame.arrived).
 	large func() (done func(), err error)
 }
 
-const readStep = 16 << 10
+// readStep is by how much room grows at least; keptBytes stay between small
+// frames.
+const (
+	readStep  = 4 << 10
+	keptBytes = 16 << 10
+)
 
 // next returns the next frame; io.EOF at the end of the stream between two frames.
 func (f *frames) next() (frame, error) {
@@ -62,19 +68,25 @@ func (f *frames) next() (frame, error) {
 	}
 	whole := f.buf[headerSize+int(options) : need : need]
 	f.buf = f.buf[need:]
-	if len(f.buf) > 0 {
-		f.buf = append([]byte(nil), f.buf...) // what is returned belongs to the caller
+	if len(whole) <= smallFrame { // what is returned belongs to the caller
+		mine := append([]byte(nil), whole...)
+		clear(whole) // it may be a PIN
+		whole = mine
 	} else {
-		f.buf = nil
+		f.buf, f.kept = append([]byte(nil), f.buf...), nil
+	}
+	if len(f.buf) == 0 {
+		f.buf = f.kept[:0]
 	}
 	return frame{code: code, body: whole, arrived: arrived}, nil
 }
 
-// more reads once, at most as much as is needed and a step.
+// more reads once, what there is room for: so that each byte is moved a few times at most,
+// however they arrive, room is made when there is none, and at the end of what is kept.
 func (f *frames) more(need int) error {
-	step := max(min(need-len(f.buf), len(f.buf)), readStep)
-	if cap(f.buf)-len(f.buf) < step {
-		f.buf = append(make([]byte, 0, len(f.buf)+step), f.buf...)
+	free := cap(f.buf) - len(f.buf)
+	if free == 0 || free < readStep && cap(f.buf) < keptBytes {
+		f.grow(len(f.buf) + max(min(need-len(f.buf), len(f.buf)), readStep))
 	}
 	n, err := f.from.Read(f.buf[len(f.buf):cap(f.buf)])
 	f.buf = f.buf[:len(f.buf)+n]
@@ -85,4 +97,19 @@ func (f *frames) more(need int) error {
 		return io.ErrUnexpectedEOF
 	}
 	return err
+}
+
+// grow makes room for n bytes.
+func (f *frames) grow(n int) {
+	if n > keptBytes {
+		f.buf = append(make([]byte, 0, n), f.buf...)
+		clear(f.kept)
+		return
+	}
+	if f.kept == nil {
+		f.kept = make([]byte, keptBytes)
+	}
+	got := copy(f.kept, f.buf)
+	clear(f.kept[got:])
+	f.buf = f.kept[:got]
 }

@@ -6,6 +6,7 @@ import (
 	"net"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -23,9 +24,10 @@ type Server struct {
 	// Ended is called at the end of each connection; err is nil if it ended well.
 	Ended func(app App, err error)
 
-	large chan struct{}
-	room  *room // for the requests of all
-	once  sync.Once
+	large    chan struct{}
+	watching atomic.Bool
+	room     *room // for the requests of all
+	once     sync.Once
 
 	mu      sync.Mutex
 	conns   map[*conn]byte // what each has offered
@@ -96,7 +98,7 @@ func (s *Server) Resume(ctx context.Context, h Handed) {
 func (s *Server) take(ctx context.Context, nc net.Conn, from *State) {
 	s.mu.Lock()
 	full := s.handing || s.MaxConns > 0 && len(s.conns) >= s.MaxConns
-	c := &conn{net: nc, places: make(chan struct{}, maxInFlight), room: newRoom(connRoom), all: s.room}
+	c := &conn{server: s, net: nc, places: make(chan struct{}, maxInFlight), room: newRoom(connRoom), all: s.room}
 	if !full {
 		s.conns[c] = 0
 	}
