@@ -225,7 +225,7 @@ func TestRouting(t *testing.T) {
 	uses := func(opts ...Option) (ok, missing int) {
 		c := w.open(asUser, opts...)
 		w.awaitUp(c)
-		for range 12 {
+		for range 3 * stay {
 			switch _, err := c.Use(t.Context(), mac(ref)); {
 			case err == nil:
 				ok++

@@ -129,7 +129,7 @@ func quick(p *pb.Call) bool {
 		}
 	case *pb.Call_Use:
 		switch what.Use.GetParams().GetMechanism() {
-		case "ecdsa", "hmac", "aes-gcm", "aes-cbc", "aes-ctr", "aes-ecb", "aes-cmac":
+		case "ecdsa", "ecdsa-data", "hmac", "aes-gcm", "aes-cbc", "aes-ctr", "aes-ecb", "aes-cmac":
 			return true
 		}
 	}
