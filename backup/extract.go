@@ -191,7 +191,7 @@ func (s *Snapshot) readPack(ctx context.Context, items []hsm.Object, w wanted, b
 			return context.Cause(ctx)
 		}
 	}
-	err := s.eachWanted(ctx, items, w, func(m hsm.MaskedObject) error {
+	err := s.eachWanted(ctx, items, w, &joiner{lineage: s.Lineage()}, func(m hsm.MaskedObject) error {
 		if out = append(out, m); len(out) < readBatch {
 			return nil
 		}
@@ -229,14 +229,19 @@ func eachBlock(stored []byte, identities []Identity, f func(first int, b *format
 // joinSlab is how many bytes of objects are kept in one piece.
 const joinSlab = 64 << 10
 
-// joiner puts objects together, many of them in one piece of memory.
+// joiner puts objects together, many of them in one piece of memory, or each where the
+// one before was, for whoever needs it no longer.
 type joiner struct {
 	lineage hsm.Lineage
+	passing bool // in place of the one before
 	slab    []byte
 }
 
 // join puts an object together, as the index describes it.
 func (j *joiner) join(c hsm.Columns, want hsm.Object) (hsm.MaskedObject, error) {
+	if j.passing {
+		j.slab = j.slab[:0]
+	}
 	if bound := hsm.JoinedBound(c); len(j.slab)+bound > cap(j.slab) {
 		j.slab = make([]byte, 0, max(joinSlab, bound))
 	}

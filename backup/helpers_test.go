@@ -1,6 +1,7 @@
 package backup
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -243,6 +244,7 @@ func load(t testing.TB, s *Snapshot, into hsm.Replica) {
 					t.Fatalf("%s after %s in a part, or a second time", m.Ref, last)
 				}
 				last, seen[m.Ref] = m.Ref, true
+				m.Bytes = bytes.Clone(m.Bytes) // valid until the next one
 				if !yield(m, err) {
 					return
 				}

@@ -21,8 +21,9 @@ const (
 // Parts splits the snapshot for hsm.Loader: every settled object is in one part,
 // in its current state; each part ascends by reference, reads a pack or a few small
 // ones when it is ranged over, and holds no more than those in memory. What is not
-// settled is in no part: Unsettled names it, and Extract yields it. The errors are
-// those of Extract; what is yielded before the first is good.
+// settled is in no part: Unsettled names it, and Extract yields it. The bytes of an
+// object are valid until the next one is asked for. The errors are those of Extract; what
+// is yielded before the first is good.
 func (s *Snapshot) Parts(ctx context.Context) ([]iter.Seq2[hsm.MaskedObject, error], error) {
 	layers, err := s.catalog.layers(ctx)
 	if err != nil {
@@ -80,9 +81,10 @@ func (s *Snapshot) Unsettled() (refs []hsm.KeyRef) {
 func (s *Snapshot) part(ctx context.Context, layers []layer, plan ...wanted) iter.Seq2[hsm.MaskedObject, error] {
 	return func(yield func(hsm.MaskedObject, error) bool) {
 		var held []hsm.MaskedObject
+		j := &joiner{lineage: s.Lineage(), passing: len(plan) == 1}
 		for _, w := range plan {
 			more := true
-			err := s.eachWanted(ctx, layers[w.layer].items, w, func(m hsm.MaskedObject) error {
+			err := s.eachWanted(ctx, layers[w.layer].items, w, j, func(m hsm.MaskedObject) error {
 				if len(plan) > 1 {
 					held = append(held, m)
 				} else if more = yield(m, nil); !more {
@@ -107,15 +109,16 @@ func (s *Snapshot) part(ctx context.Context, layers []layer, plan ...wanted) ite
 	}
 }
 
-// eachWanted calls f for the wanted objects of one pack, until it returns io.EOF.
-func (s *Snapshot) eachWanted(ctx context.Context, items []hsm.Object, w wanted, f func(hsm.MaskedObject) error) error {
+// eachWanted calls f for the wanted objects of one pack, which j puts together, until it
+// returns io.EOF.
+func (s *Snapshot) eachWanted(ctx context.Context, items []hsm.Object, w wanted, j *joiner, f func(hsm.MaskedObject) error) error {
 	buf := packBuffers.Get().(*[]byte)
 	defer packBuffers.Put(buf)
 	p := s.manifest.Packs[w.layer]
 	if err := fetchPack(ctx, s.store, p, buf); err != nil {
 		return err
 	}
-	rest, j := w.items, joiner{lineage: s.Lineage()}
+	rest := w.items
 	err := s.eachBlock(ctx, *buf, func(first int, b *format.BlockData) error {
 		for len(rest) > 0 && rest[0] < min(first+b.Len(), len(items)) {
 			m, err := j.join(b.Columns(rest[0]-first), items[rest[0]])

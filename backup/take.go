@@ -263,6 +263,13 @@ func (t *take) note(format string, args ...any) {
 	}
 }
 
+// beginAgain forgets the progress of an attempt whose packs do not count.
+func (t *take) beginAgain() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.progress = Progress{}
+}
+
 func (t *take) expect(objects int) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -416,6 +423,7 @@ func (t *take) begin(ctx context.Context, numbers []uint64) error {
 		return nil
 	}
 	t.parent, t.contents = nil, nil
+	t.beginAgain()
 	if !t.options.Full && t.fullReason == "" {
 		if err := t.findParent(ctx, numbers); err != nil {
 			return err

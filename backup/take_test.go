@@ -208,7 +208,12 @@ func TestHSMIsStartedAgainWhileRead(t *testing.T) {
 			}
 			o := c.options()
 			o.RequireAll = true
+			var last Progress
+			o.Progress = func(p Progress) { last = p }
 			r := mustTake(t, c, store, o)
+			if last.Objects != 30 || last.TotalObjects != 30 {
+				t.Errorf("at the end its progress is %+v", last)
+			}
 			if r.Objects != 30 || len(r.Coverage.Answered) != 3 || len(restarted) == 0 || c.rechecks != len(restarted) {
 				t.Fatalf("%d were restarted, %d rechecks: %+v", len(restarted), c.rechecks, r)
 			}

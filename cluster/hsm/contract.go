@@ -322,7 +322,8 @@ type LineageSignature struct {
 // it holds nothing of the lineage.
 type Loader interface {
 	// Load takes all objects of the parts. Each part ascends strictly by reference,
-	// parts are read several at a time, and no reference is in two of them. Nothing is
+	// parts are read several at a time, and no reference is in two of them. The bytes
+	// of an object need be valid only until the next one is asked for. Nothing is
 	// visible before all is there, and durable: after an error, or if the process
 	// dies, the replica is as empty as before. ErrExist if it is not; ErrInvalid if a
 	// part does not ascend; otherwise as Insert.

@@ -31,14 +31,13 @@ func (t *tx) reindex(old *held, r *hsm.Record) {
 // may see it. A tombstone is listed under its owner, who may replicate it.
 func entries(r *hsm.Record) map[string]byte {
 	e := map[string]byte{}
-	eachEntry(r.Ref, r.Destroyed, r.Glance(), func(key []byte, rel byte) { e[string(key)] = rel })
+	eachEntry(r.Ref, r.Destroyed, r.Glance(), nil, func(key []byte, rel byte) { e[string(key)] = rel })
 	return e
 }
 
 // eachEntry calls f for each index entry of a key, none of which comes twice. The key is
-// valid during the call.
-func eachEntry(ref hsm.KeyRef, destroyed bool, g hsm.Glance, f func(key []byte, rel byte)) {
-	var scratch [96]byte
+// valid during the call, and made in scratch if that is large enough.
+func eachEntry(ref hsm.KeyRef, destroyed bool, g hsm.Glance, scratch []byte, f func(key []byte, rel byte)) {
 	key := scratch[:0]
 	under := func(user string, rel byte) {
 		key = withRef(append(append(append(key[:0], prefixUser), user...), 0), ref)

@@ -50,7 +50,10 @@ func objectKey(s hsm.Scope, r hsm.KeyRef) []byte { return scopedKey(prefixObject
 func digestKey(s hsm.Scope, r hsm.KeyRef) []byte { return scopedKey(prefixDigest, s, r) }
 
 func scopedKey(prefix byte, s hsm.Scope, r hsm.KeyRef) []byte {
-	b := make([]byte, 0, 10)
+	return appendScopedKey(make([]byte, 0, 10), prefix, s, r)
+}
+
+func appendScopedKey(b []byte, prefix byte, s hsm.Scope, r hsm.KeyRef) []byte {
 	return binary.BigEndian.AppendUint64(append(b, prefix, byte(s)), uint64(r))
 }
 
@@ -97,10 +100,13 @@ func prefixEnd(prefix []byte) []byte {
 
 // encodeDigest is the value under a digest key; decodeDigest is the inverse.
 func encodeDigest(o hsm.Object) []byte {
-	b := make([]byte, 2, 2+len(o.Digest))
-	b[0] = byte(o.Kind)
+	return appendDigest(make([]byte, 0, 2+len(o.Digest)), o)
+}
+
+func appendDigest(b []byte, o hsm.Object) []byte {
+	b = append(b, byte(o.Kind), 0)
 	if o.Tombstone {
-		b[1] = 1
+		b[len(b)-1] = 1
 	}
 	return append(b, o.Digest[:]...)
 }

@@ -1,6 +1,7 @@
 package soft
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"iter"
@@ -44,6 +45,19 @@ func loadable(t *testing.T, o Options) (*HSM, []hsm.MaskedObject) {
 	return h, all
 }
 
+// passing yields objects whose bytes are gone when the next one is asked for.
+func passing(objects iter.Seq2[hsm.MaskedObject, error]) iter.Seq2[hsm.MaskedObject, error] {
+	return func(yield func(hsm.MaskedObject, error) bool) {
+		for m, err := range objects {
+			m.Bytes = bytes.Clone(m.Bytes)
+			if !yield(m, err) {
+				return
+			}
+			clear(m.Bytes)
+		}
+	}
+}
+
 // dealt deals objects to n parts in turn, so that all parts overlap.
 func dealt(objects []hsm.MaskedObject, n int) []iter.Seq2[hsm.MaskedObject, error] {
 	hands := make([][]hsm.MaskedObject, n)
@@ -52,7 +66,7 @@ func dealt(objects []hsm.MaskedObject, n int) []iter.Seq2[hsm.MaskedObject, erro
 	}
 	parts := make([]iter.Seq2[hsm.MaskedObject, error], n)
 	for i, hand := range hands {
-		parts[i] = each(hand)
+		parts[i] = passing(each(hand))
 	}
 	return parts
 }

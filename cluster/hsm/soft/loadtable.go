@@ -82,6 +82,7 @@ type loadWorker struct {
 	tally            *tally
 	live             int64
 	special          []arrival
+	scratch          [96]byte // of keys
 
 	// of the unit
 	parts  []int
@@ -196,10 +197,12 @@ func (w *loadWorker) take(m hsm.MaskedObject) error {
 			return err
 		}
 	}
-	if err := w.objects.set(objectKey(hsm.ScopeLineage, m.Ref), m.Bytes); err != nil {
+	key := appendScopedKey(w.scratch[:0], prefixObject, hsm.ScopeLineage, m.Ref)
+	if err := w.objects.set(key, m.Bytes); err != nil {
 		return w.h.store.wrap("load", err)
 	}
-	if err := w.digests.set(digestKey(hsm.ScopeLineage, m.Ref), encodeDigest(m.Object)); err != nil {
+	key = appendScopedKey(w.scratch[:0], prefixDigest, hsm.ScopeLineage, m.Ref)
+	if err := w.digests.set(key, appendDigest(key[len(key):], m.Object)); err != nil {
 		return w.h.store.wrap("load", err)
 	}
 	w.last, w.refs, w.bytes = m.Ref, append(w.refs, m.Ref), w.bytes+len(m.Bytes)
@@ -211,6 +214,7 @@ func (w *loadWorker) take(m hsm.MaskedObject) error {
 // note keeps what follows from an object besides its bytes.
 func (w *loadWorker) note(m hsm.MaskedObject, g hsm.Glance) error {
 	if m.Kind != hsm.KindKey {
+		m.Bytes = bytes.Clone(m.Bytes) // the record keeps parts of it
 		rec, err := w.h.keys().Unmask(m)
 		m.Bytes = nil
 		w.special = append(w.special, arrival{masked: m, rec: rec})
@@ -219,7 +223,7 @@ func (w *loadWorker) note(m hsm.MaskedObject, g hsm.Glance) error {
 	if !m.Tombstone {
 		w.live++
 	}
-	eachEntry(m.Ref, m.Tombstone, g, w.addEntry)
+	eachEntry(m.Ref, m.Tombstone, g, w.scratch[:], w.addEntry)
 	if len(w.entries) < indexEntries {
 		return nil
 	}
