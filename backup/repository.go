@@ -161,16 +161,29 @@ func summarize(m *format.Manifest) Summary {
 }
 
 // FindAt returns the id of the newest snapshot that was begun at or before t.
-// ErrNoSnapshot if there is none. Damaged manifests are passed over.
+// ErrNoSnapshot if there is none. ErrCorrupt, ErrVersion or hsm.ErrSignature if a manifest that does not
+// open may be that one, since it lies between it and the first that was begun later: an
+// older snapshot would restore less than was asked for.
 func FindAt(ctx context.Context, store storage.Store, t time.Time) (string, error) {
 	all, err := List(ctx, store)
 	if err != nil {
 		return "", err
 	}
+	var unknown *Summary
 	for _, s := range slices.Backward(all) {
-		if s.Err == nil && !s.Started.After(t) {
+		switch {
+		case s.Err != nil:
+			unknown = &s
+		case s.Started.After(t):
+			unknown = nil // and what came after it is later still
+		case unknown != nil:
+			return "", fmt.Errorf("snapshot %s may be the newest begun at or before %s, and does not open: %w; %s is the newest before it", unknown.ID, t.Format(time.RFC3339), unknown.Err, s.ID)
+		default:
 			return s.ID, nil
 		}
+	}
+	if unknown != nil {
+		return "", fmt.Errorf("snapshot %s may have been begun at or before %s, and does not open: %w", unknown.ID, t.Format(time.RFC3339), unknown.Err)
 	}
 	return "", fmt.Errorf("%w: none was begun at or before %s", ErrNoSnapshot, t.Format(time.RFC3339))
 }

@@ -3,9 +3,11 @@ package backup
 import (
 	"context"
 	"iter"
+	"strings"
 	"testing"
 	"time"
 
+	"github.com/hsmbackup/hsmbackup/backup/format"
 	"github.com/hsmbackup/hsmbackup/cluster/hsm"
 )
 
@@ -431,6 +433,42 @@ func TestChainOfIncrements(t *testing.T) {
 	}
 	_, err = FindAt(t.Context(), store, all[0].Started.Add(-time.Hour))
 	wantErr(t, err, ErrNoSnapshot)
+}
+
+// TestFindAtDoesNotPassOverDamage: a manifest that does not open may be the one that
+// is asked for, unless one before it was begun later.
+func TestFindAtDoesNotPassOverDamage(t *testing.T) {
+	c, store := newTestCluster(t, 1), newStore(t)
+	c.cheap(t)
+	begun := time.Now().Add(-time.Hour).Truncate(time.Second)
+	for i := range 3 {
+		keys(c.hsm(0), 1)
+		o := c.options()
+		o.begun = begun.Add(time.Duration(i) * time.Minute)
+		mustTake(t, c, store, o)
+	}
+	replace := func(id int) {
+		path := format.ManifestPath(uint64(id))
+		if err := store.Delete(t.Context(), path); err != nil {
+			t.Fatal(err)
+		}
+		if err := put(t.Context(), store, path, []byte("no manifest")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	replace(2)
+	for after, want := range map[time.Duration]string{0: "", 90 * time.Second: "", 3 * time.Minute: fmtID(3)} {
+		id, err := FindAt(t.Context(), store, begun.Add(after))
+		if id != want || (err != nil) != (want == "") || err != nil && !(damaged(err) && strings.Contains(err.Error(), fmtID(2))) {
+			t.Errorf("after %s: %q, %v; want %q", after, id, err, want)
+		}
+	}
+	_, err := FindAt(t.Context(), store, begun.Add(-time.Minute))
+	wantErr(t, err, ErrNoSnapshot)
+	replace(1)
+	if _, err := FindAt(t.Context(), store, begun); !damaged(err) {
+		t.Errorf("where nothing else is: %v", err)
+	}
 }
 
 // TestBusyClusterKeepsItsChain: while keys are made, every HSM may lack what

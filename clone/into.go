@@ -43,10 +43,18 @@ type IntoResult struct {
 	Users     int               `json:"users"`     // taken along
 	Conflicts []hsm.KeyRef      `json:"conflicts"` // another key has the reference
 	Blocked   []synckey.Blocked `json:"blocked"`
+	// Missing are references that the filter names and of which the snapshot holds
+	// no live key that the rest of the filter selects.
+	Missing []hsm.KeyRef `json:"missing"`
 	// Applied counts keys and users that changed the cluster, durably on as many
 	// HSMs as its policy wants.
 	Applied int              `json:"applied"`
 	Details []synckey.Detail `json:"details,omitempty"`
+}
+
+// Selected counts the live keys of the snapshot that the filter selects.
+func (r *IntoResult) Selected() int {
+	return r.Added + r.Changed + r.Unchanged + r.Destroyed + r.Revived + len(r.Conflicts) + len(r.Blocked)
 }
 
 // maxDetails bounds IntoResult.Details; counts are always complete.
@@ -99,7 +107,7 @@ func PlanInto(ctx context.Context, s *backup.Snapshot, live *cluster.Cluster, o 
 	p := &IntoPlan{
 		options: o, snapshot: s, live: live, keys: map[hsm.KeyRef]class{}, needs: map[hsm.KeyRef][]need{}, users: map[string]bool{},
 		found: map[string]*item{}, take: map[hsm.KeyRef]bool{}, details: map[hsm.KeyRef]synckey.Detail{},
-		Result: IntoResult{Snapshot: s.ID(), Plan: true, Conflicts: []hsm.KeyRef{}, Blocked: []synckey.Blocked{}},
+		Result: IntoResult{Snapshot: s.ID(), Plan: true, Conflicts: []hsm.KeyRef{}, Blocked: []synckey.Blocked{}, Missing: []hsm.KeyRef{}},
 	}
 	users, err := live.Users(ctx)
 	if err != nil {
@@ -277,15 +285,32 @@ func (p *IntoPlan) countUnchanged(ctx context.Context, c *comparison) error {
 	} else if len(f.Refs) > 0 {
 		selected = func(ref hsm.KeyRef) bool { return slices.Contains(f.Refs, ref) }
 	}
+	same := map[hsm.KeyRef]bool{} // of those named
 	for o, err := range p.snapshot.Objects(ctx) {
 		if err != nil {
 			return err
 		}
 		if o.Kind == hsm.KindKey && !o.Tombstone && !c.differs(o.Ref) && selected(o.Ref) {
 			p.Result.Unchanged++
+			if len(p.options.Filter.Refs) > 0 {
+				same[o.Ref] = true
+			}
 		}
 	}
+	p.nameMissing(same)
 	return nil
+}
+
+// nameMissing lists the references that were named and that nothing came of.
+func (p *IntoPlan) nameMissing(same map[hsm.KeyRef]bool) {
+	for _, ref := range p.options.Filter.Refs {
+		class, differs := p.keys[ref]
+		if !same[ref] && (!differs || class == classTombstone) {
+			p.Result.Missing = append(p.Result.Missing, ref)
+		}
+	}
+	slices.Sort(p.Result.Missing)
+	p.Result.Missing = slices.Compact(p.Result.Missing)
 }
 
 // Apply inserts what the plan holds: users first, so that no key comes without

@@ -166,9 +166,31 @@ func TestRestoreIntoKeepsToTheFilter(t *testing.T) {
 		{"of an owner", hsm.Filter{Owner: "bob"}, true, counts{Added: 1, Applied: 1}},
 		{"with the owner", hsm.Filter{Owner: "carol"}, true, counts{Added: 1, Users: 1, Applied: 2}},
 	} {
-		if got := h.into(t, IntoOptions{Filter: c.filter, Users: c.users}).counts(); got != c.want {
+		r := h.into(t, IntoOptions{Filter: c.filter, Users: c.users})
+		if got := r.counts(); got != c.want {
 			t.Errorf("%s: %+v, want %+v", c.name, got, c.want)
 		}
+		if got, want := r.Selected(), c.want.Added+c.want.Changed+c.want.Unchanged+c.want.Destroyed+c.want.Conflicts+c.want.Blocked; got != want {
+			t.Errorf("%s: %d selected, want %d", c.name, got, want)
+		}
+	}
+}
+
+// TestRestoreIntoNamesWhatIsMissing: of keys that are named, those are told of which
+// the snapshot holds none that lives and fits.
+func TestRestoreIntoNamesWhatIsMissing(t *testing.T) {
+	t.Parallel()
+	h := newHistory(t)
+	unknown := hsm.NewKeyRef()
+	named := hsm.Filter{Refs: []hsm.KeyRef{h.lost, unknown, h.same, h.goneEast, h.goneWest, h.conflict, unknown}}
+	want := []hsm.KeyRef{unknown, h.goneEast} // destroyed in the snapshot
+	slices.Sort(want)
+	if r := h.into(t, IntoOptions{Filter: named}); !slices.Equal(r.Missing, want) || r.Added != 1 {
+		t.Errorf("missing %v, want %v: %+v", r.Missing, want, r)
+	}
+	named.Owner = "bob"
+	if r := h.into(t, IntoOptions{Filter: named}); len(r.Missing) != 6 || r.Selected() != 0 {
+		t.Errorf("of another owner: %+v", r)
 	}
 }
 

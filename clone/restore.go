@@ -26,6 +26,8 @@ type Restored struct {
 	// RootEqual is false only for an unsettled snapshot (backup/FORMAT.md),
 	// whose manifest cannot tell the root its contents merge to.
 	RootEqual bool
+	// Missing are the HSMs of the source that did not answer when the snapshot was taken.
+	Missing []hsm.HSMID
 	// Resumed is how many objects were there from a call that was killed.
 	Resumed int
 	Seconds float64
@@ -54,7 +56,7 @@ func restore(ctx context.Context, s *backup.Snapshot, spec server.Spec, progress
 		return nil, err
 	}
 	defer ca.Wipe()
-	r := &Restored{Snapshot: s.ID()}
+	r := &Restored{Snapshot: s.ID(), Missing: s.Summary().Missing}
 	spec.Keyring, spec.CA = keyring, ca
 	spec.Source = fmt.Sprintf("snapshot %s of %s", r.Snapshot, s.Summary().Cluster)
 	spec.Fill = func(ctx context.Context, into hsm.Session) error {

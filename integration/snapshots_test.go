@@ -236,6 +236,23 @@ func TestRestoreIsRefused(t *testing.T) {
 			t.Errorf("plan %+v, west: %v", plan, err)
 		}
 	})
+	t.Run("keys into a running cluster that it does not hold", func(t *testing.T) {
+		into := []string{"restore", "--from", b.store, "--identity", b.identity, "--into", b.dir, "--json"}
+		for _, more := range [][]string{{"--key", "0x0123456789abcdef"}, {"--filter", "attr.label=nowhere"}} {
+			r := b.nobody().run(t, append(into, more...)...)
+			var v struct {
+				Added, Unchanged, Applied int
+				Missing                   []string
+			}
+			decode(t, r.stdout, &v)
+			if want := more[0] == "--key"; r.code != 3 || v.Added+v.Unchanged+v.Applied != 0 || want != slices.Equal(v.Missing, []string{"0x0123456789abcdef"}) {
+				t.Errorf("%v: %v", more, r)
+			}
+		}
+		if r := b.nobody().run(t, append(into, "--filter", "attr.label=key-0")...); r.code != 0 {
+			t.Error(r)
+		}
+	})
 	t.Run("a snapshot without recipients", func(t *testing.T) {
 		lonely := createCluster(t, b.machine, "lonely", 1)
 		lonely.startAll(t)

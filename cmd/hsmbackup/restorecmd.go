@@ -12,6 +12,7 @@ import (
 	"github.com/hsmbackup/hsmbackup/backup"
 	"github.com/hsmbackup/hsmbackup/clone"
 	"github.com/hsmbackup/hsmbackup/cluster"
+	"github.com/hsmbackup/hsmbackup/cluster/hsm"
 	"github.com/hsmbackup/hsmbackup/storage"
 	"github.com/hsmbackup/hsmbackup/storage/open"
 )
@@ -150,7 +151,7 @@ func (p *program) restoreInto(cc *cli.Context, s *backup.Snapshot, bar *progress
 	if err := p.result(r, func(w io.Writer) { printInto(w, r) }); err != nil {
 		return err
 	}
-	if !r.Plan && len(r.Conflicts)+len(r.Blocked) > 0 {
+	if !r.Plan && (len(r.Conflicts)+len(r.Blocked)+len(r.Missing) > 0 || r.Selected() == 0 && cc.IsSet("filter")) {
 		return errPrinted
 	}
 	return nil
@@ -172,6 +173,12 @@ func printInto(w io.Writer, r clone.IntoResult) {
 	for _, c := range r.Conflicts {
 		fmt.Fprintf(w, "conflict %s: the cluster has another key under this reference; look at it with key show\n", c)
 	}
+	if r.Selected() == 0 {
+		fmt.Fprintln(w, "no live key of the snapshot is selected")
+	}
+	for _, ref := range r.Missing {
+		fmt.Fprintf(w, "missing %s: the snapshot holds no live key of this reference, or none that the filter selects\n", ref)
+	}
 	if r.Plan {
 		fmt.Fprintln(w, "nothing was done (plan)")
 		return
@@ -185,7 +192,15 @@ func (p *program) restorePlan(s backup.Summary) error {
 	return p.result(doc, func(w io.Writer) {
 		fmt.Fprintf(w, "snapshot %s of %s in %s, begun %s: would restore %d keys and %d objects in all, %s, to root %s\nnothing was done\n",
 			s.ID, s.ClusterName, s.Region, s.Started.Format(time.RFC3339), s.Keys, s.Objects, size(int64(s.Bytes)), hex.EncodeToString(s.Root.Sum[:]))
+		noteMissing(w, s.Missing)
 	})
+}
+
+// noteMissing says which HSMs the snapshot was taken without.
+func noteMissing(w io.Writer, missing []hsm.HSMID) {
+	if len(missing) > 0 {
+		fmt.Fprintf(w, "note: the snapshot was taken without %s: a key that was on no other HSM is not in it\n", joinIDs(missing))
+	}
 }
 
 // restored shows the clone. Without --lineage, the lineage is what the store
@@ -193,7 +208,7 @@ func (p *program) restorePlan(s backup.Summary) error {
 func (p *program) restored(r *clone.Restored, named bool) error {
 	doc := map[string]any{
 		"snapshot": r.Snapshot, "name": r.Profile.Name, "id": r.Profile.ID, "lineage": r.Profile.Lineage, "region": r.Profile.Region, "profile": r.Profile.Path(),
-		"hsms": len(r.Profile.HSMs), "objects": r.Objects, "bytes": r.Bytes, "root": r.Root, "root_equal": r.RootEqual, "resumed_objects": r.Resumed, "seconds": r.Seconds,
+		"hsms": len(r.Profile.HSMs), "objects": r.Objects, "bytes": r.Bytes, "root": r.Root, "root_equal": r.RootEqual, "resumed_objects": r.Resumed, "missing_hsms": notNil(r.Missing), "seconds": r.Seconds,
 	}
 	whose := r.Profile.Lineage.String()
 	if !named {
@@ -205,5 +220,6 @@ func (p *program) restored(r *clone.Restored, named bool) error {
 		}
 		fmt.Fprintf(w, "restored snapshot %s as cluster %s %s in %s: %d objects, %s, %.2f s\n%s\nroot %s\nstart it with: hsmbackup cluster start %s\n",
 			r.Snapshot, r.Profile.Name, r.Profile.ID, r.Profile.Region, r.Objects, size(r.Bytes), r.Seconds, whose, r.Root, r.Profile.Folder())
+		noteMissing(w, r.Missing)
 	})
 }
