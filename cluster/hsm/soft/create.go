@@ -82,6 +82,10 @@ func (s *session) bear(r hsm.CreateRequest) ([]*hsm.Record, error) {
 	if err != nil {
 		return nil, err
 	}
+	check, err := born[0].checkValue() // which is that of both halves of a pair
+	if err != nil {
+		return nil, err
+	}
 	recs := make([]*hsm.Record, len(born))
 	refs := []hsm.KeyRef{hsm.NewKeyRef(), hsm.NewKeyRef()}
 	for i, b := range born {
@@ -92,7 +96,7 @@ func (s *session) bear(r hsm.CreateRequest) ([]*hsm.Record, error) {
 		if i == 1 {
 			wanted, shares = publicTemplate(r), nil // every crypto user sees it
 		}
-		if recs[i], err = s.record(b, refs[i], pair, wanted, shares, r.Token); err != nil {
+		if recs[i], err = s.record(b, check, refs[i], pair, wanted, shares, r.Token); err != nil {
 			return nil, err
 		}
 	}
@@ -158,12 +162,8 @@ func publicTemplate(r hsm.CreateRequest) map[string]string {
 }
 
 // record turns key material into a record and counts its birth.
-func (s *session) record(b newborn, ref, pair hsm.KeyRef, wanted map[string]string, shares []string, token bool) (*hsm.Record, error) {
+func (s *session) record(b newborn, check []byte, ref, pair hsm.KeyRef, wanted map[string]string, shares []string, token bool) (*hsm.Record, error) {
 	registers, err := template(b.class, string(b.spec.Type), token, wanted)
-	if err != nil {
-		return nil, err
-	}
-	check, err := b.checkValue()
 	if err != nil {
 		return nil, err
 	}

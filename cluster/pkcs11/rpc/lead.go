@@ -23,7 +23,7 @@ const (
 	// aloneAfter is how many requests of one session in a row it takes, and
 	// aloneAgain after its reader was relieved.
 	aloneAfter = 8
-	aloneAgain = 256
+	aloneAgain = 64
 	// look is how often the watch looks, and idleLooks after how many at which
 	// nothing was going on it ends.
 	look      = 10 * time.Millisecond
