@@ -62,7 +62,7 @@ const copyWorkers = 3
 func Copy(ctx context.Context, from, to storage.Store, id string, o CopyOptions) (*CopyReport, error) {
 	s, err := Open(ctx, from, id, OpenOptions{Trust: o.Trust})
 	if err != nil {
-		return nil, fmt.Errorf("copy: source: %w", err)
+		return nil, fmt.Errorf("copy: %w", &sourceError{err})
 	}
 	c := &copying{from: from, to: to, options: o, source: s, report: &CopyReport{ID: s.ID(), Source: o.Source, State: StateReady}}
 	if err := c.run(ctx); err != nil {
@@ -70,6 +70,19 @@ func Copy(ctx context.Context, from, to storage.Store, id string, o CopyOptions)
 	}
 	return c.report, nil
 }
+
+// SourceDamaged tells whether a snapshot cannot be copied because it is damaged, or
+// was forged, where it comes from.
+func SourceDamaged(err error) bool {
+	var s *sourceError
+	return errors.As(err, &s) && (damaged(err) || errors.Is(err, hsm.ErrSignature))
+}
+
+// sourceError is an error of the source.
+type sourceError struct{ error }
+
+func (e *sourceError) Error() string { return "source: " + e.error.Error() }
+func (e *sourceError) Unwrap() error { return e.error }
 
 // copying is one call of Copy.
 type copying struct {
@@ -295,7 +308,7 @@ func (c *copying) object(ctx context.Context, name string) (int64, error) {
 	hash, limit := nameIn(name)
 	stored, err := fetch(ctx, c.from, name, hash, limit)
 	if err != nil {
-		return 0, fmt.Errorf("source: %w", err)
+		return 0, &sourceError{err}
 	}
 	return int64(len(stored)), putNamed(ctx, c.to, name, stored, hash)
 }
@@ -331,10 +344,10 @@ func readBack(ctx context.Context, store storage.Store, path string) error {
 func (c *copying) manifest(ctx context.Context) error {
 	_, stored, err := loadManifest(ctx, c.from, c.source.id.Sequence)
 	if err != nil {
-		return fmt.Errorf("source: %w", err)
+		return &sourceError{err}
 	}
 	if format.NameOf(stored) != c.source.id.Manifest {
-		return fmt.Errorf("source: %w: manifest %s changed meanwhile", ErrCorrupt, c.report.ID)
+		return &sourceError{fmt.Errorf("%w: manifest %s changed meanwhile", ErrCorrupt, c.report.ID)}
 	}
 	done, err := createOnce(ctx, c.to, format.ManifestPath(c.source.id.Sequence), stored)
 	if err != nil {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"slices"
 	"strings"
 	"sync"
@@ -153,6 +154,40 @@ func damage(t testing.TB, store *clockStore, prefix string) {
 }
 
 // TestCopyInProgressHoldsPruneBack: its packs have no manifest yet.
+// TestCopyLooksForAllItNames: whatever vanishes from the destination until the
+// manifest is there, the copy brings it once more.
+func TestCopyLooksForAllItNames(t *testing.T) {
+	for _, prefix := range objectPrefixes {
+		p, to := newPruned(t, 1), newStore(t)
+		vanishing := &vanishingStore{Store: to, prefix: prefix}
+		mustCopy(t, p.store, vanishing, "")
+		if !vanishing.done {
+			t.Fatalf("nothing vanished from %s", prefix)
+		}
+		mustVerify(t, p.testCluster, to, "")
+		restore(t, p.open(t, to, ""))
+	}
+}
+
+// vanishingStore loses what is below a prefix right before the first manifest.
+type vanishingStore struct {
+	storage.Store
+	prefix string
+	done   bool
+}
+
+func (s *vanishingStore) Put(ctx context.Context, name string, body io.ReadSeeker, size int64) error {
+	if strings.HasPrefix(name, format.ManifestPrefix) && !s.done {
+		s.done = true
+		for info, err := range s.List(ctx, s.prefix) {
+			if err := errors.Join(err, s.Delete(ctx, info.Name)); err != nil {
+				return err
+			}
+		}
+	}
+	return s.Store.Put(ctx, name, body, size)
+}
+
 func TestCopyInProgressHoldsPruneBack(t *testing.T) {
 	p := newPruned(t, 2)
 	to := newClockStore(t)

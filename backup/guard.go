@@ -93,16 +93,19 @@ func exists(ctx context.Context, store storage.Store, path string) (bool, error)
 var objectPrefixes = []string{format.PackPrefix, format.IndexPrefix, format.EnvelopePrefix}
 
 // presence sees that every pack and index that a manifest names is there and has
-// its size. ErrCorrupt names the first that has not.
+// its size, and that the envelope is there. ErrCorrupt names the first that is not.
 func presence(ctx context.Context, store storage.Store, m *format.Manifest) error {
 	sizes := map[string]int64{}
-	for _, prefix := range objectPrefixes[:2] {
+	for _, prefix := range objectPrefixes {
 		for info, err := range store.List(ctx, prefix) {
 			if err != nil {
 				return fmt.Errorf("list %s: %w", prefix, err)
 			}
 			sizes[info.Name] = info.Size
 		}
+	}
+	if path := format.EnvelopePath(m.Envelope); sizes[path] == 0 {
+		return fmt.Errorf("%w: %s is missing or empty", ErrCorrupt, path)
 	}
 	for _, p := range m.Packs {
 		for path, want := range map[string]uint64{format.PackPath(p.Pack): p.Size, format.IndexPath(p.Index): p.IndexSize} {

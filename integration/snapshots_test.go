@@ -73,6 +73,37 @@ func TestDamagedSnapshotsAreNamedAndNotRestored(t *testing.T) {
 	}
 }
 
+// TestCopyAllGoesOnAfterDamage: an old snapshot that cannot be copied is named, and
+// keeps none of the others back.
+func TestCopyAllGoesOnAfterDamage(t *testing.T) {
+	t.Parallel()
+	b := newBackedUp(t, newMachine(t))
+	m := b.nobody()
+	m.ok(t, "snapshot", "--to", b.store, "--full")
+	m.ok(t, "snapshot", "--to", b.store, "--full")
+	for _, damage := range []string{"pack", "manifest"} {
+		store, to := copyFolder(t, b.store), b.path("copy-"+damage)
+		victim := filepath.Join(store, "manifests", "0000000001")
+		if damage == "pack" {
+			victim = filepath.Join(store, newestFile(t, store, "packs"))
+		}
+		flipBit(t, victim)
+		r := m.run(t, "snapshots", "copy", "--from", store, "--to", to, "--all", "--json")
+		var v struct {
+			Copies []struct{ ID string }
+			Failed []string
+		}
+		decode(t, r.stdout, &v)
+		if r.code != 1 || len(v.Failed) != 1 || len(v.Copies) != 3 || !strings.Contains(v.Failed[0], filepath.Base(victim)) {
+			t.Errorf("%s: %v", damage, r)
+		}
+		if r := m.run(t, "snapshots", "copy", "--from", store, "--to", to, "--all"); r.code != 1 || !strings.Contains(r.stdout, "not copied: ") || !strings.Contains(r.stderr, "\nhint: ") {
+			t.Errorf("%s, again: %v", damage, r)
+		}
+		m.ok(t, "snapshots", "verify", to, "--all", "--level", "root", "--identity", b.identity)
+	}
+}
+
 // mustNotice demands that restore and verify fail and name the object; only a
 // damaged index costs a restore nothing, since the pack holds what it said. A
 // manifest that is missing makes a snapshot that never was: the older one is

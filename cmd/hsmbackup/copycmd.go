@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"os"
@@ -80,6 +81,7 @@ func (p *program) lockSnapshot(cc *cli.Context, store storage.Store, id string) 
 type copyView struct {
 	Copies  []*backup.CopyReport `json:"copies"`
 	Skipped []string             `json:"skipped"` // and why
+	Failed  []string             `json:"failed"`  // damaged at the source, and why
 }
 
 func (p *program) copySnapshots(cc *cli.Context, _ storage.Store, id string) error {
@@ -123,21 +125,28 @@ func (p *program) copySnapshots(cc *cli.Context, _ storage.Store, id string) err
 }
 
 // copyAll copies what is READY at the source, the oldest first, and passes over
-// what was deleted at the destination.
+// what was deleted at the destination. One that is damaged at the source does not keep
+// the others from being copied; it is an error in the end.
 func (p *program) copyAll(cc *cli.Context, from, to storage.Store, o backup.CopyOptions, bar *progress) error {
 	inv, err := backup.TakeInventory(cc.Context, from)
 	if err != nil {
 		return err
 	}
-	v := copyView{Copies: []*backup.CopyReport{}, Skipped: []string{}}
+	v := copyView{Copies: []*backup.CopyReport{}, Skipped: []string{}, Failed: []string{}}
+	var failed error
 	for _, e := range inv.Snapshots {
 		if e.State != backup.StateReady {
 			continue
 		}
-		if e.Err != nil {
-			return opened(e.Err, exitFailed)
+		r, err := (*backup.CopyReport)(nil), e.Err
+		if err == nil {
+			r, err = backup.Copy(cc.Context, from, to, e.ID, o)
 		}
-		r, err := backup.Copy(cc.Context, from, to, e.ID, o)
+		if e.Err != nil || backup.SourceDamaged(err) {
+			v.Failed = append(v.Failed, err.Error())
+			failed = cmp.Or(failed, opened(err, exitFailed))
+			continue
+		}
 		if backup.WasDeleted(err) {
 			v.Skipped = append(v.Skipped, err.Error())
 			continue
@@ -148,14 +157,21 @@ func (p *program) copyAll(cc *cli.Context, from, to storage.Store, o backup.Copy
 		v.Copies = append(v.Copies, r)
 	}
 	bar.done()
-	return p.result(v, func(w io.Writer) {
+	err = p.result(v, func(w io.Writer) {
 		for _, r := range v.Copies {
 			printCopy(w, r)
 		}
 		for _, s := range v.Skipped {
 			fmt.Fprintln(w, "passed over:", s)
 		}
+		for _, s := range v.Failed {
+			fmt.Fprintln(w, "not copied:", s)
+		}
 	})
+	if failed != nil && p.json { // the document says it
+		failed = errPrintedFailed
+	}
+	return cmp.Or(err, failed)
 }
 
 func printCopy(w io.Writer, r *backup.CopyReport) {

@@ -37,6 +37,9 @@ var errDoubt = errors.New("the check found differences")
 // code is left to give.
 var errPrinted = errors.New("see the result above")
 
+// errPrintedFailed: the same of a verb that failed in part.
+var errPrintedFailed = errors.New("see the failures above")
+
 // damage is an error of a snapshot that is damaged or forged. Its exit code is
 // that of the verb: a check has done its work when it finds damage, a restore
 // has failed.
@@ -147,6 +150,9 @@ func judge(err error) verdict {
 func (p *program) fail(err error) int {
 	if errors.Is(err, errPrinted) {
 		return exitDoubt
+	}
+	if errors.Is(err, errPrintedFailed) {
+		return exitFailed
 	}
 	v := judge(err)
 	message := printable(strings.Join(strings.Fields(err.Error()), " "))
