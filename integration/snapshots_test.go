@@ -73,6 +73,32 @@ func TestDamagedSnapshotsAreNamedAndNotRestored(t *testing.T) {
 	}
 }
 
+// TestRestoreNamesOtherClusters: the newest snapshot of a store may be that of a clone.
+func TestRestoreNamesOtherClusters(t *testing.T) {
+	t.Parallel()
+	b := newBackedUp(t, newMachine(t))
+	var plan struct{ Notes []string }
+	b.json(t, &plan, append(b.restore(b.store, "west"), "--plan")...)
+	if len(plan.Notes) != 0 {
+		t.Errorf("of the only cluster: %q", plan.Notes)
+	}
+	b.ok(t, b.restore(b.store, "west")...)
+	west := &testCluster{machine: b.machine, dir: b.path("west")}
+	west.startAll(t)
+	west.nobody().ok(t, "snapshot", "--to", b.store)
+	b.json(t, &plan, append(b.restore(b.store, "third"), "--plan")...)
+	if len(plan.Notes) != 1 || !strings.Contains(plan.Notes[0], "0000000003 is of") || !strings.Contains(plan.Notes[0], "the newest of them 0000000002") {
+		t.Errorf("of a clone: %q", plan.Notes)
+	}
+	if out := b.ok(t, b.restore(b.store, "third")...); !strings.Contains(out, "note: snapshot 0000000003") {
+		t.Errorf("restored: %s", out)
+	}
+	b.json(t, &plan, append(b.restore(b.store, "fourth"), "--plan", "--snapshot", "2")...)
+	if len(plan.Notes) != 0 {
+		t.Errorf("of a snapshot that was named: %q", plan.Notes)
+	}
+}
+
 // TestCopyAllGoesOnAfterDamage: an old snapshot that cannot be copied is named, and
 // keeps none of the others back.
 func TestCopyAllGoesOnAfterDamage(t *testing.T) {

@@ -1,10 +1,12 @@
 package main
 
 import (
+	"context"
 	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"time"
 
 	"github.com/urfave/cli/v2"
@@ -86,8 +88,16 @@ func (p *program) restore(cc *cli.Context) error {
 	if cc.IsSet("into") {
 		return p.restoreInto(cc, s, bar)
 	}
+	notes := missingNotes(s.Summary().Missing)
+	if !cc.IsSet("snapshot") {
+		others, err := otherClusters(cc.Context, store, s.Summary())
+		if err != nil {
+			return err
+		}
+		notes = append(notes, others...)
+	}
 	if cc.Bool("plan") {
-		return p.restorePlan(s.Summary())
+		return p.restorePlan(s.Summary(), notes)
 	}
 	if cc.String("region") == "" || cc.String("dir") == "" {
 		return usagef("restore needs --region and --dir")
@@ -107,7 +117,7 @@ func (p *program) restore(cc *cli.Context) error {
 	}
 	bar.done()
 	p.warn(cluster.Policy{}, r.Profile) // of its placement; the policy comes with the snapshot
-	return p.restored(r, o.Trust != nil)
+	return p.restored(r, o.Trust != nil, notes)
 }
 
 // checkRestoreFlags refuses flags of a new cluster with --into, and the reverse.
@@ -186,29 +196,56 @@ func printInto(w io.Writer, r clone.IntoResult) {
 	fmt.Fprintf(w, "%d applied\n", r.Applied)
 }
 
-func (p *program) restorePlan(s backup.Summary) error {
+func (p *program) restorePlan(s backup.Summary, notes []string) error {
 	doc := summaryView(s)
-	doc["plan"] = true
+	doc["plan"], doc["notes"] = true, notNil(notes)
 	return p.result(doc, func(w io.Writer) {
 		fmt.Fprintf(w, "snapshot %s of %s in %s, begun %s: would restore %d keys and %d objects in all, %s, to root %s\nnothing was done\n",
 			s.ID, s.ClusterName, s.Region, s.Started.Format(time.RFC3339), s.Keys, s.Objects, size(int64(s.Bytes)), hex.EncodeToString(s.Root.Sum[:]))
-		noteMissing(w, s.Missing)
+		printNotes(w, notes)
 	})
 }
 
-// noteMissing says which HSMs the snapshot was taken without.
-func noteMissing(w io.Writer, missing []hsm.HSMID) {
-	if len(missing) > 0 {
-		fmt.Fprintf(w, "note: the snapshot was taken without %s: a key that was on no other HSM is not in it\n", joinIDs(missing))
+func printNotes(w io.Writer, notes []string) {
+	for _, n := range notes {
+		fmt.Fprintln(w, "note:", n)
 	}
+}
+
+// missingNotes says which HSMs the snapshot was taken without.
+func missingNotes(missing []hsm.HSMID) []string {
+	if len(missing) == 0 {
+		return nil
+	}
+	return []string{fmt.Sprintf("the snapshot was taken without %s: a key that was on no other HSM is not in it", joinIDs(missing))}
+}
+
+// otherClusters notes the newest snapshot of each other cluster in the store: where no
+// snapshot is named, the newest of all is restored, which may be another cluster's than
+// the one that was meant.
+func otherClusters(ctx context.Context, store storage.Store, chosen backup.Summary) (notes []string, err error) {
+	all, err := backup.List(ctx, store)
+	if err != nil {
+		return nil, err
+	}
+	seen := map[hsm.ClusterID]bool{chosen.Cluster: true}
+	for _, s := range slices.Backward(all) {
+		if s.Err != nil || s.Lineage != chosen.Lineage || seen[s.Cluster] {
+			continue
+		}
+		seen[s.Cluster] = true
+		notes = append(notes, fmt.Sprintf("snapshot %s is of %s in %s; the store holds snapshots of %s in %s too, the newest of them %s: --snapshot names the one to restore",
+			chosen.ID, chosen.Cluster, chosen.Region, s.Cluster, s.Region, s.ID))
+	}
+	return notes, nil
 }
 
 // restored shows the clone. Without --lineage, the lineage is what the store
 // says it is, and worth a look.
-func (p *program) restored(r *clone.Restored, named bool) error {
+func (p *program) restored(r *clone.Restored, named bool, notes []string) error {
 	doc := map[string]any{
 		"snapshot": r.Snapshot, "name": r.Profile.Name, "id": r.Profile.ID, "lineage": r.Profile.Lineage, "region": r.Profile.Region, "profile": r.Profile.Path(),
-		"hsms": len(r.Profile.HSMs), "objects": r.Objects, "bytes": r.Bytes, "root": r.Root, "root_equal": r.RootEqual, "resumed_objects": r.Resumed, "missing_hsms": notNil(r.Missing), "seconds": r.Seconds,
+		"hsms": len(r.Profile.HSMs), "objects": r.Objects, "bytes": r.Bytes, "root": r.Root, "root_equal": r.RootEqual, "resumed_objects": r.Resumed, "missing_hsms": notNil(r.Missing), "notes": notNil(notes), "seconds": r.Seconds,
 	}
 	whose := r.Profile.Lineage.String()
 	if !named {
@@ -220,6 +257,6 @@ func (p *program) restored(r *clone.Restored, named bool) error {
 		}
 		fmt.Fprintf(w, "restored snapshot %s as cluster %s %s in %s: %d objects, %s, %.2f s\n%s\nroot %s\nstart it with: hsmbackup cluster start %s\n",
 			r.Snapshot, r.Profile.Name, r.Profile.ID, r.Profile.Region, r.Objects, size(r.Bytes), r.Seconds, whose, r.Root, r.Profile.Folder())
-		noteMissing(w, r.Missing)
+		printNotes(w, notes)
 	})
 }
