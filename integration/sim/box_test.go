@@ -25,8 +25,8 @@ type box struct {
 	w      *world
 	region *region
 	name   string
-	member hsm.Member
 	skew   atomic.Int64 // how far its clock is off
+	said   atomic.Pointer[hsm.Member]
 
 	mu       sync.Mutex
 	life     int    // counts starts
@@ -46,17 +46,27 @@ type box struct {
 
 	// What the checker knows of its place in the region.
 	stage    progress
-	token    hsm.Secret    // that it came with
-	isCopy   bool          // of another's folder
-	setBack  bool          // to an old image, once
-	removed  bool          // as some HSM knows
-	since    time.Duration // it was
-	drained  bool
-	expelled time.Duration // since when it knows itself; 0: it does not
-	must     []hsm.KeyRef  // what it must hold when it has joined
+	token    hsm.Secret  // that it came with
+	isCopy   bool        // of another's folder
+	setBack  atomic.Bool // to an old image, once
+	removal  atomic.Pointer[removal]
+	expelled atomic.Int64 // since when it knows itself, as a time.Duration; 0: it does not
+	must     []hsm.KeyRef // what it must hold when it has joined
 
 	known known // what the checker saw on it last
 }
+
+// removal is what some HSM knows of the removal of another.
+type removal struct {
+	since   time.Duration // the checker saw that
+	drained bool
+}
+
+// member is who the HSM says that it is. A joiner draws its own id.
+func (b *box) member() hsm.Member { return *b.said.Load() }
+
+// removed tells whether some HSM knows that it was removed.
+func (b *box) removed() bool { return b.removal.Load() != nil }
 
 func (b *box) now() time.Time { return time.Now().Add(time.Duration(b.skew.Load())) }
 
@@ -72,6 +82,21 @@ func (b *box) alive(life int) bool {
 	return h != nil && now == life
 }
 
+// lives counts how often the HSM was started.
+func (b *box) lives() int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.life
+}
+
+// entered is where in the folder of the box the HSM is that has joined; empty as long as
+// it has not.
+func (b *box) entered() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.sub
+}
+
 // process is an HSM as callers reach it.
 type process interface {
 	Module(id pki.Identity) hsm.Module
@@ -81,14 +106,14 @@ type process interface {
 
 // start starts the HSM on what is on its disk. It may lose power as it starts.
 func (b *box) start(fuse int) {
-	time.Sleep(b.w.dice("start", b.name, fmt.Sprint(b.life)).between(0, time.Millisecond)) // no two at one instant
+	time.Sleep(b.w.dice("start", b.name, fmt.Sprint(b.lives())).between(0, time.Millisecond)) // no two at one instant
 	d, life, folder := b.powerOn(fuse)
 	if d == nil {
 		return
 	}
-	end := newEndpoint(fmt.Sprintf("%s.%d", b.name, life), hsm.Principal{Role: hsm.RoleHSM, Name: b.member.ID.String()})
+	end := newEndpoint(fmt.Sprintf("%s.%d", b.name, life), hsm.Principal{Role: hsm.RoleHSM, Name: b.member().ID.String()})
 	dial := func(ctx context.Context, m hsm.Member) (hsm.Module, error) { return b.w.net.dial(end, m) }
-	s, err := server.Open(context.Background(), filepath.Join(folder, b.sub), server.Options{
+	s, err := server.Open(context.Background(), folder, server.Options{
 		Version: "sim", SyncInterval: time.Second, Log: b.log(), Now: b.now, Iterations: 1, FS: d,
 		Network: &server.Network{Dial: dial, End: b.hangUpOn},
 	})
@@ -130,12 +155,12 @@ func (b *box) powerOn(fuse int) (d *disk, life int, folder string) {
 	b.life++
 	b.disk = &disk{MemFS: b.image, b: b, unsafe: b.w.plant == skipSync}
 	b.disk.fuse.Store(int64(fuse))
-	return b.disk, b.life, b.folder
+	return b.disk, b.life, filepath.Join(b.folder, b.sub)
 }
 
 // up notes that the HSM has started.
 func (b *box) up(d *disk, life int, s *server.Server, end *endpoint) (context.Context, bool) {
-	eye, err := s.HSM().Module(hsm.Principal{Role: hsm.RoleHSM, Name: b.member.ID.String()}).Session(context.Background())
+	eye, err := s.HSM().Module(hsm.Principal{Role: hsm.RoleHSM, Name: b.member().ID.String()}).Session(context.Background())
 	if err != nil {
 		b.w.violate("%s: %v", b.name, err)
 	}
@@ -253,8 +278,9 @@ func (b *box) rollBack() bool {
 	}
 	b.kill()
 	b.mu.Lock()
-	b.image, b.old, b.setBack = b.old, nil, true
+	b.image, b.old = b.old, nil
 	b.mu.Unlock()
+	b.setBack.Store(true)
 	b.w.trace.add("%s gets an old image of its disk back", b.name)
 	b.w.checker.rolledBack(b)
 	return true

@@ -48,9 +48,10 @@ const joinerFolder = "hsm"
 
 // newcomer is a machine for a new HSM.
 func (r *region) newcomer(token hsm.Secret) *box {
-	b := r.newBox("")
-	b.stage.set(joining)
-	b.token, b.folder = token, filepath.Join(r.w.dir, b.name+".0")
+	b := r.newBox(func(b *box) {
+		b.stage.set(joining)
+		b.token, b.folder = token, filepath.Join(r.w.dir, b.name+".0")
+	})
 	if err := os.MkdirAll(b.folder, 0o700); err != nil {
 		r.w.violate("%s: %v", b.name, err)
 	}
@@ -59,7 +60,7 @@ func (r *region) newcomer(token hsm.Secret) *box {
 
 // join is one process of hsm join. errPower if it has died.
 func (b *box) join(fuse int) error {
-	time.Sleep(b.w.dice("join", b.name, fmt.Sprint(b.life)).between(0, time.Millisecond)) // no two at one instant
+	time.Sleep(b.w.dice("join", b.name, fmt.Sprint(b.lives())).between(0, time.Millisecond)) // no two at one instant
 	d, life, folder := b.powerOn(fuse)
 	if d == nil {
 		return errPower
@@ -72,14 +73,14 @@ func (b *box) join(fuse int) error {
 	defer cancel()
 	b.w.trace.add("%s joins, life %d", b.name, life)
 	_, err := server.Join(ctx, server.JoinSpec{
-		Token: copied(b.token), Dir: filepath.Join(folder, joinerFolder), Address: b.member.Address, Zone: b.member.Zone, Version: "sim",
+		Token: copied(b.token), Dir: filepath.Join(folder, joinerFolder), Address: b.member().Address, Zone: b.member().Zone, Version: "sim",
 		Log: b.log(), Now: b.now, FS: d, Step: func(what string) { d.step("folder", what) }, Network: b.joinerNetwork(end),
 	})
 	b.w.trace.add("%s has joined, life %d: %s", b.name, life, strings.ReplaceAll(brief(err), b.w.dir, ""))
 	if d.dead.Load() {
 		return errPower
 	}
-	b.end.die()
+	end.die()
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	d.dead.Store(true)
@@ -94,14 +95,21 @@ func (b *box) join(fuse int) error {
 func (b *box) joinerNetwork(end *endpoint) *server.Network {
 	return &server.Network{
 		Join: func(ctx context.Context, address string, r rpc.JoinRequest) (rpc.JoinReply, error) {
-			b.member.ID = r.Joiner
+			b.is(r.Joiner)
 			return b.w.net.join(ctx, end, b, address, r)
 		},
 		Dial: func(ctx context.Context, m hsm.Member) (hsm.Module, error) {
-			me := &endpoint{name: end.name, who: hsm.Principal{Role: hsm.RoleHSM, Name: b.member.ID.String()}, dead: end.dead}
+			me := &endpoint{name: end.name, who: hsm.Principal{Role: hsm.RoleHSM, Name: b.member().ID.String()}, dead: end.dead}
 			return b.w.net.dial(me, m)
 		},
 	}
+}
+
+// is notes who a joiner says that it is.
+func (b *box) is(id hsm.HSMID) {
+	m := b.member()
+	m.ID = id
+	b.said.Store(&m)
 }
 
 // join brings a joiner's request to the HSM at an address.
@@ -128,7 +136,7 @@ func (n *network) join(ctx context.Context, from *endpoint, b *box, address stri
 // at is the HSM at an address: the one with that id, if it is not 0.
 func (n *network) at(address string, id hsm.HSMID) *box {
 	for _, b := range n.w.everyBox() {
-		if b.member.Address == address && (id == 0 || id == b.member.ID) {
+		if b.member().Address == address && (id == 0 || id == b.member().ID) {
 			return b
 		}
 	}
@@ -151,7 +159,7 @@ func (r *region) admin(name string) (*visitor, error) {
 // enter has a new HSM join, and starts it. It is started again until it has or is
 // refused, or over is closed. Afterwards it may still be joining.
 func (b *box) enter(d *dice, over <-chan struct{}) {
-	for try := 0; b.stage.get() == joining && b.sub == "" && try < 4; try++ {
+	for try := 0; b.stage.get() == joining && b.entered() == "" && try < 4; try++ {
 		fuse := 0
 		if over != nil && d.hit(500) {
 			fuse = 1 + d.n(60)
@@ -160,14 +168,14 @@ func (b *box) enter(d *dice, over <-chan struct{}) {
 		if errors.Is(err, server.ErrTokenRefused) {
 			b.drop(err)
 		}
-		if over != nil && b.sub == "" && d.hit(100) {
+		if over != nil && b.entered() == "" && d.hit(100) {
 			b.loseJoiner()
 		}
 		if !wait(d.between(100*time.Millisecond, 10*time.Second), over) {
 			return
 		}
 	}
-	if b.stage.get() == joining && b.sub != "" {
+	if b.stage.get() == joining && b.entered() != "" {
 		b.start(0)
 	}
 }
@@ -236,7 +244,7 @@ func (r *region) removes(name string, b *box, force bool, dies time.Duration) er
 	if dies > 0 {
 		defer time.AfterFunc(dies, v.end.die).Stop()
 	}
-	removed, err := v.Remove(v.ctx, b.member.ID, force)
+	removed, err := v.Remove(v.ctx, b.member().ID, force)
 	r.w.trace.add("%s/%s removes %s: %s", r.name, name, b.name, brief(err))
 	if err == nil {
 		r.w.count(func(s *stats) { s.kinds["removed"]++ })

@@ -85,7 +85,7 @@ func (n *nemesis) grow(name string, d *dice, dies time.Duration) {
 // shrink removes an HSM, one at a time. By force it may take with it what only it holds.
 func (n *nemesis) shrink(name string, d *dice, dies time.Duration) {
 	boxes := n.r.members()
-	if n.shrinking || len(boxes) <= max(2, n.r.copies()) {
+	if n.shrinking.Load() || len(boxes) <= max(2, n.r.copies()) {
 		return
 	}
 	b, force := boxes[d.n(len(boxes))], false
@@ -93,9 +93,9 @@ func (n *nemesis) shrink(name string, d *dice, dies time.Duration) {
 		n.lost++
 		force = true
 	}
-	n.shrinking = true
+	n.shrinking.Store(true)
 	n.pending.Go(func() {
-		defer func() { n.shrinking = false }()
+		defer n.shrinking.Store(false)
 		_ = n.r.removes(name, b, force, dies) // what is half done is ended in calm
 	})
 }
@@ -133,7 +133,7 @@ func (r *region) formerly() (out []*box) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for _, b := range r.boxes {
-		if b.removed && !b.gone.Load() && !b.isCopy && b.sub+b.folder != "" {
+		if b.removed() && !b.gone.Load() && !b.isCopy && (b.stage.get() == belongs || b.entered() != "") {
 			out = append(out, b)
 		}
 	}
@@ -148,11 +148,14 @@ func (b *box) copy() *box {
 		b.mu.Unlock()
 		return nil
 	}
-	image, folder := b.disk.CrashClone(vfs.CrashCloneCfg{}), b.folder
+	image, folder, sub := b.disk.CrashClone(vfs.CrashCloneCfg{}), b.folder, b.sub
 	b.mu.Unlock()
-	c := b.region.newBox("")
-	c.isCopy, c.image, c.sub, c.member.ID, c.member.Name = true, image, b.sub, b.member.ID, b.member.Name
-	c.folder = filepath.Join(b.w.dir, c.name+".0")
+	c := b.region.newBox(func(c *box) {
+		m := b.member()
+		m.Address, m.Zone = c.member().Address, c.member().Zone
+		c.said.Store(&m)
+		c.isCopy, c.image, c.sub, c.folder = true, image, sub, filepath.Join(b.w.dir, c.name+".0")
+	})
 	if err := copyFolder(folder, c.folder); err != nil {
 		b.w.violate("%s: %v", c.name, err)
 		return nil
@@ -160,7 +163,7 @@ func (b *box) copy() *box {
 	config := filepath.Join(c.folder, c.sub, "hsm.yaml")
 	text, err := os.ReadFile(config)
 	if err == nil {
-		err = os.WriteFile(config, []byte(strings.ReplaceAll(string(text), b.member.Address, c.member.Address)), 0o600)
+		err = os.WriteFile(config, []byte(strings.ReplaceAll(string(text), b.member().Address, c.member().Address)), 0o600)
 	}
 	if err != nil {
 		b.w.violate("%s: %v", c.name, err)

@@ -3,6 +3,7 @@ package sim
 import (
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -14,7 +15,7 @@ type nemesis struct {
 	round     int
 	lost      int // HSMs whose disks were lost for good in this round
 	moves     int
-	shrinking bool // an HSM is being removed
+	shrinking atomic.Bool // an HSM is being removed
 	pending   sync.WaitGroup
 	over      chan struct{}
 }

@@ -41,7 +41,7 @@ func (r *region) lostBoxes() (lost []*box) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for _, b := range r.boxes {
-		if b.gone.Load() && !b.replaced && !b.isCopy && !b.removed && b.stage.get() == belongs {
+		if b.gone.Load() && !b.replaced && !b.isCopy && !b.removed() && b.stage.get() == belongs {
 			b.replaced = true
 			lost = append(lost, b)
 		}
@@ -75,7 +75,7 @@ func (r *region) operate() error {
 // disturbed tells whether an HSM was lost, or set back to an old image, ever.
 func (r *region) disturbed() bool {
 	for _, b := range r.everyone() {
-		if b.gone.Load() || b.setBack {
+		if b.gone.Load() || b.setBack.Load() {
 			return true
 		}
 	}
@@ -85,7 +85,7 @@ func (r *region) disturbed() bool {
 // replace has a new HSM take the place of one that is lost, in both ways there are.
 func (r *region) replace(b *box, name string) error {
 	d := r.w.dice("replace", b.name)
-	replaces := b.member.ID
+	replaces := b.member().ID
 	if d.hit(500) {
 		if err := r.removes(name+"r", b, true, 0); err != nil {
 			return fmt.Errorf("remove %s: %w", b.name, err)
@@ -118,12 +118,12 @@ func (r *region) endJoins() {
 		if b.stage.get() != joining {
 			continue
 		}
-		if b.sub == "" && r.rival(b) {
+		if b.entered() == "" && r.rival(b) {
 			b.drop(fmt.Errorf("another has come with its token"))
 			continue
 		}
 		b.enter(r.w.dice("calm joiner", b.name), nil)
-		if b.sub == "" {
+		if b.entered() == "" {
 			b.drop(fmt.Errorf("nobody lets it in"))
 			continue
 		}
@@ -142,7 +142,7 @@ func (r *region) everyone() []*box {
 // rival tells whether another HSM belongs, or will, that came with the same token.
 func (r *region) rival(b *box) bool {
 	for _, other := range r.everyone() {
-		if other != b && other.sub != "" && other.invite() != "" && other.invite() == b.invite() && !other.isCopy {
+		if other != b && other.entered() != "" && other.invite() != "" && other.invite() == b.invite() && !other.isCopy {
 			return true
 		}
 	}
@@ -182,7 +182,7 @@ func (r *region) endRemovals(v *visitor) error {
 // boxOf is the HSM with an id; nil for a joiner that lost its disk, and came as another.
 func (r *region) boxOf(id hsm.HSMID) *box {
 	for _, b := range r.everyone() {
-		if b.member.ID == id && !b.isCopy {
+		if b.member().ID == id && !b.isCopy {
 			return b
 		}
 	}

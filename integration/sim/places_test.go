@@ -44,16 +44,19 @@ func (c *checker) starts(b *box) {
 		}
 	}
 	c.mu.Unlock()
-	if c.w.plant == joinEarly {
-		early := b.member
-		members, err := b.eye.Members(context.Background())
+	b.mu.Lock()
+	eye := b.eye
+	b.mu.Unlock()
+	if c.w.plant == joinEarly && eye != nil {
+		early := b.member()
+		members, err := eye.Members(context.Background())
 		for _, m := range members {
-			if m.ID == b.member.ID {
+			if m.ID == b.member().ID {
 				early = m
 			}
 		}
 		early.Joining = false
-		if _, changeErr := b.eye.Change(context.Background(), hsm.Change{Kind: hsm.ChangeMember, Member: &early}); err != nil || changeErr != nil {
+		if _, changeErr := eye.Change(context.Background(), hsm.Change{Kind: hsm.ChangeMember, Member: &early}); err != nil || changeErr != nil {
 			c.w.violate("%s: %v %v", b.name, err, changeErr)
 		}
 	}
@@ -70,18 +73,17 @@ func (c *checker) place(b *box, eye hsm.Session) {
 		if x == nil {
 			continue
 		}
-		if m.Removed && !x.removed {
-			x.removed, x.since, x.drained = true, c.w.trace.now(), m.Drained
+		if m.Removed && x.removal.CompareAndSwap(nil, &removal{since: c.w.trace.now(), drained: m.Drained}) {
 			c.w.trace.add("%s knows that %s was removed, drained: %t", b.name, x.name, m.Drained)
 			if m.Drained {
 				c.nothingLost(b.region)
 			}
 		}
-		if m.ID != b.member.ID || b.isCopy {
+		if m.ID != b.member().ID || b.isCopy {
 			continue
 		}
-		if m.Removed && b.expelled == 0 {
-			b.expelled = c.w.trace.now()
+		if m.Removed {
+			b.expelled.CompareAndSwap(0, int64(c.w.trace.now()))
 		}
 		if !m.Joining && b.stage.get() == joining {
 			c.joined(b)
@@ -110,7 +112,8 @@ func (c *checker) joined(b *box) {
 // may still say how it is, and who the members are.
 func (c *checker) served(call call, err error) {
 	to := call.to
-	if err != nil || to.expelled == 0 || c.w.trace.now() <= to.expelled || call.from.who.Role == hsm.RoleHSM {
+	expelled := time.Duration(to.expelled.Load())
+	if err != nil || expelled == 0 || c.w.trace.now() <= expelled || call.from.who.Role == hsm.RoleHSM {
 		return
 	}
 	switch call.method {
@@ -125,14 +128,15 @@ func (c *checker) served(call call, err error) {
 func (c *checker) wasRemoved(r *region, name, label string) bool {
 	a := c.attempts[label]
 	for _, b := range r.everyone() {
-		if b.name != name || !b.removed || a == nil {
+		gone := b.removal.Load()
+		if b.name != name || gone == nil || a == nil {
 			continue
 		}
 		allowed := staleness
-		if b.drained {
+		if gone.drained {
 			allowed = 0
 		}
-		return a.began > b.since+allowed
+		return a.began > gone.since+allowed
 	}
 	return false
 }
@@ -141,7 +145,7 @@ func (c *checker) wasRemoved(r *region, name, label string) bool {
 func (c *checker) places(r *region) {
 	want := map[hsm.HSMID]bool{}
 	for _, b := range r.members() {
-		want[b.member.ID] = true
+		want[b.member().ID] = true
 	}
 	for _, b := range r.members() {
 		b.mu.Lock()

@@ -109,10 +109,11 @@ func (w *world) background(f func()) { w.work.Go(f) }
 
 // everyBox lists all HSMs that there have ever been.
 func (w *world) everyBox() (all []*box) {
-	for _, r := range w.regions {
-		r.mu.Lock()
-		all = append(all, r.boxes...)
-		r.mu.Unlock()
+	w.mu.Lock()
+	regions := slices.Clone(w.regions)
+	w.mu.Unlock()
+	for _, r := range regions {
+		all = append(all, r.everyone()...)
 	}
 	return all
 }
@@ -122,7 +123,7 @@ func (r *region) members() []*box {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return slices.DeleteFunc(slices.Clone(r.boxes), func(b *box) bool {
-		return b.gone.Load() || b.isCopy || b.removed || b.stage.get() != belongs
+		return b.gone.Load() || b.isCopy || b.removed() || b.stage.get() != belongs
 	})
 }
 
@@ -139,7 +140,9 @@ func (w *world) regionOf(e *endpoint) string {
 // memory. All HSMs run when it returns. One that is not the first is a clone of that.
 func (w *world) newRegion(name string, hsms int, p cluster.Policy, from *region) *region {
 	r := &region{w: w, name: name, policy: p}
+	w.mu.Lock()
 	w.regions = append(w.regions, r)
+	w.mu.Unlock()
 	spec := server.Spec{
 		Name: name, Region: name, Dir: filepath.Join(w.dir, name+".created"), HSMs: hsms, MinCopies: p.MinCopies, CheckOnUse: p.CheckOnUse,
 		Version: "sim", Iterations: 1, Keyring: w.keyring, CA: w.ca, Source: "a simulation", Fill: r.first,
@@ -160,8 +163,10 @@ func (w *world) newRegion(name string, hsms int, p cluster.Policy, from *region)
 	}
 	r.id = r.made.ID
 	for _, h := range r.made.HSMs {
-		b := r.newBox(r.made.Resolve(h.Dir))
-		b.member = hsm.Member{ID: h.ID, Name: h.Name, Address: h.Address, Zone: h.Zone}
+		b := r.newBox(func(b *box) {
+			b.folder = r.made.Resolve(h.Dir)
+			b.said.Store(&hsm.Member{ID: h.ID, Name: h.Name, Address: h.Address, Zone: h.Zone})
+		})
 		if err := moveToMemory(filepath.Join(b.folder, storeDir), b.image); err != nil {
 			w.violate("%s: %v", b.name, err)
 		}
@@ -226,15 +231,15 @@ func (r *region) copy(from, to *box, s hsm.Scope) {
 // address is that of the n-th HSM of a region.
 func (r *region) address(n int) string { return fmt.Sprintf("%s-hsm-%d:2223", r.name, n) }
 
-// newBox adds an HSM with an empty disk, which does not run.
-func (r *region) newBox(folder string) *box {
+// newBox adds an HSM with an empty disk, which does not run. Others see it once it is as
+// complete makes it.
+func (r *region) newBox(complete func(b *box)) *box {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	n := len(r.boxes) + 1
-	b := &box{
-		w: r.w, region: r, name: fmt.Sprintf("%s/hsm-%d", r.name, n), image: newImage(), folder: folder,
-		member: hsm.Member{ID: hsm.NewHSMID(), Name: fmt.Sprintf("hsm-%d", n), Address: r.address(n), Zone: fmt.Sprintf("zone-%d", n)},
-	}
+	b := &box{w: r.w, region: r, name: fmt.Sprintf("%s/hsm-%d", r.name, n), image: newImage()}
+	b.said.Store(&hsm.Member{ID: hsm.NewHSMID(), Name: fmt.Sprintf("hsm-%d", n), Address: r.address(n), Zone: fmt.Sprintf("zone-%d", n)})
+	complete(b)
 	r.boxes = append(r.boxes, b)
 	return b
 }
@@ -242,7 +247,8 @@ func (r *region) newBox(folder string) *box {
 func (r *region) profile() *profile.Profile {
 	p := &profile.Profile{Name: r.name, ID: r.id, Lineage: r.w.keyring.Lineage(), Region: r.name, CA: r.made.CA}
 	for _, b := range r.members() {
-		p.HSMs = append(p.HSMs, profile.HSM{ID: b.member.ID, Name: b.member.Name, Address: b.member.Address, Zone: b.member.Zone})
+		m := b.member()
+		p.HSMs = append(p.HSMs, profile.HSM{ID: m.ID, Name: m.Name, Address: m.Address, Zone: m.Zone})
 	}
 	return p
 }
@@ -305,10 +311,8 @@ func run(s script) (*world, result) {
 	w.play(s)
 	virtual := w.trace.now()
 	close(w.over)
-	for _, r := range w.regions {
-		for _, b := range r.boxes {
-			b.kill()
-		}
+	for _, b := range w.everyBox() {
+		b.kill()
 	}
 	w.work.Wait()
 	stuck.Stop()
