@@ -253,8 +253,8 @@ func stillTrying(waiting map[*remote]uint64) bool {
 // ones included: one of them may not have heard yet of who joined or was removed a moment
 // ago. ErrNoHSM if none answers.
 func (c *Cluster) Members(ctx context.Context) ([]hsm.Member, error) {
-	known := map[hsm.HSMID]hsm.Member{}
 	answered, refusal := false, error(nil)
+	var lists [][]hsm.Member
 	one := func(as []answer[[]hsm.Member]) bool {
 		return slices.ContainsFunc(as, func(a answer[[]hsm.Member]) bool { return a.err == nil })
 	}
@@ -265,17 +265,27 @@ func (c *Cluster) Members(ctx context.Context) ([]hsm.Member, error) {
 		case !away(a.err):
 			refusal = a.err
 		}
-		for _, m := range a.value {
+		lists = append(lists, a.value)
+	}
+	if !answered {
+		return nil, cmp.Or(refusal, ctx.Err(), c.noHSM())
+	}
+	return together(lists...), nil
+}
+
+// together makes one list of members of several, in each of which some steps may be
+// missing.
+func together(lists ...[]hsm.Member) []hsm.Member {
+	known := map[hsm.HSMID]hsm.Member{}
+	for _, list := range lists {
+		for _, m := range list {
 			if other, ok := known[m.ID]; ok {
 				m = m.With(other)
 			}
 			known[m.ID] = m
 		}
 	}
-	if !answered {
-		return nil, cmp.Or(refusal, ctx.Err(), c.noHSM())
-	}
-	return slices.SortedFunc(maps.Values(known), func(a, b hsm.Member) int { return cmp.Compare(a.ID, b.ID) }), nil
+	return slices.SortedFunc(maps.Values(known), func(a, b hsm.Member) int { return cmp.Compare(a.ID, b.ID) })
 }
 
 // anyHSM asks one HSM, and the next one if it is away. It is for requests that

@@ -1,10 +1,12 @@
 package cluster
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/hsmbackup/hsmbackup/cluster/hsm"
@@ -31,7 +33,8 @@ type Removed struct {
 //
 // ErrRemoval if fewer HSMs would be left than the policy wants copies, or if the
 // HSM does not answer, so that keys may be lost that only it holds; force does
-// both. The last HSM is never removed. If Remove fails half way, or the context
+// both. HSMs that are being removed at the same time do not count: of two removals that
+// cannot both be, one is refused, or both are. The last HSM is never removed. If Remove fails half way, or the context
 // ends, the HSM stays a member; if we die half way it stays LEAVING, and Remove
 // can be called again.
 func (c *Cluster) Remove(ctx context.Context, id hsm.HSMID, force bool) (*Removed, error) {
@@ -40,19 +43,44 @@ func (c *Cluster) Remove(ctx context.Context, id hsm.HSMID, force bool) (*Remove
 		return nil, err
 	}
 	m, err := c.leaver(members, id, force)
+	if errors.Is(err, ErrRemoval) { // it may be half removed
+		return nil, errors.Join(err, c.stay(ctx, m))
+	}
 	if err != nil {
 		return nil, err
 	}
 	if m.Joining && !c.hasJoined(ctx, m) { // it never counted, and holds nothing that others do not
 		return c.finishRemoval(ctx, m, true)
 	}
-	if err := c.drain(ctx, &m); err != nil {
+	session, end, failed := c.visit(ctx, m)
+	if failed != nil {
+		failed = fmt.Errorf("%w: %s does not answer, and keys that only it holds would be lost: %w; start it, or use --force", ErrRemoval, m.ID, failed)
+		if !force {
+			return nil, failed
+		}
+		session, end = nil, func() {}
+	}
+	defer end()
+	if err := c.announce(ctx, &m, session); err != nil {
 		if !force {
 			return nil, errors.Join(err, c.stay(ctx, m))
 		}
-		return c.finishRemoval(ctx, m, false)
+		failed = cmp.Or(failed, err)
 	}
-	return c.finishRemoval(ctx, m, true)
+	staying, err := c.recheck(ctx, m, session, force)
+	if err != nil { // force does not help
+		return nil, errors.Join(err, c.stay(ctx, m))
+	}
+	if failed == nil {
+		failed = c.evacuate(ctx, m, session, staying)
+	}
+	if failed == nil { // another admin may have taken the removal back meanwhile
+		failed = c.awaitLeaving(ctx, m.ID, session)
+	}
+	if failed != nil && !force {
+		return nil, errors.Join(failed, c.stay(ctx, m))
+	}
+	return c.finishRemoval(ctx, m, failed == nil)
 }
 
 // hasJoined asks a member that has not joined, as far as the others have heard. Only it
@@ -68,54 +96,99 @@ func (c *Cluster) leaver(members []hsm.Member, id hsm.HSMID, force bool) (hsm.Me
 	if i < 0 {
 		return hsm.Member{}, fmt.Errorf("%w: %s is no member of the cluster", hsm.ErrNotFound, id)
 	}
-	m, left := members[i], 0
-	for _, other := range members {
-		if other.ID != id && other.Counts() && !other.Leaving {
-			left++
-		}
-	}
-	switch n := c.Policy().MinCopies; {
+	m := members[i]
+	switch {
 	case m.Removed:
 		return m, fmt.Errorf("%w: %s was removed already", hsm.ErrNotFound, id)
 	case m.Joining:
 		return m, nil
-	case left == 0:
-		return m, fmt.Errorf("%w: %s is the last HSM, and holds the only copy of every key; take a snapshot, and delete its folder", hsm.ErrDenied, id)
-	case left < n && !force:
-		return m, fmt.Errorf("%w: %d HSMs would be left, min-copies is %d, and no key could be made; add one with hsm invite, or lower min-copies, or use --force", ErrRemoval, left, n)
 	}
-	return m, nil
+	_, err := c.spared(members, id, force)
+	return m, err
 }
 
-// drain makes the HSM take nothing new, and copies what it holds to the others.
-func (c *Cluster) drain(ctx context.Context, m *hsm.Member) error {
-	session, end, err := c.visit(ctx, *m)
-	if err != nil {
-		return fmt.Errorf("%w: %s does not answer, and keys that only it holds would be lost: %w; start it, or use --force", ErrRemoval, m.ID, err)
+// spared checks that the cluster can do without a member, and counts those that stay
+// without it: who leaves as well does not.
+func (c *Cluster) spared(members []hsm.Member, id hsm.HSMID, force bool) (staying int, err error) {
+	leaving := ""
+	for _, other := range members {
+		switch {
+		case other.ID == id || !other.Counts():
+		case other.Leaving:
+			leaving = fmt.Sprintf("; %s is being removed as well: remove one after the other", other.Name)
+		default:
+			staying++
+		}
 	}
-	defer end()
+	switch n := c.Policy().MinCopies; {
+	case staying == 0:
+		return 0, fmt.Errorf("%w: %s is the last HSM, and holds the only copy of every key; take a snapshot, and delete its folder%s", hsm.ErrDenied, id, leaving)
+	case staying < n && !force:
+		return staying, fmt.Errorf("%w: %d HSMs would be left, min-copies is %d, and no key could be made; add one with hsm invite, or lower min-copies, or use --force%s", ErrRemoval, staying, n, leaving)
+	}
+	return staying, nil
+}
+
+// Two removals at once must not each take the other's HSM for one that stays: what is on
+// those two alone would be lost, and the last HSM removed. So a removal first has its own
+// HSM say that it leaves, on itself and on all others (announce), and only then looks who
+// else does (recheck), and asks each HSM that took a copy once more, after it has
+// (evacuate). Of two at once the one that announces later sees the other.
+
+// announce makes the HSM take nothing new, on itself, if it answers, and on the others
+// that do. If there is an error it may go on.
+func (c *Cluster) announce(ctx context.Context, m *hsm.Member, session hsm.Session) error {
 	m.Leaving = true
 	leaving := hsm.Change{Kind: hsm.ChangeMember, Member: m}
-	if _, err := session.Change(ctx, leaving); err != nil {
-		return fmt.Errorf("%w: %s: %w", ErrRemoval, m.ID, err)
+	var err error
+	if session != nil {
+		if _, err = session.Change(ctx, leaving); err != nil {
+			err = fmt.Errorf("%w: %s: %w", ErrRemoval, m.ID, err)
+		}
 	}
-	if _, err := c.Change(ctx, leaving); err != nil {
-		return err
+	if err == nil {
+		_, err = c.Change(ctx, leaving)
 	}
-	// When it says that it leaves, changes that were under way have ended.
+	if err == nil && session != nil {
+		err = c.awaitLeaving(ctx, m.ID, session)
+	}
+	return err
+}
+
+// awaitLeaving waits until the HSM says that it leaves: changes that were under way have
+// ended then.
+func (c *Cluster) awaitLeaving(ctx context.Context, id hsm.HSMID, session hsm.Session) error {
 	for {
 		info, err := session.Info(ctx)
 		if err != nil {
-			return fmt.Errorf("%w: %s: %w", ErrRemoval, m.ID, err)
+			return fmt.Errorf("%w: %s: %w", ErrRemoval, id, err)
 		}
 		if info.State == hsm.StateLeaving {
-			break
+			return nil
+		}
+		if err := leaves(ctx, session, id); !errors.Is(err, errLeaves) {
+			return cmp.Or(err, fmt.Errorf("%w: the removal of %s was taken back by somebody else", ErrRemoval, id))
 		}
 		if pause(ctx, 20*time.Millisecond, nil); ctx.Err() != nil {
-			return fmt.Errorf("%w: %s: %w", ErrRemoval, m.ID, context.Cause(ctx))
+			return fmt.Errorf("%w: %s: %w", ErrRemoval, id, context.Cause(ctx))
 		}
 	}
-	return c.evacuate(ctx, *m, session)
+}
+
+// recheck looks again whether the cluster can do without the HSM, now that all who are
+// removed at the same time can know of it, and counts those that stay.
+func (c *Cluster) recheck(ctx context.Context, m hsm.Member, session hsm.Session, force bool) (staying int, err error) {
+	members, err := c.Members(ctx)
+	if err != nil {
+		return 0, err
+	}
+	if session != nil {
+		if own, err := session.Members(ctx); err == nil { // otherwise the others know
+			members = together(members, own)
+		}
+	}
+	c.learn(members)
+	return c.spared(members, m.ID, force)
 }
 
 // visit starts a session on an HSM that need not be in use.
@@ -133,26 +206,60 @@ func (c *Cluster) visit(ctx context.Context, m hsm.Member) (session hsm.Session,
 }
 
 // evacuate brings every other HSM up to the one that leaves. It is enough that as
-// many as the policy wants copies have everything: server-side sync does the rest.
-func (c *Cluster) evacuate(ctx context.Context, m hsm.Member, from hsm.Session) error {
+// many as the policy wants copies have everything and stay: server-side sync does the
+// rest.
+func (c *Cluster) evacuate(ctx context.Context, m hsm.Member, from hsm.Session, staying int) error {
 	others := slices.DeleteFunc(c.muster(ctx), func(r *remote) bool { return r.id() == m.ID })
 	answers := gatherFor(ctx, c, evacuation, others, nil, nil, func(ctx context.Context, to hsm.Session) (struct{}, error) {
 		synced, err := reconcile.Sync(ctx, from, to)
 		if err == nil && len(synced.Conflicts) > 0 {
 			err = fmt.Errorf("%w: %s is another key on each", hsm.ErrConflict, synced.Conflicts[0])
 		}
+		if err == nil {
+			err = stays(ctx, to)
+		}
 		return struct{}{}, err
 	})
-	have, errs := 0, []error{}
+	have, why := 0, []string{}
 	for _, a := range answers {
 		if a.err == nil {
 			have++
 		} else {
-			errs = append(errs, fmt.Errorf("%s: %w", a.from.name(), a.err))
+			why = append(why, fmt.Sprintf("%s: %v", a.from.name(), a.err))
 		}
 	}
-	if need := min(c.Policy().MinCopies, len(c.all())); have == 0 || have < need {
-		return fmt.Errorf("%w: what %s holds is on %d of the HSMs that stay, min-copies is %d: %w", ErrRemoval, m.ID, have, c.Policy().MinCopies, errors.Join(errs...))
+	if need := min(c.Policy().MinCopies, staying); have == 0 || have < need {
+		if n := staying - len(answers); n > 0 {
+			why = append(why, fmt.Sprintf("%d are not known here yet", n))
+		}
+		return fmt.Errorf("%w: what %s holds is on %d of the %d HSMs that stay, and must be on %d: %s", ErrRemoval, m.ID, have, staying, max(1, need), strings.Join(why, "; "))
+	}
+	return nil
+}
+
+// errLeaves: an HSM is being removed, or was.
+var errLeaves = fmt.Errorf("%w: it is being removed as well", ErrRemoval)
+
+// stays asks an HSM itself whether it stays a member. If it does, and is to leave later,
+// all that it holds by now is copied to others first.
+func stays(ctx context.Context, s hsm.Session) error {
+	info, err := s.Info(ctx)
+	if err != nil {
+		return err
+	}
+	return leaves(ctx, s, info.ID)
+}
+
+// leaves returns errLeaves if the HSM says that the member with this id leaves, or has.
+func leaves(ctx context.Context, s hsm.Session, id hsm.HSMID) error {
+	members, err := s.Members(ctx)
+	if err != nil {
+		return err
+	}
+	for _, m := range members {
+		if m.ID == id && (m.Leaving || m.Removed) {
+			return errLeaves
+		}
 	}
 	return nil
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 
@@ -65,5 +66,183 @@ func TestRemovalThatFailsAtTheEnd(t *testing.T) {
 				t.Errorf("leaving %t, removed %t; want a member like the others: %t", got.Leaving, got.Removed, !tc.leaving)
 			}
 		})
+	}
+}
+
+// generated makes a key on two HSMs.
+func (c *Cluster) generated(t *testing.T) hsm.KeyRef {
+	t.Helper()
+	made, err := c.Create(t.Context(), aes(), Policy{MinCopies: 2})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return made.Keys[0].Ref
+}
+
+// orders lists the orders in which so many steps of two come, each a list of 0 and 1. The
+// first step is that of 0: the two are alike.
+func orders(steps int) (all [][]int) {
+	for _, rest := range interleavings(steps-1, steps) {
+		all = append(all, append([]int{0}, rest...))
+	}
+	return all
+}
+
+func interleavings(a, b int) [][]int {
+	if a == 0 && b == 0 {
+		return [][]int{nil}
+	}
+	var all [][]int
+	if a > 0 {
+		for _, rest := range interleavings(a-1, b) {
+			all = append(all, append([]int{0}, rest...))
+		}
+	}
+	if b > 0 {
+		for _, rest := range interleavings(a, b-1) {
+			all = append(all, append([]int{1}, rest...))
+		}
+	}
+	return all
+}
+
+// removal is one Remove, step by step.
+type removal struct {
+	c       *Cluster
+	m       hsm.Member
+	session hsm.Session
+	staying int
+	force   bool
+	err     error
+	did     int
+}
+
+func (w *world) removalOf(b *box, force bool) *removal {
+	r := &removal{c: w.open(asAdmin), m: b.member, force: force}
+	session, end, err := r.c.visit(w.t.Context(), r.m)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	w.t.Cleanup(end)
+	r.session = session
+	return r
+}
+
+// step does the next step, unless one has failed.
+func (r *removal) step(t *testing.T) {
+	if r.err != nil {
+		return
+	}
+	switch r.did++; r.did {
+	case 1:
+		r.err = r.c.announce(t.Context(), &r.m, r.session)
+	case 2:
+		r.staying, r.err = r.c.recheck(t.Context(), r.m, r.session, r.force)
+	case 3:
+		if r.err = r.c.evacuate(t.Context(), r.m, r.session, r.staying); r.err != nil && r.force {
+			r.err = nil
+		}
+	}
+}
+
+// TestTwoRemovalsAtOnce: whichever step of one removal comes between which of another,
+// the two do not both take the other's HSM for one that stays. What is on those two alone
+// is copied to an HSM that stays, or one removal is refused; and so it is if fewer HSMs
+// would be left than the policy wants copies.
+func TestTwoRemovalsAtOnce(t *testing.T) {
+	t.Parallel()
+	for name, tc := range map[string]struct {
+		copies int
+		full   bool // the HSM that stays takes nothing
+		deaf   bool // nobody hears of a removal at first but the HSM itself
+	}{
+		"a key is on these two alone":               {1, true, false},
+		"a key is on these two alone, nobody hears": {1, true, true},
+		"one HSM would be left":                     {2, false, false},
+	} {
+		for _, order := range orders(3) {
+			t.Run(name, func(t *testing.T) {
+				t.Parallel()
+				w := newWorld(t, 3, tc.copies, false)
+				w.boxes[2].away.Store(true)
+				key := w.open(asUser).generated(t)
+				w.boxes[2].away.Store(false)
+				if w.holders(key) != 2 {
+					t.Fatalf("the key is on %d HSMs", w.holders(key))
+				}
+				both := []*removal{w.removalOf(w.boxes[0], false), w.removalOf(w.boxes[1], false)}
+				var mine atomic.Pointer[box]
+				w.setFaults(func(b *box, call string) fault {
+					switch {
+					case tc.full && b == w.boxes[2] && call == "Insert":
+						return full
+					case tc.deaf && mine.Load() != nil && (call == "Change" && b != mine.Load() || call == "Members" && b != w.boxes[2]):
+						return drop
+					}
+					return pass
+				})
+				for _, i := range order {
+					if mine.Store(nil); both[i].did < 2 {
+						mine.Store(w.boxes[i])
+					}
+					both[i].step(t)
+				}
+				for _, r := range both {
+					if r.err != nil && !errors.Is(r.err, ErrRemoval) && !away(r.err) && !errors.Is(r.err, ErrNoHSM) {
+						t.Errorf("order %v: %v", order, r.err)
+					}
+				}
+				if both[0].err == nil && both[1].err == nil {
+					t.Errorf("order %v: both HSMs are removed", order)
+				}
+			})
+		}
+	}
+}
+
+// TestTheLastTwoAreNotRemovedAtOnce, by force either.
+func TestTheLastTwoAreNotRemovedAtOnce(t *testing.T) {
+	t.Parallel()
+	for _, order := range orders(3) {
+		w := newWorld(t, 2, 1, false)
+		both := []*removal{w.removalOf(w.boxes[0], true), w.removalOf(w.boxes[1], true)}
+		for _, i := range order {
+			both[i].step(t)
+		}
+		if both[0].err == nil && both[1].err == nil {
+			t.Errorf("order %v: no HSM is left", order)
+		}
+	}
+}
+
+// TestRemovalCopiesWhatIsOnTwoThatLeave: one after the other takes everything along.
+func TestRemovalCopiesWhatIsOnTwoThatLeave(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, 4, 2, false)
+	w.boxes[2].away.Store(true)
+	w.boxes[3].away.Store(true)
+	key := w.open(asUser).generated(t)
+	w.heal()
+	var wg sync.WaitGroup
+	errs := make([]error, 2)
+	for i := range errs {
+		c := w.open(asAdmin)
+		wg.Go(func() { _, errs[i] = c.Remove(t.Context(), w.boxes[i].member.ID, false) })
+	}
+	wg.Wait()
+	stays := 2
+	for i, err := range errs {
+		if err != nil {
+			stays++
+			t.Logf("HSM %d: %v", i, err)
+		}
+	}
+	if n := w.holders(key); n < stays {
+		t.Errorf("the key is on %d HSMs, %d stay", n, stays)
+	}
+	for _, b := range w.boxes[2:] {
+		if live, _ := b.keysOn(); len(live) != 1 {
+			t.Errorf("an HSM that stays holds %v", live)
+		}
 	}
 }

@@ -65,6 +65,7 @@ type box struct {
 	life   int
 	logins atomic.Int64
 	skew   atomic.Int64 // how far its clock is ahead of the others'
+	leaves atomic.Bool  // as it was told itself
 }
 
 const (
@@ -380,7 +381,11 @@ func (s *faultySession) Resolve(ctx context.Context, op hsm.OpID) (hsm.OpState, 
 }
 func (s *faultySession) Principal() hsm.Principal { return s.inner.Principal() }
 func (s *faultySession) Info(ctx context.Context) (hsm.Info, error) {
-	return through(ctx, s, "Info", func() (hsm.Info, error) { return s.inner.Info(ctx) })
+	info, err := through(ctx, s, "Info", func() (hsm.Info, error) { return s.inner.Info(ctx) })
+	if err == nil && s.b.leaves.Load() {
+		info.State = hsm.StateLeaving
+	}
+	return info, err
 }
 func (s *faultySession) Members(ctx context.Context) ([]hsm.Member, error) {
 	return through(ctx, s, "Members", func() ([]hsm.Member, error) { return s.inner.Members(ctx) })
@@ -392,7 +397,13 @@ func (s *faultySession) Create(ctx context.Context, op hsm.OpID, r hsm.CreateReq
 	return through(ctx, s, "Create", func() (hsm.Created, error) { return s.inner.Create(ctx, op, r) })
 }
 func (s *faultySession) Change(ctx context.Context, c hsm.Change) (hsm.MaskedObject, error) {
-	return through(ctx, s, "Change", func() (hsm.MaskedObject, error) { return s.inner.Change(ctx, c) })
+	return through(ctx, s, "Change", func() (hsm.MaskedObject, error) {
+		m, err := s.inner.Change(ctx, c)
+		if err == nil && c.Kind == hsm.ChangeMember && c.Member.ID == s.b.member.ID {
+			s.b.leaves.Store(c.Member.Leaving)
+		}
+		return m, err
+	})
 }
 func (s *faultySession) Use(ctx context.Context, u hsm.Use) ([]byte, error) {
 	return through(ctx, s, "Use", func() ([]byte, error) { return s.inner.Use(ctx, u) })

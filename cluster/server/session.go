@@ -83,6 +83,14 @@ func (s servedSession) Info(ctx context.Context) (hsm.Info, error) {
 	return info, nil
 }
 
+// FingerprintKeys is for those who compare what the HSM holds.
+func (s servedSession) FingerprintKeys(ctx context.Context) (hsm.FingerprintKeys, error) {
+	if err := s.reads(); err != nil {
+		return hsm.FingerprintKeys{}, err
+	}
+	return s.Session.FingerprintKeys(ctx)
+}
+
 func (s servedSession) isHSM() bool { return s.Principal().Role == hsm.RoleHSM }
 
 // reads refuses what reads objects.
