@@ -26,7 +26,8 @@
 //
 // Members come and go meanwhile: an HSM joins, and crashes at any step of that, or loses
 // its disk and begins anew; two come with one token; one is removed, in good order or by
-// force, and its admin dies half way; one that was removed comes back; a folder is copied,
+// force, and its admin dies half way; several are removed at once, or one while another is
+// invited, and the others are cut off; one that was removed comes back; a folder is copied,
 // and two HSMs run with one identity.
 //
 // # What is checked

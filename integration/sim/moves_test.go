@@ -5,7 +5,9 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
@@ -37,8 +39,8 @@ func (r *region) openAs(ctx context.Context, end *endpoint) (*cluster.Cluster, e
 }
 
 // move changes the members in the middle of a storm: one joins, or two try to with one
-// token; one is removed; one that was removed comes back; or a folder is copied. Admins
-// die in the middle of it.
+// token; one is removed, or several at once, or one while another is invited; one that was
+// removed comes back; or a folder is copied. Admins die in the middle of it.
 func (n *nemesis) move(d *dice) {
 	n.moves++
 	name := fmt.Sprintf("mover.%d-%d", n.round, n.moves)
@@ -47,7 +49,12 @@ func (n *nemesis) move(d *dice) {
 		dies = d.between(0, 2*time.Second)
 	}
 	switch what := d.n(100); {
-	case what < 45:
+	case what < 20 || n.r.w.plant == countLeaver:
+		n.shrinkAtOnce(name, d)
+	case what < 30:
+		n.shrink(name+"s", d, dies)
+		n.grow(name, d, 0)
+	case what < 55:
 		n.grow(name, d, dies)
 	case what < 75:
 		n.shrink(name, d, dies)
@@ -98,6 +105,62 @@ func (n *nemesis) shrink(name string, d *dice, dies time.Duration) {
 		defer n.shrinking.Store(false)
 		_ = n.r.removes(name, b, force, dies) // what is half done is ended in calm
 	})
+}
+
+// shrinkAtOnce removes several HSMs at the same time, each by an admin of its own, who may
+// die. Now and then the others are cut off, and what is made meanwhile is on those alone.
+func (n *nemesis) shrinkAtOnce(name string, d *dice) {
+	boxes, k := n.r.members(), 2
+	if d.hit(400) {
+		k = 3
+	}
+	if n.shrinking.Load() || len(boxes) <= k {
+		return
+	}
+	first := d.n(len(boxes))
+	boxes = slices.Concat(boxes[first:], boxes[:first])
+	if d.hit(600) || n.r.w.plant == countLeaver {
+		n.seclude(boxes[:k], boxes[k:], d)
+	}
+	n.r.w.count(func(s *stats) { s.kinds["removed at once"]++ })
+	n.shrinking.Store(true)
+	begins := d.between(time.Second, 10*time.Second)
+	var all sync.WaitGroup
+	for i, b := range boxes[:k] {
+		after, dies := begins+d.between(0, 300*time.Millisecond), time.Duration(0)
+		if d.hit(100) && n.r.w.plant == nothing {
+			dies = d.between(0, 2*time.Second)
+		}
+		all.Go(func() {
+			if wait(after, n.over) {
+				_ = n.r.removes(fmt.Sprintf("%s%c", name, 'a'+i), b, false, dies)
+			}
+		})
+	}
+	n.pending.Go(func() {
+		all.Wait()
+		n.shrinking.Store(false)
+	})
+}
+
+// seclude cuts HSMs off from some others, and from all callers and admins, for a while.
+func (n *nemesis) seclude(some, others []*box, d *dice) {
+	from := []string{n.r.name + "/mover"}
+	for _, b := range some {
+		from = append(from, b.name)
+	}
+	for _, c := range n.callers.all {
+		from = append(from, c.name)
+	}
+	each := func(f func(a, b string)) {
+		for _, a := range from {
+			for _, b := range others {
+				f(a, b.name)
+			}
+		}
+	}
+	each(func(a, b string) { n.cut(a, b, 0) })
+	n.later(d.between(10*time.Second, time.Minute), func() { each(n.mend) })
 }
 
 // comeBack starts an HSM again that was removed.

@@ -41,7 +41,7 @@ func (n *nemesis) strike(d *dice) {
 	boxes := n.r.members()
 	b := boxes[d.n(len(boxes))]
 	w.count(func(s *stats) { s.faults++ })
-	if !w.still && d.hit(180) {
+	if w.plant == countLeaver || !w.still && d.hit(180) {
 		n.move(d)
 		return
 	}

@@ -2,9 +2,12 @@ package sim
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"strings"
 	"time"
 
+	"github.com/hsmbackup/hsmbackup/cluster"
 	"github.com/hsmbackup/hsmbackup/cluster/hsm"
 	"github.com/hsmbackup/hsmbackup/cluster/rpc/pki"
 )
@@ -171,10 +174,15 @@ func (r *region) endRemovals(v *visitor) error {
 		if m.Removed || !m.Leaving && !never {
 			continue
 		}
-		if _, err := v.Remove(v.ctx, m.ID, false); err != nil {
+		known := b != nil && b.removed() // to an HSM that was removed itself, and it has stopped
+		switch _, err := v.Remove(v.ctx, m.ID, known); {
+		case err == nil:
+			r.w.trace.add("%s is removed at last", m.Name)
+		case errors.Is(err, cluster.ErrRemoval) && !strings.Contains(err.Error(), "stays LEAVING"):
+			r.w.trace.add("%s, which is half removed, is needed and stays: %v", m.Name, err)
+		default:
 			return fmt.Errorf("remove %s, which is half removed: %w", m.Name, err)
 		}
-		r.w.trace.add("%s is removed at last", m.Name)
 	}
 	return nil
 }

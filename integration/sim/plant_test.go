@@ -28,6 +28,7 @@ const (
 	leakMaterial plant = "key material is written in clear"
 	joinEarly    plant = "an HSM says that it has joined before it has what it lacks"
 	keepRemoved  plant = "an HSM that was removed goes on, and clients count it"
+	countLeaver  plant = "a removal counts HSMs that are being removed as well"
 )
 
 // planted is what the bugs have to remember.
@@ -108,6 +109,17 @@ func (w *world) insert(ctx context.Context, s *session, objects []hsm.MaskedObje
 		_, err = s.inner.Insert(ctx, each(w.revived(objects)))
 	}
 	return n, err
+}
+
+// members hides who leaves from an admin who removes HSMs in a storm.
+func (w *world) members(s *session, list []hsm.Member) []hsm.Member {
+	if w.plant != countLeaver || !strings.Contains(s.from.name, "/mover") {
+		return list
+	}
+	for i := range list {
+		list[i].Leaving = false
+	}
+	return list
 }
 
 func (w *world) change(ctx context.Context, s *session, c hsm.Change) (hsm.MaskedObject, error) {

@@ -167,7 +167,7 @@ func (s *session) Members(ctx context.Context) ([]hsm.Member, error) {
 			members[i].Removed = false
 		}
 	}
-	return members, err
+	return s.n.w.members(s, members), err
 }
 
 func (s *session) Scoped(scope hsm.Scope) hsm.SketchReplica {

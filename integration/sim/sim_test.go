@@ -73,11 +73,17 @@ func TestSeed(t *testing.T) {
 	check(t, res)
 }
 
-// TestSeedReplays compares all that is seen in two runs of a seed.
+// TestSeedReplays compares all that is seen in two runs of a seed. Under the race detector
+// Go's scheduler draws lots, and a seed goes another way each time: then nothing must be
+// violated on either.
 func TestSeedReplays(t *testing.T) {
 	for seed := uint64(101); seed < 105; seed++ {
 		a, b := simulate(t, usual(seed)), simulate(t, usual(seed))
-		if a.sum == b.sum {
+		if raceEnabled {
+			check(t, a)
+			check(t, b)
+		}
+		if a.sum == b.sum || raceEnabled {
 			continue
 		}
 		for i, line := range a.trace.lines {
@@ -108,6 +114,7 @@ func TestSimulationFindsPlanted(t *testing.T) {
 		{leakMaterial, 10, "to its disk", false},
 		{joinEarly, 20, "has joined, and lacks key", true},
 		{keepRemoved, 20, "although it was removed", true},
+		{countLeaver, 40, "no order of these operations is possible", true}, // it is there, and then it is not found
 	} {
 		t.Run(string(p.plant), func(t *testing.T) {
 			findPlanted(t, script{plant: p.plant, still: !p.moves}, p.seeds, p.says)

@@ -327,6 +327,9 @@ func (w *world) play(s script) {
 	d := w.dice("script")
 	policy := []cluster.Policy{{MinCopies: 2, CheckOnUse: true}, {MinCopies: 2, CheckOnUse: true}, {MinCopies: 1}, {MinCopies: 2}, {MinCopies: 3, CheckOnUse: true}}[d.n(5)]
 	hsms := max(policy.MinCopies, 2) + d.n(3)
+	if w.plant == countLeaver { // it takes two that alone hold a key, and no other fault
+		policy, hsms = cluster.Policy{MinCopies: 1}, 4
+	}
 	all := []*side{{region: w.newRegion("east", hsms, policy, nil)}}
 	var synckey *agent
 	if s.regions == 2 {
