@@ -42,8 +42,11 @@ type zombie struct{ *server.Server }
 
 func (z zombie) Module(id pki.Identity) hsm.Module {
 	p := hsm.Principal{Role: hsm.RoleNone, Name: id.Name}
-	if id.Kind == pki.KindHSM {
+	switch id.Kind {
+	case pki.KindHSM:
 		p.Role = hsm.RoleHSM
+	case pki.KindAppliance:
+		p.Role = hsm.RoleAppliance
 	}
 	return z.HSM().Module(p)
 }

@@ -222,7 +222,13 @@ func (s *session) Sign(ctx context.Context, p hsm.Purpose, message []byte) (hsm.
 
 // Greet implements rpc.Greeter.
 func (s *session) Greet(ctx context.Context, g rpc.Greeting) (rpc.Greeted, error) {
-	return ask(ctx, s, "Greet", "", true, func(ctx context.Context) (rpc.Greeted, error) { return s.inner.(rpc.Greeter).Greet(ctx, g) })
+	return ask(ctx, s, "Greet", "", true, func(ctx context.Context) (rpc.Greeted, error) {
+		greeter, ok := s.inner.(rpc.Greeter)
+		if !ok { // a zombie
+			return rpc.Greeted{}, gone(s.to)
+		}
+		return greeter.Greet(ctx, g)
+	})
 }
 
 // Close tells the HSM, and waits for its answer for a while.
