@@ -31,10 +31,11 @@ type remote struct {
 
 // link is one session on one HSM.
 type link struct {
-	module  hsm.Module
-	session hsm.Session
-	up      atomic.Bool
-	lost    atomic.Bool // the session is over; a new one is needed
+	module   hsm.Module
+	session  hsm.Session
+	up       atomic.Bool
+	lost     atomic.Bool // the session is over; a new one is needed
+	discards discards
 }
 
 // describe returns what the cluster says of the HSM.
@@ -189,6 +190,7 @@ func (r *remote) revive(ctx context.Context, l *link) error {
 		return err
 	}
 	l.up.Store(true)
+	r.discard(l)
 	return nil
 }
 

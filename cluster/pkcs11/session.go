@@ -122,8 +122,7 @@ func (a *App) forget(s *session, l *login) {
 	for _, o := range a.objects.drop(func(o *object) bool { return o.session == s }) {
 		if l != nil {
 			ctx, cancel := a.ending()
-			// An HSM that is away has lost its session objects already.
-			_, _ = l.Change(ctx, hsm.Change{Kind: hsm.ChangeDestroy, Ref: o.ref})
+			l.Discard(ctx, o.ref)
 			cancel()
 		}
 	}
@@ -263,7 +262,7 @@ func (s *session) logout(context.Context, rpc.Args) ([]any, error) {
 	for _, o := range a.objects.drop(func(o *object) bool { return o.slot == s.slot }) {
 		if o.session != nil {
 			ctx, cancel := a.ending()
-			_, _ = l.Change(ctx, hsm.Change{Kind: hsm.ChangeDestroy, Ref: o.ref})
+			l.Discard(ctx, o.ref)
 			cancel()
 		}
 	}
