@@ -45,7 +45,7 @@ func TestSessionKeysTogether(t *testing.T) {
 	if on := slices.Compact(slices.Clone(after)); len(after) != 12 || len(on) != 1 || on[0] == before[0] {
 		t.Errorf("after the death of %v new session keys are on %v", before[0], on)
 	}
-	if on := slices.Compact(homes(t, w.open(asUser), 12)); len(on) < 2 {
+	if on := slices.Compact(homes(t, w.open(asUser), 3*stay)); len(on) < 2 {
 		t.Errorf("without the option all session keys are on %v", on)
 	}
 }
