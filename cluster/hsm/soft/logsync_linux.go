@@ -54,15 +54,14 @@ func (s *syncer) close() error {
 
 // iocb is struct iocb of linux/aio_abi.h.
 type iocb struct {
-	data    uint64
-	key     [2]uint32
+	_       uint64    // data
+	_       [2]uint32 // key and flags of it
 	opcode  uint16
-	prio    int16
+	_       int16 // priority
 	fd      uint32
-	buf     uint64
-	nbytes  uint64
-	offset  int64
-	reserve uint64
+	_       [2]uint64 // buffer and its length
+	_       int64     // offset
+	_       uint64
 	flags   uint32
 	eventFD uint32
 }
