@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/hsmbackup/hsmbackup/cluster/hsm"
@@ -150,7 +151,9 @@ func (s *Server) newcomer(i *hsm.Invite, r rpc.JoinRequest) (hsm.Member, error) 
 }
 
 // elect has a majority of the token's voters record the claim, or fails: denied
-// if another joiner was first.
+// if another joiner was first, or if so many of the voters were removed since that there
+// never is a majority. Nobody votes in the place of one that was removed, since it may have
+// voted for another joiner.
 func (s *Server) elect(ctx context.Context, i *hsm.Invite, c hsm.Claim) error {
 	vote := hsm.Change{Kind: hsm.ChangeClaim, Ref: hsm.InviteRef(i.ID), Claim: &c}
 	if _, err := s.device.self.Change(ctx, vote); err != nil {
@@ -158,6 +161,7 @@ func (s *Server) elect(ctx context.Context, i *hsm.Invite, c hsm.Claim) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, voteTimeout)
 	defer cancel()
+	voted := &atomic.Int64{}
 	refusal := s.sync.poll(ctx, i.Voters, func(ctx context.Context, peer hsm.Session) error {
 		if err := s.sync.give(ctx, peer, vote.Ref); err != nil {
 			return err
@@ -167,6 +171,9 @@ func (s *Server) elect(ctx context.Context, i *hsm.Invite, c hsm.Claim) error {
 			return err
 		}
 		_, err = s.device.self.Scoped(hsm.ScopeCluster).Insert(ctx, one(m))
+		if err == nil {
+			voted.Add(1)
+		}
 		return err
 	})
 	now, err := s.device.soft.FindInvite(ctx, i.ID)
@@ -181,7 +188,28 @@ func (s *Server) elect(ctx context.Context, i *hsm.Invite, c hsm.Claim) error {
 	if rival, used := now.Rival(c); used {
 		return usedBy(rival)
 	}
+	if err := s.spent(i, int(voted.Load())); err != nil {
+		return err
+	}
 	return errors.Join(fmt.Errorf("%w: the token needs the votes of more than half of %d HSMs, and too few answer; start them, or invite again after hsm remove --force", hsm.ErrUnavailable, len(i.Voters)), refusal)
+}
+
+// spent refuses a token for good when all of its voters have voted that are not removed,
+// voted of them beside this HSM, and they were too few.
+func (s *Server) spent(i *hsm.Invite, voted int) error {
+	members, removed := s.place.now.Load().members, 0
+	for _, v := range i.Voters {
+		switch {
+		case members[v].Removed:
+			removed++
+		case v == s.config.ID:
+			voted++
+		}
+	}
+	if voted+removed < len(i.Voters) {
+		return nil
+	}
+	return fmt.Errorf("%w: the token needs the votes of more than half of %d HSMs, and %d of them were removed since; invite again", hsm.ErrDenied, len(i.Voters), removed)
 }
 
 // noRotation refuses while a masking key does not seal yet.

@@ -334,6 +334,43 @@ func TestAJoinNeedsAMajority(t *testing.T) {
 	w.join(token, "new").start()
 }
 
+// TestAVoterThatLeavesVotes on a token that was made before: a join does not wait for the
+// end of a removal.
+func TestAVoterThatLeavesVotes(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, 2)
+	token := w.invite(time.Hour, w.boxes...)
+	w.leave(w.boxes[1])
+	w.join(token, "new").start()
+	id := w.boxes[2].id()
+	w.eventually("it does not join", func() bool { return !w.boxes[0].member(id).Joining })
+}
+
+// TestATokenWhoseVotersAreGone is refused for good: with so many removed there never is a
+// majority. As long as one that is a member may still vote, it is not.
+func TestATokenWhoseVotersAreGone(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, 3)
+	token := w.invite(time.Hour, w.boxes[0], w.boxes[1])
+	gone := w.boxes[0].member(w.boxes[1].id())
+	w.boxes[1].stop()
+	token.Addresses = []string{w.boxes[0].server.Address()}
+	spec := w.joinSpec(token, "new")
+	if _, err := Join(t.Context(), spec); !errors.Is(err, hsm.ErrUnavailable) {
+		t.Errorf("a voter is down: %v, want ErrUnavailable", err)
+	}
+	gone.Removed = true
+	w.change(w.boxes[0].root(), hsm.Change{Kind: hsm.ChangeMember, Member: &gone})
+	w.eventually("the removal is not known", func() bool { return w.boxes[0].server.place.now.Load().members[gone.ID].Removed })
+	if _, err := Join(t.Context(), spec); !errors.Is(err, ErrTokenRefused) || !strings.Contains(err.Error(), "1 of them were removed") {
+		t.Errorf("a voter was removed: %v, want ErrTokenRefused", err)
+	}
+	w.nothingLeft(spec.Dir)
+	if members, _ := w.boxes[0].self().Members(t.Context()); len(members) != 3 {
+		t.Errorf("%d members, want the 3 that there were", len(members))
+	}
+}
+
 // rounds2 waits until the HSMs that are up are connected to n-1 others.
 func (w *world) rounds2(n int) {
 	w.t.Helper()

@@ -126,12 +126,14 @@ func (s servedSession) Create(ctx context.Context, op hsm.OpID, r hsm.CreateRequ
 	return s.Session.Create(ctx, op, r)
 }
 
-// Change lets members be changed on an HSM that leaves: that is how it stays.
+// Change lets members be changed on an HSM that leaves: that is how it stays. It also votes
+// on tokens that it was made a voter of before, which nobody else can do in its place: a
+// vote that goes down with it was given to nobody else, and is none.
 func (s servedSession) Change(ctx context.Context, c hsm.Change) (hsm.MaskedObject, error) {
 	if c.Kind == hsm.ChangeRotate || c.Kind == hsm.ChangeMaskingKeys {
 		return hsm.MaskedObject{}, s.changeMaskingKeys(ctx, c)
 	}
-	if c.Kind == hsm.ChangeMember {
+	if c.Kind == hsm.ChangeMember || c.Kind == hsm.ChangeClaim {
 		if err := errors.Join(s.server.serves(), s.server.recordable()); err != nil {
 			return hsm.MaskedObject{}, err
 		}
