@@ -173,8 +173,8 @@ func TestRemoval(t *testing.T) {
 	case <-time.After(deadline):
 		t.Fatal("the removed HSM runs on")
 	}
-	if !strings.Contains(third.stderr.String(), "was removed from the cluster") {
-		t.Errorf("it does not say why it ends: %s", third.stderr.String())
+	if said := third.stderr.String(); !strings.Contains(said, "was removed from the cluster") || !strings.Contains(said, "hint: an admin makes a token with hsm invite") {
+		t.Errorf("it does not say why it ends, and what next: %s", said)
 	}
 	c.refused(t, 4, "denied", "hsm", "serve", c.hsmDir(2))
 	var all info

@@ -88,8 +88,8 @@ func TestARemovalEndsWhatIsOpen(t *testing.T) {
 		t.Errorf("a new session: %v, want ErrDenied", err)
 	}
 	ended := <-gone.served // by itself
-	if gone.served <- nil; !errors.Is(ended, hsm.ErrDenied) {
-		t.Errorf("it ends with %v, want ErrDenied", ended)
+	if gone.served <- nil; !errors.Is(ended, hsm.ErrDenied) || !errors.Is(ended, ErrRemoved) {
+		t.Errorf("it ends with %v, want ErrRemoved and ErrDenied", ended)
 	}
 	if !strings.Contains(said.String(), "removed HSM refused") {
 		t.Errorf("the cluster's log does not say so: %s", said.String())

@@ -224,8 +224,19 @@ func (s *Server) advertised() string {
 
 // removed is the error of an HSM that is no member any more.
 func removed(id hsm.HSMID) error {
-	return fmt.Errorf("%w: %s was removed from the cluster; invite it again as a new HSM", hsm.ErrDenied, id)
+	return removedError{fmt.Errorf("%w: %s was removed from the cluster; invite it again as a new HSM", hsm.ErrDenied, id)}
 }
+
+// ErrRemoved: the HSM is a member of its cluster no more, for good. It comes with
+// hsm.ErrDenied.
+var ErrRemoved = errors.New("removed from the cluster")
+
+// removedError is ErrRemoved beside what it says.
+type removedError struct{ error }
+
+func (e removedError) Unwrap() error { return e.error }
+
+func (e removedError) Is(target error) bool { return target == ErrRemoved }
 
 // module maps the identity in a peer's certificate to its rights. A removed
 // member keeps a valid certificate and has no more rights than anybody; it can

@@ -13,6 +13,7 @@ import (
 	"github.com/hsmbackup/hsmbackup/cluster"
 	"github.com/hsmbackup/hsmbackup/cluster/hsm"
 	"github.com/hsmbackup/hsmbackup/cluster/profile"
+	"github.com/hsmbackup/hsmbackup/cluster/server"
 	"github.com/hsmbackup/hsmbackup/storage"
 )
 
@@ -37,6 +38,7 @@ func TestVerdicts(t *testing.T) {
 		{both(backup.ErrCorrupt, hsm.ErrCorrupt), "backup", exitFailed, "another snapshot"},
 		{opened(both(backup.ErrCorrupt, hsm.ErrCorrupt), exitDoubt), "backup", exitDoubt, "another snapshot"},
 		{fmt.Errorf("%w: hsm-1", backup.ErrCoverage), "coverage", exitRefused, "start the missing HSMs"},
+		{both(hsm.ErrDenied, server.ErrRemoved), "denied", exitRefused, "hsm invite"},
 		{&cluster.CopiesError{Ahead: 1, Check: true}, "clock", exitRefused, "set the clocks"},
 		{&cluster.CopiesError{Check: true}, "availability", exitRefused, "min-copies"},
 		{&cluster.CopiesError{}, "min_copies", exitRefused, "min-copies"},
