@@ -163,11 +163,11 @@ func (c *Cluster) changeFirst(ctx context.Context, ch hsm.Change, issuer *remote
 	return hsm.MaskedObject{}, nil, last
 }
 
-// changeOn asks one HSM for the change. One that hashes a password takes its time for that,
-// and more on a busy machine.
+// changeOn asks one HSM for the change. A new user's password is hashed, which takes its
+// time on a busy machine; and asking the next HSM might find the name taken by the first.
 func (c *Cluster) changeOn(ctx context.Context, r *remote, ch hsm.Change) (hsm.MaskedObject, error) {
 	limit := c.timing.call
-	if ch.Password.Len() > 0 {
+	if ch.Kind == hsm.ChangeUserCreate {
 		limit *= 4
 	}
 	return call(ctx, r, limit, func(ctx context.Context, s hsm.Session) (hsm.MaskedObject, error) { return s.Change(ctx, ch) })
