@@ -61,26 +61,17 @@ func (r *remote) discardAll(ctx context.Context, l *link) {
 			return
 		}
 		ref := l.discards.refs[n-1]
+		l.discards.refs = l.discards.refs[:n-1]
 		l.discards.mu.Unlock()
 		_, err := call(ctx, r, r.c.timing.call, func(ctx context.Context, s hsm.Session) (hsm.MaskedObject, error) {
 			return s.Change(ctx, hsm.Change{Kind: hsm.ChangeDestroy, Ref: ref})
 		})
 		if away(err) || ctx.Err() != nil {
+			l.discards.mu.Lock()
+			l.discards.refs = append(l.discards.refs, ref)
+			l.discards.mu.Unlock()
 			continue // as above, unless it is back already
 		}
 		r.c.coverage.forget(ref)
-		l.discards.mu.Lock()
-		l.discards.refs = remove(l.discards.refs, ref)
-		l.discards.mu.Unlock()
 	}
-}
-
-// remove removes a reference, which is most likely the last.
-func remove(refs []hsm.KeyRef, ref hsm.KeyRef) []hsm.KeyRef {
-	for i := len(refs) - 1; i >= 0; i-- {
-		if refs[i] == ref {
-			return append(refs[:i], refs[i+1:]...)
-		}
-	}
-	return refs
 }
