@@ -161,9 +161,9 @@ func summarize(m *format.Manifest) Summary {
 }
 
 // FindAt returns the id of the newest snapshot that was begun at or before t.
-// ErrNoSnapshot if there is none. ErrCorrupt, ErrVersion or hsm.ErrSignature if a manifest that does not
-// open may be that one, since it lies between it and the first that was begun later: an
-// older snapshot would restore less than was asked for.
+// ErrNoSnapshot if there is none. ErrCorrupt, ErrVersion or hsm.ErrSignature if a manifest
+// that does not open may be that one, since it lies between it and the first that was begun
+// later: an older snapshot would restore less than was asked for.
 func FindAt(ctx context.Context, store storage.Store, t time.Time) (string, error) {
 	all, err := List(ctx, store)
 	if err != nil {

@@ -143,18 +143,15 @@ func (t *take) run(ctx context.Context) (*Report, error) {
 	if err := t.prepare(ctx); err != nil {
 		return nil, err
 	}
-	for tries := 0; tries < maxTries; tries++ {
+	for tries := 0; tries < maxTries; {
 		report, err := t.attempt(ctx)
 		switch {
 		case errors.Is(err, errLost): // each HSM maxLost times at most
-			tries--
-			continue
-		case errors.Is(err, errTaken):
-			continue
-		case errors.Is(err, errAgain): // the parent is of no use
-			continue
+		case errors.Is(err, errTaken), errors.Is(err, errAgain): // or the parent is of no use
+			tries++
+		default:
+			return report, err
 		}
-		return report, err
 	}
 	return nil, fmt.Errorf("%w: %d times in a row", ErrRaced, maxTries)
 }
