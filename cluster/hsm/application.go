@@ -2,7 +2,7 @@ package hsm
 
 import (
 	"context"
-	"fmt"
+	"strconv"
 	"strings"
 	"unicode"
 	"unicode/utf8"
@@ -41,7 +41,7 @@ func (a Application) Claimed() Application {
 
 // String is "pid 12 uid 3 program nginx".
 func (a Application) String() string {
-	return fmt.Sprintf("pid %d uid %d program %s", a.PID, a.UID, a.Program)
+	return "pid " + strconv.FormatInt(a.PID, 10) + " uid " + strconv.FormatInt(a.UID, 10) + " program " + a.Program
 }
 
 type applicationKey struct{}

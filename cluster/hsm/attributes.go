@@ -3,7 +3,6 @@ package hsm
 import (
 	"encoding/hex"
 	"fmt"
-	"slices"
 	"strconv"
 	"strings"
 	"unicode"
@@ -102,10 +101,28 @@ var attributes = []Attribute{
 	{Name: "wrap-with-trusted", Modifiable: ToTrue, AtCreation: true, Stored: true},
 }
 
+// attributesByName and attributeRegisters are attributes by name, and the register of each.
+var (
+	attributesByName = func() map[string]int {
+		out := make(map[string]int, len(attributes))
+		for i, a := range attributes {
+			out[a.Name] = i
+		}
+		return out
+	}()
+	attributeRegisters = func() []string {
+		out := make([]string, len(attributes))
+		for i, a := range attributes {
+			out[i] = attrPrefix + a.Name
+		}
+		return out
+	}()
+)
+
 // LookupAttribute finds an attribute by name; ErrInvalid names those there are.
 func LookupAttribute(name string) (Attribute, error) {
-	i := slices.IndexFunc(attributes, func(a Attribute) bool { return a.Name == name })
-	if i < 0 {
+	i, ok := attributesByName[name]
+	if !ok {
 		names := make([]string, len(attributes))
 		for i, a := range attributes {
 			names[i] = a.Name

@@ -3,7 +3,6 @@ package hsm
 import (
 	"encoding/asn1"
 	"encoding/hex"
-	"fmt"
 	"math/big"
 	"strconv"
 )
@@ -11,6 +10,17 @@ import (
 // Info returns what may be shown of a key record. digest is that of its masked
 // object.
 func (r *Record) Info(digest Digest) KeyInfo {
+	k := r.BareInfo(digest)
+	for name, v := range publicAttributes(r.Core.Public) {
+		if v != "" {
+			k.Attributes[name] = v
+		}
+	}
+	return k
+}
+
+// BareInfo is Info without what the public key says when it is read.
+func (r *Record) BareInfo(digest Digest) KeyInfo {
 	k := KeyInfo{
 		Ref: r.Ref, Class: r.Core.Class, Type: r.Core.Type, Size: r.Core.Size, Curve: r.Core.Curve,
 		Label: r.Text("label"), ID: hex.EncodeToString(r.Registers[attrPrefix+"id"].Value),
@@ -22,29 +32,31 @@ func (r *Record) Info(digest Digest) KeyInfo {
 }
 
 func (r *Record) attributeTable(k KeyInfo) map[string]string {
-	out := map[string]string{"class": string(k.Class), "key-type": k.Type, "token": strconv.FormatBool(k.Token)}
+	out := make(map[string]string, len(r.Registers)+12)
+	out["class"], out["key-type"], out["token"] = string(k.Class), k.Type, strconv.FormatBool(k.Token)
 	if k.Class.IsKey() {
 		out["local"] = strconv.FormatBool(r.Core.Origin == MethodGenerate)
 		out["always-sensitive"] = strconv.FormatBool(r.Core.SensitiveAtBirth)
 		out["never-extractable"] = strconv.FormatBool(!r.Core.ExtractableAtBirth)
 	}
-	for _, a := range attributes {
-		if reg, ok := r.Registers[attrPrefix+a.Name]; ok && a.Stored {
-			out[a.Name] = FormatAttribute(a, reg.Value)
+	for i := range attributes {
+		if a := &attributes[i]; a.Stored {
+			if reg, ok := r.Registers[attributeRegisters[i]]; ok {
+				out[a.Name] = FormatAttribute(*a, reg.Value)
+			}
 		}
 	}
-	optional := publicAttributes(r.Core.Public)
-	optional["check-value"], optional["curve"] = k.CheckValue, k.Curve
+	if k.CheckValue != "" {
+		out["check-value"] = k.CheckValue
+	}
+	if k.Curve != "" {
+		out["curve"] = k.Curve
+	}
 	switch {
 	case k.Class == ClassSecret:
-		optional["key-length-bytes"] = fmt.Sprint(k.Size)
+		out["key-length-bytes"] = strconv.Itoa(k.Size)
 	case k.Type == "rsa":
-		optional["modulus-size-bits"] = fmt.Sprint(k.Size)
-	}
-	for name, v := range optional {
-		if v != "" {
-			out[name] = v
-		}
+		out["modulus-size-bits"] = strconv.Itoa(k.Size)
 	}
 	return out
 }

@@ -85,7 +85,12 @@ const (
 )
 
 // AttributeRegister names the register of a key attribute.
-func AttributeRegister(name string) string { return attrPrefix + name }
+func AttributeRegister(name string) string {
+	if i, ok := attributesByName[name]; ok {
+		return attributeRegisters[i]
+	}
+	return attrPrefix + name
+}
 
 // ShareRegister names the register that tells whether a key is shared with user.
 func ShareRegister(user string) string { return sharePrefix + user }
@@ -339,13 +344,16 @@ func (r *Record) Copyable() bool {
 }
 
 // Flag reads a boolean key attribute.
-func (r *Record) Flag(name string) bool { return r.Registers[attrPrefix+name].Bool() }
+func (r *Record) Flag(name string) bool { return r.Registers[AttributeRegister(name)].Bool() }
 
 // QuorumValue is how many approvals a service of the key takes.
 func (r *Record) QuorumValue(s Service) int {
-	name := quorumAttribute[s]
-	n, err := strconv.Atoi(string(r.Registers[attrPrefix+name].Value))
-	if err != nil && len(r.Registers[attrPrefix+name].Value) > 0 {
+	value := r.Registers[AttributeRegister(quorumAttribute[s])].Value
+	if len(value) == 0 {
+		return 0
+	}
+	n, err := strconv.Atoi(string(value))
+	if err != nil {
 		return MaxQuorum // of a version that says it in another way
 	}
 	return n
@@ -354,7 +362,7 @@ func (r *Record) QuorumValue(s Service) int {
 var quorumAttribute = map[Service]string{ServiceKeyManagement: "manage-key-quorum-value", ServiceKeyUsage: "use-key-quorum-value"}
 
 // Text reads a textual key attribute.
-func (r *Record) Text(name string) string { return string(r.Registers[attrPrefix+name].Value) }
+func (r *Record) Text(name string) string { return string(r.Registers[AttributeRegister(name)].Value) }
 
 // CreatedAt is the time of birth.
 func (c Core) CreatedAt() time.Time {

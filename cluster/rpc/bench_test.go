@@ -121,3 +121,23 @@ func BenchmarkExtract(b *testing.B) {
 		}
 	}
 }
+
+// BenchmarkSessionKey makes session keys on the HSM itself and over the wire.
+func BenchmarkSessionKey(b *testing.B) {
+	s := newSite(b)
+	s.users("bob")
+	for name, m := range map[string]hsm.Module{"local": s.hsm.Module(hsm.Principal{}), "rpc": s.dial(pki.KindClient, "app")} {
+		for what, r := range map[string]hsm.CreateRequest{
+			"aes":  {Method: hsm.MethodGenerate, Type: "aes", Size: 32, Attributes: map[string]string{"encrypt": "true"}},
+			"p256": {Method: hsm.MethodGenerate, Type: "ec", Curve: "secp256r1", Attributes: map[string]string{"sign": "true"}},
+		} {
+			b.Run(name+"/"+what, func(b *testing.B) {
+				bob := loginAs(b, m, hsm.RoleCryptoUser, "bob")
+				callers(b, 1, func() error {
+					_, err := bob.Create(b.Context(), newOp(), r)
+					return err
+				})
+			})
+		}
+	}
+}

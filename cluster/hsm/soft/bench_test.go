@@ -209,3 +209,24 @@ func BenchmarkUse(b *testing.B) {
 		}
 	})
 }
+
+// BenchmarkSessionKey: what making a session key costs; it is destroyed again.
+func BenchmarkSessionKey(b *testing.B) {
+	_, s := benchHSM(b)
+	for name, r := range map[string]hsm.CreateRequest{
+		"aes": {Method: hsm.MethodGenerate, Type: "aes", Size: 32, Attributes: map[string]string{"encrypt": "true", "sign": "false", "verify": "false"}},
+		"p256": {
+			Method: hsm.MethodGenerate, Type: "ec", Curve: "secp256r1",
+			Attributes: map[string]string{"sign": "true"}, Public: map[string]string{"verify": "true", "label": "", "id": ""},
+		},
+	} {
+		b.Run(name, func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				for _, k := range must[hsm.Created](b)(s.Create(b.Context(), randomOp(), r)).Keys {
+					s.forget(k.Ref)
+				}
+			}
+		})
+	}
+}

@@ -2,7 +2,9 @@ package soft
 
 import (
 	"context"
+	"encoding/hex"
 	"fmt"
+	"strconv"
 
 	"github.com/hsmbackup/hsmbackup/cluster/hsm"
 )
@@ -20,7 +22,7 @@ func (s *session) Create(ctx context.Context, op hsm.OpID, r hsm.CreateRequest) 
 		if len(made.Keys) > 0 {
 			ref = made.Keys[0].Ref
 		}
-		s.audit(ctx, "create", ref, fmt.Sprintf("%s token %t op %x", r.Method, r.Token, op), err)
+		s.audit(ctx, "create", ref, string(r.Method)+" token "+strconv.FormatBool(r.Token)+" op "+hex.EncodeToString(op[:]), err)
 	}()
 	s.uses.RLock()
 	defer s.uses.RUnlock()
@@ -163,26 +165,23 @@ func publicTemplate(r hsm.CreateRequest) map[string]string {
 
 // record turns key material into a record and counts its birth.
 func (s *session) record(b newborn, check []byte, ref, pair hsm.KeyRef, wanted map[string]string, shares []string, token bool) (*hsm.Record, error) {
-	registers, err := template(b.class, string(b.spec.Type), token, wanted)
-	if err != nil {
-		return nil, err
-	}
-	if err := b.keepCareful(registers, wanted); err != nil {
-		return nil, err
-	}
 	if err := s.laterThanOwner(); err != nil {
 		return nil, err
 	}
 	at := s.h.clock.Next()
+	registers, err := template(b.class, string(b.spec.Type), token, wanted, at)
+	if err != nil {
+		return nil, err
+	}
+	if err := b.keepCareful(registers, wanted, at); err != nil {
+		return nil, err
+	}
 	r := &hsm.Record{
-		Kind: hsm.KindKey, Ref: ref, Registers: map[string]hsm.Register{}, Hidden: map[string]hsm.Register{}, Material: hsm.NewSecret(b.secret),
+		Kind: hsm.KindKey, Ref: ref, Registers: registers, Hidden: map[string]hsm.Register{}, Material: hsm.NewSecret(b.secret),
 		Core: hsm.Core{
 			Class: b.class, Type: string(b.spec.Type), Size: b.spec.Size, Curve: string(b.spec.Curve), Origin: b.origin,
 			Created: at, Owner: s.who.Name, Public: b.public, Check: check, Pair: pair,
 		},
-	}
-	for name, v := range registers {
-		r.Set(name, v, at)
 	}
 	for _, user := range shares {
 		r.Set(hsm.ShareRegister(user), hsm.BoolValue(true), at)
@@ -207,15 +206,15 @@ func (s *session) laterThanOwner() error {
 
 // keepCareful makes a key that a trusted key unwrapped one that only trusted keys
 // wrap: it may have been one before, and would lose that otherwise.
-func (b newborn) keepCareful(registers map[string][]byte, wanted map[string]string) error {
+func (b newborn) keepCareful(registers map[string]hsm.Register, wanted map[string]string, at hsm.Stamp) error {
 	if !b.careful {
 		return nil
 	}
 	register := hsm.AttributeRegister("wrap-with-trusted")
-	if _, asked := wanted["wrap-with-trusted"]; asked && !(hsm.Register{Value: registers[register]}).Bool() {
+	if _, asked := wanted["wrap-with-trusted"]; asked && !registers[register].Bool() {
 		return fmt.Errorf("%w: a key unwrapped with a trusted key has wrap-with-trusted set; leave it out", hsm.ErrAttribute)
 	}
-	registers[register] = hsm.BoolValue(true)
+	registers[register] = hsm.Register{Stamp: at, Value: hsm.BoolValue(true)}
 	return nil
 }
 

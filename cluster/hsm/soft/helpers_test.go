@@ -116,12 +116,9 @@ func handmade(t fataler, k *hsm.Keyring, owner string, at time.Time) hsm.MaskedO
 	rand.Read(material)
 	stamp := hsm.Stamp{Time: uint64(at.UnixMilli()) << 16, HSM: 1}
 	r := &hsm.Record{
-		Kind: hsm.KindKey, Ref: hsm.NewKeyRef(), Registers: map[string]hsm.Register{}, Hidden: map[string]hsm.Register{}, Material: hsm.NewSecret(material),
-		Core: hsm.Core{Class: hsm.ClassSecret, Type: "aes", Size: 32, Origin: hsm.MethodGenerate, Created: stamp, Owner: owner},
-	}
-	registers := must[map[string][]byte](t)(template(hsm.ClassSecret, "aes", true, map[string]string{"label": "a label of some length"}))
-	for name, v := range registers {
-		r.Set(name, v, stamp)
+		Kind: hsm.KindKey, Ref: hsm.NewKeyRef(), Hidden: map[string]hsm.Register{}, Material: hsm.NewSecret(material),
+		Registers: must[map[string]hsm.Register](t)(template(hsm.ClassSecret, "aes", true, map[string]string{"label": "a label of some length"}, stamp)),
+		Core:      hsm.Core{Class: hsm.ClassSecret, Type: "aes", Size: 32, Origin: hsm.MethodGenerate, Created: stamp, Owner: owner},
 	}
 	r.Birth = must[[16]byte](t)(k.Birth(r))
 	return must[hsm.MaskedObject](t)(k.Mask(r))

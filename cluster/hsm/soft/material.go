@@ -16,6 +16,7 @@ type newborn struct {
 	spec   mech.Spec
 	secret []byte // raw, or PKCS #8; nil for a public key
 	public []byte // SPKI; nil for a secret key
+	kcv    []byte // check value, if it is known already
 	origin hsm.Method
 	base   *hsm.Record // derive: the base key
 	// careful: it was unwrapped with a trusted key.
@@ -32,6 +33,7 @@ func generated(r hsm.CreateRequest) ([]newborn, error) {
 	if g.Public == nil {
 		return []newborn{b}, nil
 	}
+	b.kcv = g.Check
 	public := b
 	b.class, public.class, public.secret = hsm.ClassPrivate, hsm.ClassPublic, nil
 	return []newborn{b, public}, nil
@@ -275,8 +277,8 @@ func signParams(p hsm.Params) mech.SignParams {
 
 // checkValue returns the key check value.
 func (b newborn) checkValue() ([]byte, error) {
-	if !b.class.IsKey() {
-		return nil, nil
+	if !b.class.IsKey() || b.kcv != nil {
+		return b.kcv, nil
 	}
 	var check []byte
 	var err error

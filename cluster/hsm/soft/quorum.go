@@ -110,9 +110,12 @@ func (s *session) keyQuorum(r *hsm.Record, service hsm.Service) demand {
 // users to approve. A session key is its session's alone.
 func fitQuorum(r *hsm.Record, token bool) error {
 	for _, service := range []hsm.Service{hsm.ServiceKeyManagement, hsm.ServiceKeyUsage} {
-		n, users := r.QuorumValue(service), 1+len(r.Shares())
+		n := r.QuorumValue(service)
+		if n == 0 {
+			continue
+		}
+		users := 1 + len(r.Shares())
 		switch {
-		case n == 0:
 		case !r.Core.Class.IsKey() || r.Core.Class == hsm.ClassPublic:
 			return fmt.Errorf("%w: quorum values are for secret and private keys", hsm.ErrInvalid)
 		case !token:

@@ -80,6 +80,7 @@ type Log struct {
 	seq     uint64
 	reboot  uint64
 	last    string
+	line    []byte // room for one
 	dirty   bool
 	failed  error  // why the last entry was not written
 	lost    uint64 // entries since
@@ -188,11 +189,12 @@ func (l *Log) write(e Entry) error {
 	if e.Result == "" {
 		e.Result = "ok"
 	}
-	line, err := json.Marshal(e)
+	line, err := e.appendJSON(l.line[:0])
 	if err != nil {
 		return fmt.Errorf("audit log: %w", err)
 	}
-	if _, err := l.f.Write(append(line, '\n')); err != nil {
+	l.line = append(line, '\n')
+	if _, err := l.f.Write(l.line); err != nil {
 		return fmt.Errorf("audit log: %w", err)
 	}
 	l.seq, l.last, l.dirty, l.size = e.Sequence, hashLine(line), true, l.size+int64(len(line))+1

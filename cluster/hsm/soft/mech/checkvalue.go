@@ -1,6 +1,9 @@
 package mech
 
-import "crypto/sha1"
+import (
+	"crypto/aes"
+	"crypto/sha1"
+)
 
 const kcvLen = 3
 
@@ -8,6 +11,10 @@ const kcvLen = 3
 // three bytes of an encrypted block of zeros, for generic-secret nothing (nil). The
 // errors are those of [ParseSecret].
 func CheckValueSecret(t KeyType, raw []byte) ([]byte, error) {
+	if t == AES && (Spec{Type: t, Size: len(raw)}).Validate() == nil {
+		block, err := aes.NewCipher(raw) // ParseSecret computes more than this takes
+		return (&secretKey{block: block}).kcv(), err
+	}
 	k, err := ParseSecret(t, raw)
 	if err != nil {
 		return nil, err

@@ -11,11 +11,13 @@ import (
 )
 
 // Generated is fresh key material in canonical encoding. Secret is raw bytes or
-// PKCS #8, Public is SPKI and nil for secret keys. It prints redacted.
+// PKCS #8, Public is SPKI and nil for secret keys; of a pair Check is the check value
+// (see [CheckValuePublic]). It prints redacted.
 type Generated struct {
 	Spec   Spec
 	Secret []byte
 	Public []byte
+	Check  []byte
 }
 
 // Generate makes a key. The errors are those of [Spec.Validate], and those of
@@ -34,7 +36,7 @@ func Generate(random io.Reader, s Spec) (Generated, error) {
 	if err != nil {
 		return Generated{}, fmt.Errorf("generating %s key: %w", s.Type, err)
 	}
-	return Generated{Spec: s, Secret: k.PKCS8(), Public: k.Public()}, nil
+	return Generated{Spec: s, Secret: k.PKCS8(), Public: k.Public(), Check: k.KCV()}, nil
 }
 
 func generatePair(random io.Reader, s Spec) (*PrivateKey, error) {

@@ -46,6 +46,11 @@ func ParsePrivate(pkcs8 []byte) (*PrivateKey, error) {
 // most of its time. It is for keys that have passed ParsePrivate or Generate
 // before and were authenticated since, as those in a masked object are.
 func LoadPrivate(pkcs8 []byte) (*PrivateKey, error) {
+	for _, f := range pointForms {
+		if scalar, point, ok := f.read(pkcs8); ok {
+			return loadPoint(f.info, scalar, point)
+		}
+	}
 	info, err := unmarshal[pkcs8Info](pkcs8)
 	if err != nil {
 		return nil, err
@@ -62,6 +67,18 @@ func LoadPrivate(pkcs8 []byte) (*PrivateKey, error) {
 		return nil, err
 	}
 	if err := k.k().pub.matches(info.PublicKey); err != nil {
+		return nil, err
+	}
+	return k, nil
+}
+
+// loadPoint makes a key of a scalar and the point that came beside it.
+func loadPoint(info curveInfo, scalar, point []byte) (*PrivateKey, error) {
+	k, err := newECPrivate(info, scalar)
+	if err != nil {
+		return nil, err
+	}
+	if err := k.k().pub.matches(bitString(point)); err != nil {
 		return nil, err
 	}
 	return k, nil
@@ -247,25 +264,28 @@ func (k *PrivateKey) Equal(other *PrivateKey) bool {
 // PKCS8 returns the private key in canonical encoding, in a slice of its own. This is
 // the secret itself: it belongs in a masked object or under a wrapping key, nowhere else.
 func (k *PrivateKey) PKCS8() []byte {
+	spec := k.k().pub.spec
+	if spec.Type == EC {
+		scalar := k.k().scalar()
+		defer clear(scalar)
+		return formOf(spec.Curve).write(scalar, k.k().pub.bits)
+	}
 	inner := k.k().inner()
 	defer clear(inner)
-	return marshal(pkcs8Info{Algorithm: algorithmFor(k.k().pub.spec), PrivateKey: inner})
+	return marshal(pkcs8Info{Algorithm: algorithmFor(spec), PrivateKey: inner})
 }
 
+// inner is the part of PKCS #8 that depends on the algorithm, for keys other than ec.
 func (k *privateKey) inner() []byte {
 	switch {
 	case k.rsa != nil:
 		return x509.MarshalPKCS1PrivateKey(k.rsa)
 	case k.ed != nil:
 		return marshal(k.ed.Seed())
-	case k.dsa != nil || k.kem != nil:
-		seed := k.pqSeed()
-		defer clear(seed)
-		return pqInner(seed)
 	}
-	scalar := k.scalar()
-	defer clear(scalar)
-	return marshal(sec1Private{Version: 1, PrivateKey: scalar, PublicKey: bitString(k.pub.bits)})
+	seed := k.pqSeed()
+	defer clear(seed)
+	return pqInner(seed)
 }
 
 // scalar returns the private number of an ec key in fixed length, in a slice of its own:

@@ -8,6 +8,7 @@ import (
 	"crypto/x509"
 	"encoding/asn1"
 	"math/big"
+	"slices"
 
 	"filippo.io/mldsa"
 	"github.com/decred/dcrd/dcrec/secp256k1/v4"
@@ -35,6 +36,13 @@ type publicKey struct {
 // be uncompressed and on their curve. Ed25519 points are not decoded here: a key that is no
 // point verifies nothing. spki is not retained.
 func ParsePublic(spki []byte) (*PublicKey, error) {
+	if info, point, ok := canonicalPoint(spki); ok {
+		k, err := parsePoint(info, point)
+		if err != nil {
+			return nil, err
+		}
+		return &PublicKey{hide(k)}, nil
+	}
 	info, err := unmarshal[spkiInfo](spki)
 	if err != nil {
 		return nil, err
@@ -65,7 +73,12 @@ func ParsePublic(spki []byte) (*PublicKey, error) {
 }
 
 func newPublic(spec Spec, bits []byte) *publicKey {
-	spki := marshal(spkiInfo{algorithmFor(spec), bitString(bits)})
+	var spki []byte
+	if spec.Type == EC {
+		spki = slices.Concat(formOf(spec.Curve).spki, bits)
+	} else {
+		spki = marshal(spkiInfo{algorithmFor(spec), bitString(bits)})
+	}
 	return &publicKey{spec: spec, spki: spki, bits: bits}
 }
 
@@ -129,7 +142,9 @@ func parsePoint(info curveInfo, point []byte) (*publicKey, error) {
 	if err != nil {
 		return nil, refuse(ErrKey, "the point is not on %s", info.name)
 	}
-	return newStdECPublic(info, key)
+	k := newPublic(Spec{Type: EC, Curve: info.name}, bytes.Clone(point))
+	k.ec = key
+	return k, nil
 }
 
 func newK1Public(key *secp256k1.PublicKey) *publicKey {

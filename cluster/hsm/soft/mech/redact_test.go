@@ -31,11 +31,14 @@ func TestRedaction(t *testing.T) {
 		values[name], values[name+" value"], values[name+" public"] = k, *k, k.PublicKey()
 		values[name+" in a hidden field"] = struct{ key *PrivateKey }{k}
 		der := k.PKCS8()
-		secrets = append(secrets, der[len(der)-12:], k.k().inner()[8:16])
+		secrets = append(secrets, der[len(der)-12:])
+		if k.Spec().Type == EC {
+			secrets = append(secrets, k.k().scalar()[4:12])
+		} else {
+			secrets = append(secrets, k.k().inner()[8:16])
+		}
 		if k.k().rsa != nil {
 			secrets = append(secrets, []byte(k.k().rsa.D.String()[:20]), k.k().rsa.Primes[0].Bytes()[:8])
-		} else if k.k().ed == nil {
-			secrets = append(secrets, k.k().scalar()[4:12])
 		}
 	}
 	for what, v := range values {

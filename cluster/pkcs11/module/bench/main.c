@@ -1,8 +1,8 @@
 /* How many operations per second a PKCS #11 module gives, and how long each takes:
  *
- *     modulebench MODULE PIN THREADS MILLISECONDS
+ *     modulebench MODULE PIN THREADS MILLISECONDS [OPERATION]
  *
- * For each operation one line: its name, operations per second, and the median and
+ * For each operation, or the one named, one line: its name, operations per second, and the median and
  * 99th percentile of their duration in microseconds; or its name and "refused" with
  * the return value. Each thread has a session of its own; the keys that are used
  * are token keys, those that are made are session keys. */
@@ -203,9 +203,9 @@ int main(int argc, char **argv)
 	static struct worker workers[MAX_THREADS];
 	CK_SESSION_HANDLE h;
 	CK_C_INITIALIZE_ARGS locking = {.flags = CKF_OS_LOCKING_OK};
-	int threads = argc == 5 ? atoi(argv[3]) : 0;
+	int threads = argc == 5 || argc == 6 ? atoi(argv[3]) : 0;
 	if (threads < 1 || threads > MAX_THREADS) {
-		fprintf(stderr, "usage: modulebench MODULE PIN THREADS MILLISECONDS\n");
+		fprintf(stderr, "usage: modulebench MODULE PIN THREADS MILLISECONDS [OPERATION]\n");
 		return 2;
 	}
 	f = load(argv[1]);
@@ -220,7 +220,8 @@ int main(int argc, char **argv)
 			return 1;
 	}
 	for (size_t i = 0; i < COUNT(operations); i++)
-		measure(operations[i].name, operations[i].operation, workers, threads, atol(argv[4]));
+		if (argc == 5 || strcmp(argv[5], operations[i].name) == 0)
+			measure(operations[i].name, operations[i].operation, workers, threads, atol(argv[4]));
 	must(f->C_Finalize(NULL), "C_Finalize");
 	return 0;
 }
