@@ -232,9 +232,10 @@ func (c *Cluster) answering(ctx context.Context, n int) (answering int) {
 }
 
 // apply brings a change to one more HSM: by its result, or where the principal
-// may not insert that, a member or its own password, by the change itself.
+// may not insert that, like its own password, by the change itself. So it does what
+// belongs to the cluster: an HSM acts on that at once, and takes it while it leaves.
 func apply(ctx context.Context, s hsm.Session, ch hsm.Change, m hsm.MaskedObject) error {
-	if len(m.Bytes) > 0 {
+	if len(m.Bytes) > 0 && (m.Kind.Scope() != hsm.ScopeCluster || s.Principal().Role != hsm.RoleAdmin) {
 		err := insertAll(ctx, s.Scoped(m.Kind.Scope()), []hsm.MaskedObject{m})
 		if !errors.Is(err, hsm.ErrDenied) {
 			return err

@@ -27,12 +27,14 @@ type Removed struct {
 }
 
 // Remove removes an HSM from the cluster, for good: an admin. First the HSM takes
-// nothing new (it is LEAVING, and clients leave it), then everything that it holds
-// is copied to the others, and only then it is a member no more: its connections
-// end, and it stops.
+// nothing new (it is LEAVING, and clients leave it), then everything that it holds and
+// HSMs have in common is copied to the others, and only then it is a member no more: its
+// connections end, and it stops. What goes down with it is what was never on another:
+// session keys, quorum tokens that it has issued, and its audit log, which stays in its
+// folder.
 //
 // ErrRemoval if fewer HSMs would be left than the policy wants copies, or if the
-// HSM does not answer, so that keys may be lost that only it holds; force does
+// HSM does not answer, so that what only it holds may be lost; force does
 // both. HSMs that are being removed at the same time do not count: of two removals that
 // cannot both be, one is refused, or both are. The last HSM is never removed. If Remove fails half way, or the context
 // ends, the HSM stays a member; if we die half way it stays LEAVING, and Remove
@@ -54,7 +56,7 @@ func (c *Cluster) Remove(ctx context.Context, id hsm.HSMID, force bool) (*Remove
 	}
 	session, end, failed := c.visit(ctx, m)
 	if failed != nil {
-		failed = fmt.Errorf("%w: %s does not answer, and keys that only it holds would be lost: %w; start it, or use --force", ErrRemoval, m.ID, failed)
+		failed = fmt.Errorf("%w: %s does not answer, and what only it holds (keys, users, settings, revocations) would be lost: %w; start it, or use --force", ErrRemoval, m.ID, failed)
 		if !force {
 			return nil, failed
 		}
@@ -211,10 +213,7 @@ func (c *Cluster) visit(ctx context.Context, m hsm.Member) (session hsm.Session,
 func (c *Cluster) evacuate(ctx context.Context, m hsm.Member, from hsm.Session, staying int) error {
 	others := slices.DeleteFunc(c.muster(ctx), func(r *remote) bool { return r.id() == m.ID })
 	answers := gatherFor(ctx, c, evacuation, others, nil, nil, func(ctx context.Context, to hsm.Session) (struct{}, error) {
-		synced, err := reconcile.Sync(ctx, from, to)
-		if err == nil && len(synced.Conflicts) > 0 {
-			err = fmt.Errorf("%w: %s is another key on each", hsm.ErrConflict, synced.Conflicts[0])
-		}
+		err := c.carry(ctx, from, to)
 		if err == nil {
 			err = stays(ctx, to)
 		}
@@ -235,6 +234,49 @@ func (c *Cluster) evacuate(ctx context.Context, m hsm.Member, from hsm.Session, 
 		return fmt.Errorf("%w: what %s holds is on %d of the %d HSMs that stay, and must be on %d: %s", ErrRemoval, m.ID, have, staying, max(1, need), strings.Join(why, "; "))
 	}
 	return nil
+}
+
+// carry brings one HSM all that HSMs have in common and the leaving one may hold alone.
+// What belongs to the cluster (members, lockouts, invitations with their claims,
+// revocations) comes last, since failed logins go on to be counted. Masking keys come by
+// server-side sync, for nobody but HSMs may read them.
+func (c *Cluster) carry(ctx context.Context, from, to hsm.Session) error {
+	if err := c.awaitEpochs(ctx, from, to); err != nil {
+		return err
+	}
+	for _, scope := range []hsm.Scope{hsm.ScopeLineage, hsm.ScopeCluster} {
+		synced, err := reconcile.Sync(ctx, from.Scoped(scope), to.Scoped(scope))
+		if err == nil && len(synced.Conflicts) > 0 {
+			err = fmt.Errorf("%w: %s is another object on each", hsm.ErrConflict, synced.Conflicts[0])
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// awaitEpochs waits, for a while, until an HSM has every masking key of the leaving one.
+func (c *Cluster) awaitEpochs(ctx context.Context, from, to hsm.Session) error {
+	theirs, err := from.Info(ctx)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, 2*c.timing.connect)
+	defer cancel()
+	for {
+		info, err := to.Info(ctx)
+		if err != nil {
+			return err
+		}
+		lacks := slices.DeleteFunc(slices.Clone(theirs.Epochs), func(e uint64) bool { return slices.Contains(info.Epochs, e) })
+		if len(lacks) == 0 {
+			return nil
+		}
+		if pause(ctx, c.timing.backoffMin, nil); ctx.Err() != nil {
+			return fmt.Errorf("%w: it lacks the masking key of epoch %d, which server-side sync brings it", hsm.ErrUnavailable, lacks[0])
+		}
+	}
 }
 
 // errLeaves: an HSM is being removed, or was.

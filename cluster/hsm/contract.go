@@ -224,7 +224,7 @@ type Session interface {
 	Members(ctx context.Context) ([]Member, error)
 
 	// Scoped returns the replica of one scope. The session itself is that of
-	// ScopeLineage; ScopeCluster is for HSM and appliance principals.
+	// ScopeLineage; ScopeCluster is for HSM, appliance and admin principals.
 	Scoped(s Scope) SketchReplica
 
 	// Create makes key objects. With Token set they are provisional under op

@@ -132,7 +132,7 @@ func (p *program) removeCommand() *cli.Command {
 	return &cli.Command{
 		Name: "remove", Usage: "remove an HSM from the cluster, for good, as an admin", ArgsUsage: "[CLUSTER] HSM", Action: p.removeHSM,
 		Description: "Example: hsmbackup hsm remove ./east hsm-3\n\nHSM is an id or a name. The HSM takes nothing new, what it holds is copied to the others, and then it is turned away everywhere and stops.\n" +
-			"With --force also one that is dead: keys that only it held are lost, and operations in doubt wait for cluster settle.",
+			"With --force also one that is dead: keys, users, settings and revocations that only it held are lost, and operations in doubt wait for cluster settle.",
 		Flags: append(clusterFlags(),
 			&cli.BoolFlag{Name: "force", Usage: "also if it does not answer, or too few HSMs are left"},
 			&cli.DurationFlag{Name: "timeout", Value: 30 * time.Minute, Usage: "give up after this time, and let it stay"}),
@@ -160,9 +160,17 @@ func (p *program) removeHSM(cc *cli.Context) error {
 		}
 		doc := map[string]any{"id": m.ID, "name": m.Name, "removed": true, "drained": removed.Drained}
 		return p.result(doc, func(w io.Writer) {
-			fmt.Fprintf(w, "%s %s is removed; what it held is on the others: %t\n", m.Name, m.ID, removed.Drained)
+			fmt.Fprintf(w, "%s %s is removed; %s\n", m.Name, m.ID, leftBehind(removed.Drained))
 		})
 	})
+}
+
+// leftBehind says what becomes of what a removed HSM held.
+func leftBehind(drained bool) string {
+	if drained {
+		return "what it held is on the others"
+	}
+	return "what it alone held, nobody could copy: keys, users, settings, revocations that it had not passed on yet are lost"
 }
 
 func (p *program) settleCommand() *cli.Command {

@@ -78,10 +78,10 @@ func rights(n *node, key hsm.KeyRef) []call {
 		{"objects", "auph", func(s hsm.Session) error { return errOf(s.Objects(n.ctx())) }},
 		{"extract", "auph", func(s hsm.Session) error { return errOf(s.Extract(n.ctx(), slices.Values([]hsm.KeyRef{key}))) }},
 		{"insert", "auph", func(s hsm.Session) error { _, err := w.insert(s, m); return err }},
-		{"cluster root", "ph", func(s hsm.Session) error { _, err := members(s).Root(n.ctx()); return err }},
-		{"cluster objects", "ph", func(s hsm.Session) error { return errOf(members(s).Objects(n.ctx())) }},
-		{"cluster cells", "ph", func(s hsm.Session) error { return errOf(members(s).Cells(n.ctx(), 0)) }},
-		{"cluster insert", "ph", func(s hsm.Session) error { _, err := w.insert(members(s)); return err }},
+		{"cluster root", "aph", func(s hsm.Session) error { _, err := members(s).Root(n.ctx()); return err }},
+		{"cluster objects", "aph", func(s hsm.Session) error { return errOf(members(s).Objects(n.ctx())) }},
+		{"cluster cells", "aph", func(s hsm.Session) error { return errOf(members(s).Cells(n.ctx(), 0)) }},
+		{"cluster insert", "aph", func(s hsm.Session) error { _, err := w.insert(members(s)); return err }},
 		{"prepare", "auph", func(s hsm.Session) error {
 			return s.Prepare(n.ctx(), newOp(), time.Minute, []hsm.MaskedObject{w.mask(w.key(hsm.NewKeyRef(), alice, w.now()))})
 		}},

@@ -12,8 +12,8 @@ import (
 )
 
 // replica is one scope of the HSM as one session may see it: everything for
-// admins, appliances and HSMs, the keys it owns for a crypto user. The cluster
-// scope is for appliances and HSMs.
+// admins, appliances and HSMs, the keys it owns for a crypto user, to whom the
+// cluster scope is closed.
 type replica struct {
 	s     *session
 	scope hsm.Scope
@@ -22,7 +22,7 @@ type replica struct {
 // enter begins a call; the caller defers done.
 func (r replica) enter(ctx context.Context) (done func(), err error) {
 	if r.scope == hsm.ScopeCluster {
-		return r.s.enter(ctx, hsm.RoleAppliance, hsm.RoleHSM)
+		return r.s.enter(ctx, hsm.RoleAdmin, hsm.RoleAppliance, hsm.RoleHSM)
 	}
 	return r.s.enter(ctx, everyone...)
 }
