@@ -236,7 +236,13 @@ func (v *service) answer(ctx context.Context, p *pb.Call) *pb.Answer {
 	case *pb.Call_Use:
 		name, do = "Use", func() (err error) { out.Use, err = v.Use(ctx, what.Use); return err }
 	case *pb.Call_Create:
-		name, do = "Create", func() (err error) { out.Create, err = v.Create(ctx, what.Create); return err }
+		name, do = "Create", func() error {
+			made, err := createdBy(ctx, what.Create)
+			if err == nil {
+				out.Create, err = appendCreated(nil, made)
+			}
+			return err
+		}
 	case *pb.Call_Prepare:
 		name, do = "Prepare", func() error { _, err := v.Prepare(ctx, what.Prepare); return err }
 	case *pb.Call_Commit:

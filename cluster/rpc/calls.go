@@ -95,15 +95,13 @@ func (c *caller) use(ctx context.Context, req *pb.UseRequest) (data []byte, ok b
 	return out.GetUse().GetData(), ok, err
 }
 
-func (c *caller) create(ctx context.Context, req *pb.CreateRequest) (reply *pb.CreateReply, ok bool, err error) {
+// create makes a call of Create. reply is a CreateReply.
+func (c *caller) create(ctx context.Context, req *pb.CreateRequest) (reply []byte, ok bool, err error) {
 	if !smallCreate(req) {
 		return nil, false, nil
 	}
 	out, ok, err := c.do(ctx, &pb.Call{What: &pb.Call_Create{Create: req}})
-	if reply = out.GetCreate(); reply == nil {
-		reply = &pb.CreateReply{}
-	}
-	return reply, ok, err
+	return out.GetCreate(), ok, err
 }
 
 func (c *caller) prepare(ctx context.Context, req *pb.PrepareRequest) (ok bool, err error) {

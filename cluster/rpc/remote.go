@@ -479,7 +479,7 @@ func (s *session) Create(ctx context.Context, op hsm.OpID, r hsm.CreateRequest) 
 	case err != nil:
 		return hsm.Created{}, err
 	}
-	made, err := fromCreated(reply)
+	made, err := parseCreated(reply)
 	if err != nil {
 		return hsm.Created{}, fmt.Errorf("answer of the HSM at %s: %w", s.replica.address, err)
 	}

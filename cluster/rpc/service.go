@@ -266,12 +266,17 @@ func (*service) Resolve(ctx context.Context, p *pb.OpRequest) (*pb.ResolveReply,
 }
 
 func (*service) Create(ctx context.Context, p *pb.CreateRequest) (*pb.CreateReply, error) {
+	made, err := createdBy(ctx, p)
+	if err != nil {
+		return nil, err
+	}
+	return toCreated(made), nil
+}
+
+func createdBy(ctx context.Context, p *pb.CreateRequest) (hsm.Created, error) {
 	defer clear(p.GetData()) // key material of an import
 	op, req, err := fromCreate(p)
-	return unary(ctx, req, err, func(s hsm.Session, req hsm.CreateRequest) (*pb.CreateReply, error) {
-		created, err := s.Create(ctx, op, req)
-		return toCreated(created), err
-	})
+	return unary(ctx, req, err, func(s hsm.Session, req hsm.CreateRequest) (hsm.Created, error) { return s.Create(ctx, op, req) })
 }
 
 func (*service) Change(ctx context.Context, p *pb.ChangeRequest) (*pb.Masked, error) {

@@ -3116,7 +3116,7 @@ type Answer struct {
 	Failure       *Failure               `protobuf:"bytes,2,opt,name=failure,proto3" json:"failure,omitempty"` // none: it was done
 	Late          bool                   `protobuf:"varint,3,opt,name=late,proto3" json:"late,omitempty"`      // the failure is that the time within was over
 	Use           *UseReply              `protobuf:"bytes,4,opt,name=use,proto3" json:"use,omitempty"`         // of a use that was done
-	Create        *CreateReply           `protobuf:"bytes,5,opt,name=create,proto3" json:"create,omitempty"`   // of a create that was done
+	Create        []byte                 `protobuf:"bytes,5,opt,name=create,proto3" json:"create,omitempty"`   // of a create that was done: a CreateReply
 	Changed       *Masked                `protobuf:"bytes,6,opt,name=changed,proto3" json:"changed,omitempty"` // of a destroy that was done
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -3180,7 +3180,7 @@ func (x *Answer) GetUse() *UseReply {
 	return nil
 }
 
-func (x *Answer) GetCreate() *CreateReply {
+func (x *Answer) GetCreate() []byte {
 	if x != nil {
 		return x.Create
 	}
@@ -5345,13 +5345,13 @@ const file_hsm_proto_rawDesc = "" +
 	"\x04what\"<\n" +
 	"\n" +
 	"CallsReply\x12.\n" +
-	"\aanswers\x18\x01 \x03(\v2\x14.hsmbackup.v1.AnswerR\aanswers\"\xea\x01\n" +
+	"\aanswers\x18\x01 \x03(\v2\x14.hsmbackup.v1.AnswerR\aanswers\"\xcf\x01\n" +
 	"\x06Answer\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12/\n" +
 	"\afailure\x18\x02 \x01(\v2\x15.hsmbackup.v1.FailureR\afailure\x12\x12\n" +
 	"\x04late\x18\x03 \x01(\bR\x04late\x12(\n" +
-	"\x03use\x18\x04 \x01(\v2\x16.hsmbackup.v1.UseReplyR\x03use\x121\n" +
-	"\x06create\x18\x05 \x01(\v2\x19.hsmbackup.v1.CreateReplyR\x06create\x12.\n" +
+	"\x03use\x18\x04 \x01(\v2\x16.hsmbackup.v1.UseReplyR\x03use\x12\x16\n" +
+	"\x06create\x18\x05 \x01(\fR\x06create\x12.\n" +
 	"\achanged\x18\x06 \x01(\v2\x14.hsmbackup.v1.MaskedR\achanged\"\f\n" +
 	"\n" +
 	"AbortReply\"$\n" +
@@ -5688,92 +5688,91 @@ var file_hsm_proto_depIdxs = []int32{
 	50, // 22: hsmbackup.v1.CallsReply.answers:type_name -> hsmbackup.v1.Answer
 	0,  // 23: hsmbackup.v1.Answer.failure:type_name -> hsmbackup.v1.Failure
 	58, // 24: hsmbackup.v1.Answer.use:type_name -> hsmbackup.v1.UseReply
-	55, // 25: hsmbackup.v1.Answer.create:type_name -> hsmbackup.v1.CreateReply
-	31, // 26: hsmbackup.v1.Answer.changed:type_name -> hsmbackup.v1.Masked
-	77, // 27: hsmbackup.v1.CreateRequest.attributes:type_name -> hsmbackup.v1.CreateRequest.AttributesEntry
-	78, // 28: hsmbackup.v1.CreateRequest.public:type_name -> hsmbackup.v1.CreateRequest.PublicEntry
-	53, // 29: hsmbackup.v1.CreateRequest.params:type_name -> hsmbackup.v1.Params
-	31, // 30: hsmbackup.v1.CreateRequest.masked:type_name -> hsmbackup.v1.Masked
-	10, // 31: hsmbackup.v1.CreateRequest.approvals:type_name -> hsmbackup.v1.Approval
-	62, // 32: hsmbackup.v1.CreateReply.keys:type_name -> hsmbackup.v1.KeyInfo
-	31, // 33: hsmbackup.v1.CreateReply.objects:type_name -> hsmbackup.v1.Masked
-	20, // 34: hsmbackup.v1.ChangeRequest.settings:type_name -> hsmbackup.v1.Settings
-	23, // 35: hsmbackup.v1.ChangeRequest.member:type_name -> hsmbackup.v1.Member
-	31, // 36: hsmbackup.v1.ChangeRequest.masked:type_name -> hsmbackup.v1.Masked
-	24, // 37: hsmbackup.v1.ChangeRequest.invite:type_name -> hsmbackup.v1.Invite
-	25, // 38: hsmbackup.v1.ChangeRequest.claim:type_name -> hsmbackup.v1.Claim
-	26, // 39: hsmbackup.v1.ChangeRequest.revoked:type_name -> hsmbackup.v1.Revocation
-	10, // 40: hsmbackup.v1.ChangeRequest.approvals:type_name -> hsmbackup.v1.Approval
-	53, // 41: hsmbackup.v1.UseRequest.params:type_name -> hsmbackup.v1.Params
-	10, // 42: hsmbackup.v1.UseRequest.approvals:type_name -> hsmbackup.v1.Approval
-	79, // 43: hsmbackup.v1.KeysRequest.attrs:type_name -> hsmbackup.v1.KeysRequest.AttrsEntry
-	62, // 44: hsmbackup.v1.KeyBatch.keys:type_name -> hsmbackup.v1.KeyInfo
-	80, // 45: hsmbackup.v1.KeyInfo.attributes:type_name -> hsmbackup.v1.KeyInfo.AttributesEntry
-	65, // 46: hsmbackup.v1.UserBatch.users:type_name -> hsmbackup.v1.UserInfo
-	71, // 47: hsmbackup.v1.GreetRequest.before:type_name -> hsmbackup.v1.Boot
-	8,  // 48: hsmbackup.v1.GreetReply.info:type_name -> hsmbackup.v1.InfoReply
-	23, // 49: hsmbackup.v1.JoinReply.members:type_name -> hsmbackup.v1.Member
-	1,  // 50: hsmbackup.v1.HSM.Ping:input_type -> hsmbackup.v1.PingRequest
-	3,  // 51: hsmbackup.v1.HSM.Attach:input_type -> hsmbackup.v1.AttachRequest
-	7,  // 52: hsmbackup.v1.HSM.Info:input_type -> hsmbackup.v1.InfoRequest
-	21, // 53: hsmbackup.v1.HSM.Members:input_type -> hsmbackup.v1.MembersRequest
-	27, // 54: hsmbackup.v1.HSM.Objects:input_type -> hsmbackup.v1.ObjectsRequest
-	29, // 55: hsmbackup.v1.HSM.Extract:input_type -> hsmbackup.v1.ExtractRequest
-	32, // 56: hsmbackup.v1.HSM.Insert:input_type -> hsmbackup.v1.InsertRequest
-	34, // 57: hsmbackup.v1.HSM.Root:input_type -> hsmbackup.v1.RootRequest
-	36, // 58: hsmbackup.v1.HSM.FingerprintKeys:input_type -> hsmbackup.v1.FingerprintKeysRequest
-	38, // 59: hsmbackup.v1.HSM.Cells:input_type -> hsmbackup.v1.CellsRequest
-	40, // 60: hsmbackup.v1.HSM.Prepare:input_type -> hsmbackup.v1.PrepareRequest
-	42, // 61: hsmbackup.v1.HSM.Commit:input_type -> hsmbackup.v1.OpRequest
-	42, // 62: hsmbackup.v1.HSM.Abort:input_type -> hsmbackup.v1.OpRequest
-	42, // 63: hsmbackup.v1.HSM.Resolve:input_type -> hsmbackup.v1.OpRequest
-	54, // 64: hsmbackup.v1.HSM.Create:input_type -> hsmbackup.v1.CreateRequest
-	56, // 65: hsmbackup.v1.HSM.Change:input_type -> hsmbackup.v1.ChangeRequest
-	57, // 66: hsmbackup.v1.HSM.Use:input_type -> hsmbackup.v1.UseRequest
-	59, // 67: hsmbackup.v1.HSM.Keys:input_type -> hsmbackup.v1.KeysRequest
-	61, // 68: hsmbackup.v1.HSM.Key:input_type -> hsmbackup.v1.KeyRequest
-	63, // 69: hsmbackup.v1.HSM.Users:input_type -> hsmbackup.v1.UsersRequest
-	66, // 70: hsmbackup.v1.HSM.Envelope:input_type -> hsmbackup.v1.EnvelopeRequest
-	68, // 71: hsmbackup.v1.HSM.Sign:input_type -> hsmbackup.v1.SignRequest
-	12, // 72: hsmbackup.v1.HSM.Token:input_type -> hsmbackup.v1.TokenRequest
-	14, // 73: hsmbackup.v1.HSM.Tokens:input_type -> hsmbackup.v1.TokensRequest
-	17, // 74: hsmbackup.v1.HSM.DeleteTokens:input_type -> hsmbackup.v1.DeleteTokensRequest
-	70, // 75: hsmbackup.v1.HSM.Greet:input_type -> hsmbackup.v1.GreetRequest
-	73, // 76: hsmbackup.v1.HSM.Issue:input_type -> hsmbackup.v1.IssueRequest
-	75, // 77: hsmbackup.v1.HSM.Join:input_type -> hsmbackup.v1.JoinRequest
-	2,  // 78: hsmbackup.v1.HSM.Ping:output_type -> hsmbackup.v1.PingReply
-	6,  // 79: hsmbackup.v1.HSM.Attach:output_type -> hsmbackup.v1.AttachReply
-	8,  // 80: hsmbackup.v1.HSM.Info:output_type -> hsmbackup.v1.InfoReply
-	22, // 81: hsmbackup.v1.HSM.Members:output_type -> hsmbackup.v1.MembersReply
-	28, // 82: hsmbackup.v1.HSM.Objects:output_type -> hsmbackup.v1.ObjectBatch
-	30, // 83: hsmbackup.v1.HSM.Extract:output_type -> hsmbackup.v1.ExtractReply
-	33, // 84: hsmbackup.v1.HSM.Insert:output_type -> hsmbackup.v1.InsertReply
-	35, // 85: hsmbackup.v1.HSM.Root:output_type -> hsmbackup.v1.RootReply
-	37, // 86: hsmbackup.v1.HSM.FingerprintKeys:output_type -> hsmbackup.v1.FingerprintKeysReply
-	39, // 87: hsmbackup.v1.HSM.Cells:output_type -> hsmbackup.v1.CellBatch
-	41, // 88: hsmbackup.v1.HSM.Prepare:output_type -> hsmbackup.v1.PrepareReply
-	43, // 89: hsmbackup.v1.HSM.Commit:output_type -> hsmbackup.v1.CommitReply
-	51, // 90: hsmbackup.v1.HSM.Abort:output_type -> hsmbackup.v1.AbortReply
-	52, // 91: hsmbackup.v1.HSM.Resolve:output_type -> hsmbackup.v1.ResolveReply
-	55, // 92: hsmbackup.v1.HSM.Create:output_type -> hsmbackup.v1.CreateReply
-	31, // 93: hsmbackup.v1.HSM.Change:output_type -> hsmbackup.v1.Masked
-	58, // 94: hsmbackup.v1.HSM.Use:output_type -> hsmbackup.v1.UseReply
-	60, // 95: hsmbackup.v1.HSM.Keys:output_type -> hsmbackup.v1.KeyBatch
-	62, // 96: hsmbackup.v1.HSM.Key:output_type -> hsmbackup.v1.KeyInfo
-	64, // 97: hsmbackup.v1.HSM.Users:output_type -> hsmbackup.v1.UserBatch
-	67, // 98: hsmbackup.v1.HSM.Envelope:output_type -> hsmbackup.v1.EnvelopeReply
-	69, // 99: hsmbackup.v1.HSM.Sign:output_type -> hsmbackup.v1.SignReply
-	13, // 100: hsmbackup.v1.HSM.Token:output_type -> hsmbackup.v1.TokenReply
-	15, // 101: hsmbackup.v1.HSM.Tokens:output_type -> hsmbackup.v1.TokensReply
-	18, // 102: hsmbackup.v1.HSM.DeleteTokens:output_type -> hsmbackup.v1.DeleteTokensReply
-	72, // 103: hsmbackup.v1.HSM.Greet:output_type -> hsmbackup.v1.GreetReply
-	74, // 104: hsmbackup.v1.HSM.Issue:output_type -> hsmbackup.v1.IssueReply
-	76, // 105: hsmbackup.v1.HSM.Join:output_type -> hsmbackup.v1.JoinReply
-	78, // [78:106] is the sub-list for method output_type
-	50, // [50:78] is the sub-list for method input_type
-	50, // [50:50] is the sub-list for extension type_name
-	50, // [50:50] is the sub-list for extension extendee
-	0,  // [0:50] is the sub-list for field type_name
+	31, // 25: hsmbackup.v1.Answer.changed:type_name -> hsmbackup.v1.Masked
+	77, // 26: hsmbackup.v1.CreateRequest.attributes:type_name -> hsmbackup.v1.CreateRequest.AttributesEntry
+	78, // 27: hsmbackup.v1.CreateRequest.public:type_name -> hsmbackup.v1.CreateRequest.PublicEntry
+	53, // 28: hsmbackup.v1.CreateRequest.params:type_name -> hsmbackup.v1.Params
+	31, // 29: hsmbackup.v1.CreateRequest.masked:type_name -> hsmbackup.v1.Masked
+	10, // 30: hsmbackup.v1.CreateRequest.approvals:type_name -> hsmbackup.v1.Approval
+	62, // 31: hsmbackup.v1.CreateReply.keys:type_name -> hsmbackup.v1.KeyInfo
+	31, // 32: hsmbackup.v1.CreateReply.objects:type_name -> hsmbackup.v1.Masked
+	20, // 33: hsmbackup.v1.ChangeRequest.settings:type_name -> hsmbackup.v1.Settings
+	23, // 34: hsmbackup.v1.ChangeRequest.member:type_name -> hsmbackup.v1.Member
+	31, // 35: hsmbackup.v1.ChangeRequest.masked:type_name -> hsmbackup.v1.Masked
+	24, // 36: hsmbackup.v1.ChangeRequest.invite:type_name -> hsmbackup.v1.Invite
+	25, // 37: hsmbackup.v1.ChangeRequest.claim:type_name -> hsmbackup.v1.Claim
+	26, // 38: hsmbackup.v1.ChangeRequest.revoked:type_name -> hsmbackup.v1.Revocation
+	10, // 39: hsmbackup.v1.ChangeRequest.approvals:type_name -> hsmbackup.v1.Approval
+	53, // 40: hsmbackup.v1.UseRequest.params:type_name -> hsmbackup.v1.Params
+	10, // 41: hsmbackup.v1.UseRequest.approvals:type_name -> hsmbackup.v1.Approval
+	79, // 42: hsmbackup.v1.KeysRequest.attrs:type_name -> hsmbackup.v1.KeysRequest.AttrsEntry
+	62, // 43: hsmbackup.v1.KeyBatch.keys:type_name -> hsmbackup.v1.KeyInfo
+	80, // 44: hsmbackup.v1.KeyInfo.attributes:type_name -> hsmbackup.v1.KeyInfo.AttributesEntry
+	65, // 45: hsmbackup.v1.UserBatch.users:type_name -> hsmbackup.v1.UserInfo
+	71, // 46: hsmbackup.v1.GreetRequest.before:type_name -> hsmbackup.v1.Boot
+	8,  // 47: hsmbackup.v1.GreetReply.info:type_name -> hsmbackup.v1.InfoReply
+	23, // 48: hsmbackup.v1.JoinReply.members:type_name -> hsmbackup.v1.Member
+	1,  // 49: hsmbackup.v1.HSM.Ping:input_type -> hsmbackup.v1.PingRequest
+	3,  // 50: hsmbackup.v1.HSM.Attach:input_type -> hsmbackup.v1.AttachRequest
+	7,  // 51: hsmbackup.v1.HSM.Info:input_type -> hsmbackup.v1.InfoRequest
+	21, // 52: hsmbackup.v1.HSM.Members:input_type -> hsmbackup.v1.MembersRequest
+	27, // 53: hsmbackup.v1.HSM.Objects:input_type -> hsmbackup.v1.ObjectsRequest
+	29, // 54: hsmbackup.v1.HSM.Extract:input_type -> hsmbackup.v1.ExtractRequest
+	32, // 55: hsmbackup.v1.HSM.Insert:input_type -> hsmbackup.v1.InsertRequest
+	34, // 56: hsmbackup.v1.HSM.Root:input_type -> hsmbackup.v1.RootRequest
+	36, // 57: hsmbackup.v1.HSM.FingerprintKeys:input_type -> hsmbackup.v1.FingerprintKeysRequest
+	38, // 58: hsmbackup.v1.HSM.Cells:input_type -> hsmbackup.v1.CellsRequest
+	40, // 59: hsmbackup.v1.HSM.Prepare:input_type -> hsmbackup.v1.PrepareRequest
+	42, // 60: hsmbackup.v1.HSM.Commit:input_type -> hsmbackup.v1.OpRequest
+	42, // 61: hsmbackup.v1.HSM.Abort:input_type -> hsmbackup.v1.OpRequest
+	42, // 62: hsmbackup.v1.HSM.Resolve:input_type -> hsmbackup.v1.OpRequest
+	54, // 63: hsmbackup.v1.HSM.Create:input_type -> hsmbackup.v1.CreateRequest
+	56, // 64: hsmbackup.v1.HSM.Change:input_type -> hsmbackup.v1.ChangeRequest
+	57, // 65: hsmbackup.v1.HSM.Use:input_type -> hsmbackup.v1.UseRequest
+	59, // 66: hsmbackup.v1.HSM.Keys:input_type -> hsmbackup.v1.KeysRequest
+	61, // 67: hsmbackup.v1.HSM.Key:input_type -> hsmbackup.v1.KeyRequest
+	63, // 68: hsmbackup.v1.HSM.Users:input_type -> hsmbackup.v1.UsersRequest
+	66, // 69: hsmbackup.v1.HSM.Envelope:input_type -> hsmbackup.v1.EnvelopeRequest
+	68, // 70: hsmbackup.v1.HSM.Sign:input_type -> hsmbackup.v1.SignRequest
+	12, // 71: hsmbackup.v1.HSM.Token:input_type -> hsmbackup.v1.TokenRequest
+	14, // 72: hsmbackup.v1.HSM.Tokens:input_type -> hsmbackup.v1.TokensRequest
+	17, // 73: hsmbackup.v1.HSM.DeleteTokens:input_type -> hsmbackup.v1.DeleteTokensRequest
+	70, // 74: hsmbackup.v1.HSM.Greet:input_type -> hsmbackup.v1.GreetRequest
+	73, // 75: hsmbackup.v1.HSM.Issue:input_type -> hsmbackup.v1.IssueRequest
+	75, // 76: hsmbackup.v1.HSM.Join:input_type -> hsmbackup.v1.JoinRequest
+	2,  // 77: hsmbackup.v1.HSM.Ping:output_type -> hsmbackup.v1.PingReply
+	6,  // 78: hsmbackup.v1.HSM.Attach:output_type -> hsmbackup.v1.AttachReply
+	8,  // 79: hsmbackup.v1.HSM.Info:output_type -> hsmbackup.v1.InfoReply
+	22, // 80: hsmbackup.v1.HSM.Members:output_type -> hsmbackup.v1.MembersReply
+	28, // 81: hsmbackup.v1.HSM.Objects:output_type -> hsmbackup.v1.ObjectBatch
+	30, // 82: hsmbackup.v1.HSM.Extract:output_type -> hsmbackup.v1.ExtractReply
+	33, // 83: hsmbackup.v1.HSM.Insert:output_type -> hsmbackup.v1.InsertReply
+	35, // 84: hsmbackup.v1.HSM.Root:output_type -> hsmbackup.v1.RootReply
+	37, // 85: hsmbackup.v1.HSM.FingerprintKeys:output_type -> hsmbackup.v1.FingerprintKeysReply
+	39, // 86: hsmbackup.v1.HSM.Cells:output_type -> hsmbackup.v1.CellBatch
+	41, // 87: hsmbackup.v1.HSM.Prepare:output_type -> hsmbackup.v1.PrepareReply
+	43, // 88: hsmbackup.v1.HSM.Commit:output_type -> hsmbackup.v1.CommitReply
+	51, // 89: hsmbackup.v1.HSM.Abort:output_type -> hsmbackup.v1.AbortReply
+	52, // 90: hsmbackup.v1.HSM.Resolve:output_type -> hsmbackup.v1.ResolveReply
+	55, // 91: hsmbackup.v1.HSM.Create:output_type -> hsmbackup.v1.CreateReply
+	31, // 92: hsmbackup.v1.HSM.Change:output_type -> hsmbackup.v1.Masked
+	58, // 93: hsmbackup.v1.HSM.Use:output_type -> hsmbackup.v1.UseReply
+	60, // 94: hsmbackup.v1.HSM.Keys:output_type -> hsmbackup.v1.KeyBatch
+	62, // 95: hsmbackup.v1.HSM.Key:output_type -> hsmbackup.v1.KeyInfo
+	64, // 96: hsmbackup.v1.HSM.Users:output_type -> hsmbackup.v1.UserBatch
+	67, // 97: hsmbackup.v1.HSM.Envelope:output_type -> hsmbackup.v1.EnvelopeReply
+	69, // 98: hsmbackup.v1.HSM.Sign:output_type -> hsmbackup.v1.SignReply
+	13, // 99: hsmbackup.v1.HSM.Token:output_type -> hsmbackup.v1.TokenReply
+	15, // 100: hsmbackup.v1.HSM.Tokens:output_type -> hsmbackup.v1.TokensReply
+	18, // 101: hsmbackup.v1.HSM.DeleteTokens:output_type -> hsmbackup.v1.DeleteTokensReply
+	72, // 102: hsmbackup.v1.HSM.Greet:output_type -> hsmbackup.v1.GreetReply
+	74, // 103: hsmbackup.v1.HSM.Issue:output_type -> hsmbackup.v1.IssueReply
+	76, // 104: hsmbackup.v1.HSM.Join:output_type -> hsmbackup.v1.JoinReply
+	77, // [77:105] is the sub-list for method output_type
+	49, // [49:77] is the sub-list for method input_type
+	49, // [49:49] is the sub-list for extension type_name
+	49, // [49:49] is the sub-list for extension extendee
+	0,  // [0:49] is the sub-list for field type_name
 }
 
 func init() { file_hsm_proto_init() }
