@@ -1,6 +1,7 @@
 package integration
 
 import (
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"net/http/httputil"
@@ -114,6 +115,20 @@ func TestStoresThatFail(t *testing.T) {
 		}
 		full.set(nil)
 		good.ok(t, "snapshot", "--to", full.location("backups/full"))
+	})
+	t.Run("somebody else answers, and says yes to everything", func(t *testing.T) {
+		portal := newFaultyStore(t, minio)
+		portal.set(func(w http.ResponseWriter, r *http.Request) bool {
+			io.Copy(io.Discard, r.Body)
+			w.Header().Set("Content-Type", "text/html")
+			io.WriteString(w, "<!doctype html><html>welcome</html>")
+			return true
+		})
+		for _, location := range []string{portal.location("backups/x"), "s3://backups/x?endpoint=" + portal.URL} {
+			wantLine(t, good.refused(t, 1, "storage", "snapshot", "--to", location), "no answer of an S3 server")
+			good.refused(t, 1, "storage", "snapshots", location)
+			good.refused(t, 1, "storage", b.restore(location, "west")...)
+		}
 	})
 	t.Run("the store is down", func(t *testing.T) {
 		minio.Stop()

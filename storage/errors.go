@@ -17,6 +17,9 @@ var (
 	ErrUnreachable = errors.New("the store cannot be reached or is not serving")
 	ErrLocked      = errors.New("the object is locked against deletion")
 	ErrRegion      = errors.New("the bucket is in another region")
+	ErrRedirect    = errors.New("the store's address sends to another one")
+	ErrAnswer      = errors.New("this is no answer of an S3 server")
+	ErrRefused     = errors.New("the store refuses the request")
 	ErrClock       = errors.New("the clocks of this machine and of the store differ too much")
 	ErrTLS         = errors.New("the store's certificate is not trusted")
 	ErrName        = errors.New("invalid object name")
@@ -40,6 +43,9 @@ var hints = []struct {
 	{ErrNoLock, "make the bucket with object lock (most stores cannot switch it on later), or leave the lock out"},
 	{ErrLocked, "wait until the retention of the object has ended; locked objects cannot be deleted before"},
 	{ErrRegion, "name the bucket's own region in the location: ?region=…"},
+	{ErrRedirect, "if the other address is the store's own, name it in the location (the host of minio://, ?endpoint=… of s3://)"},
+	{ErrAnswer, "check that the address in the location is the S3 port of the server and not its console, and that no proxy or portal answers in its place"},
+	{ErrRefused, "the store says why; a server without conditional writes (If-None-Match: *) cannot be used"},
 	{ErrClock, "set the clock of this machine (NTP), then run the same command again"},
 	{ErrTLS, "name the authority that signed the certificate with ?ca=FILE; check the host name of the location, and that the certificate has not expired"},
 	{ErrName, "use a-z, 0-9, '.', '_', '-' and single slashes"},

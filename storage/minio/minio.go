@@ -204,7 +204,7 @@ func (b *bucket) Explain(err error) (remote.Answer, bool) {
 		return remote.Answer{}, false
 	}
 	if strings.HasPrefix(r.Code, strconv.Itoa(r.StatusCode)) { // made up from the status
-		r.Code = ""
+		r.Code, r.Message = "", "" // which may be a page of HTML
 	}
-	return remote.Answer{Status: r.StatusCode, Code: r.Code, Message: r.Message}, true
+	return remote.Answer{Status: r.StatusCode, Code: r.Code, Message: r.Message, Region: r.Region}, true
 }

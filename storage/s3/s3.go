@@ -302,9 +302,10 @@ func (b *bucket) Explain(err error) (remote.Answer, bool) {
 	if !errors.As(err, &response) || response.HTTPStatusCode() < 300 { // below: a body that broke off
 		return remote.Answer{}, false
 	}
-	answer := remote.Answer{Status: response.HTTPStatusCode()}
+	answer := remote.Answer{Status: response.HTTPStatusCode(), Region: response.Response.Header.Get("X-Amz-Bucket-Region")}
 	var api smithy.APIError
-	if errors.As(err, &api) && api.ErrorCode() != "UnknownError" {
+	madeUp := http.StatusText(answer.Status) // what the SDK makes of an answer without words
+	if errors.As(err, &api) && api.ErrorCode() != "UnknownError" && api.ErrorMessage() != madeUp {
 		answer.Code, answer.Message = api.ErrorCode(), api.ErrorMessage()
 	}
 	return answer, true

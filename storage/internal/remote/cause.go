@@ -20,6 +20,7 @@ type Answer struct {
 	Status  int    // HTTP
 	Code    string // S3; empty if the answer had no body
 	Message string
+	Region  string // that the bucket is in, where the server names it
 }
 
 func (a Answer) Error() string {
@@ -29,6 +30,9 @@ func (a Answer) Error() string {
 	}
 	if a.Message != "" && a.Message != a.Code {
 		text += ": " + strings.TrimSuffix(a.Message, ".")
+	}
+	if region := a.Region; codes[a.Code] == storage.ErrRegion && region != "" && len(region) < 40 && strings.Trim(region, "abcdefghijklmnopqrstuvwxyz0123456789-") == "" {
+		text += "; it is in " + region
 	}
 	return text
 }
@@ -142,6 +146,7 @@ var codes = map[string]error{
 var statuses = map[int]error{
 	301: storage.ErrRegion,
 	307: storage.ErrRegion,
+	308: storage.ErrRegion,
 	401: storage.ErrCredentials,
 	403: storage.ErrDenied,
 	404: storage.ErrNotExist,
@@ -176,6 +181,10 @@ func answered(a Answer) cause {
 		c.kind = statuses[a.Status]
 	case a.Status >= 500 && a.Status != 501 && a.Status != 505:
 		c.kind, c.again = storage.ErrUnreachable, true
+	case a.Code == "":
+		c.kind = storage.ErrAnswer
+	default:
+		c.kind = storage.ErrRefused
 	}
 	return c
 }
@@ -196,11 +205,16 @@ func saysLocked(a Answer) bool {
 func unanswered(err error) cause {
 	var dns *net.DNSError
 	var cert *tls.CertificateVerificationError
+	var elsewhere *redirected
 	var authority x509.UnknownAuthorityError
 	var host x509.HostnameError
 	switch {
 	case errors.As(err, &cert), errors.As(err, &authority), errors.As(err, &host):
 		return cause{kind: storage.ErrTLS, err: err}
+	case errors.As(err, &elsewhere):
+		return cause{kind: storage.ErrRedirect, err: elsewhere}
+	case errors.Is(err, errNoS3):
+		return cause{kind: storage.ErrAnswer, err: errNoS3}
 	case errors.Is(err, errSpeaksTLS):
 		return cause{kind: storage.ErrUnreachable, err: errSpeaksTLS}
 	case errors.As(err, &dns):

@@ -16,12 +16,25 @@ import (
 // it with a reset, an end, or a line of text, none of which says it.
 var errSpeaksTLS = errors.New("the server speaks TLS, and the location says that it does not")
 
-// Guard makes an HTTP transport tell a plain request to a TLS port from an outage.
+// Guard makes an HTTP transport tell a plain request to a TLS port from an outage,
+// and the answers of an S3 server from those of another.
 func Guard(t *http.Transport) http.RoundTripper { return &guard{t} }
 
 type guard struct{ *http.Transport }
 
 func (g *guard) RoundTrip(r *http.Request) (*http.Response, error) {
+	resp, err := g.plain(r)
+	if err != nil {
+		return resp, err
+	}
+	if err := strange(r, resp); err != nil {
+		resp.Body.Close()
+		return nil, err
+	}
+	return resp, nil
+}
+
+func (g *guard) plain(r *http.Request) (*http.Response, error) {
 	resp, err := g.Transport.RoundTrip(r)
 	if r.URL.Scheme != "http" || g.Proxy != nil && proxied(g.Transport, r) {
 		return resp, err

@@ -295,7 +295,7 @@ func (s *Store) remove(ctx context.Context, name string) error {
 func (s *Store) head(ctx context.Context, key string) (head Head, err error) {
 	err = s.attempt(ctx, func(int) error {
 		head, err = s.bucket.Head(ctx, key)
-		if answer, ok := s.explain(err); !ok || answer.Status >= 500 {
+		if _, answered := s.explain(err); !answered || s.cause(err).again {
 			return err
 		}
 		r, getErr := s.bucket.Open(ctx, key, 0, 0)

@@ -66,6 +66,8 @@ func (s *suite) run(t *testing.T) {
 		"AListingThatBreaksOffGoesOn":            s.cutListing,
 		"ABodyCorruptedOnItsWayIsRefused":        s.corrupted,
 		"AnswersAreUnderstood":                   s.answers,
+		"AYesThatIsNotOfS3IsNone":                s.notOfS3,
+		"ARedirectIsNotFollowed":                 s.redirects,
 		"BucketMissing":                          s.bucketMissing,
 		"CredentialsWrong":                       s.credentialsWrong,
 		"Unreachable":                            s.unreachable,
@@ -334,6 +336,10 @@ func (s *suite) answers(t *testing.T) {
 		{remote.Answer{Status: 400, Code: "AuthorizationHeaderMalformed", Message: "The authorization header is malformed;\nthe region is wrong; expecting 'eu-west-1'."}, storage.ErrRegion},
 		{remote.Answer{Status: 503, Code: "SlowDown", Message: "Please reduce your request rate."}, storage.ErrUnreachable},
 		{remote.Answer{Status: 500}, storage.ErrUnreachable},
+		{remote.Answer{Status: 400}, storage.ErrAnswer},
+		{remote.Answer{Status: 405}, storage.ErrAnswer},
+		{remote.Answer{Status: 405, Code: "MethodNotAllowed", Message: "The specified method is not allowed against this resource."}, storage.ErrRefused},
+		{remote.Answer{Status: 501, Code: "NotImplemented", Message: "A header you provided implies functionality that is not implemented."}, storage.ErrRefused},
 	} {
 		t.Run(fmt.Sprintf("%d%s", c.answer.Status, c.answer.Code), func(t *testing.T) {
 			p.set(func(w http.ResponseWriter, r *http.Request, n int, forward http.Handler) bool {
@@ -369,6 +375,7 @@ func (s *suite) lockedAnswers(t *testing.T, store storage.Store, p *proxy) {
 			if r.Method == http.MethodHead {
 				w.Header().Set("Last-Modified", time.Now().UTC().Format(http.TimeFormat))
 				w.Header().Set("Content-Length", "1")
+				w.Header().Set("ETag", `"x"`)
 				return true
 			}
 			answer(w, a)
