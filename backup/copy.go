@@ -41,6 +41,8 @@ type CopyReport struct {
 	Bytes   int64  `json:"bytes_copied"`
 	Present int    `json:"objects_present"` // were there before
 	State   State  `json:"state"`
+	// Notes are what an operator should look at.
+	Notes []string `json:"notes,omitempty"`
 }
 
 // copyWorkers is how many packs are in memory at a time.
@@ -68,6 +70,7 @@ func Copy(ctx context.Context, from, to storage.Store, id string, o CopyOptions)
 	if err := c.run(ctx); err != nil {
 		return nil, fmt.Errorf("copy %s: %w", s.ID(), err)
 	}
+	c.report.Notes = lockNotes(to, neededBy(s.manifest))
 	return c.report, nil
 }
 

@@ -28,7 +28,7 @@ func WithLock(store storage.Store, mode storage.LockMode, d time.Duration) (stor
 	if !ok {
 		return nil, fmt.Errorf("lock for %s: %w", d, storage.ErrNoLock)
 	}
-	return &lockingStore{Store: store, locker: locker, mode: mode, d: d, until: map[string]time.Time{}}, nil
+	return &lockingStore{Store: store, locker: locker, mode: mode, d: d, until: map[string]time.Time{}, weak: map[string]bool{}}, nil
 }
 
 // maxSlack is the most by which a lock is longer than asked for.
@@ -42,6 +42,7 @@ type lockingStore struct {
 
 	mu    sync.Mutex
 	until map[string]time.Time // of the locks that are known
+	weak  map[string]bool      // whose lock is of mode governance, and compliance was asked for
 }
 
 // Put puts, and locks. An object named by its content that exists already is as
@@ -72,18 +73,20 @@ func (s *lockingStore) extend(ctx context.Context, names []string) error {
 	s.mu.Unlock()
 	until := now.Add(s.d + min(s.d/8, maxSlack))
 	return parallel(ctx, readers, len(short), func(ctx context.Context, i int) error {
-		if err := s.locker.Lock(ctx, short[i], storage.Retention{Mode: s.mode, Until: until}); err != nil {
+		held, err := s.locker.Lock(ctx, short[i], storage.Retention{Mode: s.mode, Until: until})
+		if err != nil {
 			return err
 		}
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		s.until[short[i]] = until
+		s.weak[short[i]] = s.mode == storage.Compliance && held.Mode != s.mode
 		return nil
 	})
 }
 
 // Lock and Retention are those of the store beneath.
-func (s *lockingStore) Lock(ctx context.Context, name string, r storage.Retention) error {
+func (s *lockingStore) Lock(ctx context.Context, name string, r storage.Retention) (storage.Retention, error) {
 	return s.locker.Lock(ctx, name, r)
 }
 
@@ -99,27 +102,79 @@ func extendLocks(ctx context.Context, store storage.Store, names []string) error
 	return nil
 }
 
+// lockNotes says which of a snapshot's objects are locked less firmly than was asked for.
+func lockNotes(store storage.Store, names []string) []string {
+	s, ok := store.(*lockingStore)
+	if !ok {
+		return nil
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	n := 0
+	for _, name := range names {
+		if s.weak[name] {
+			n++
+		}
+	}
+	if n == 0 {
+		return nil
+	}
+	return []string{fmt.Sprintf("%d objects that it needs were locked in mode governance before, and stay so until that lock has ended: who may bypass governance can delete them", n)}
+}
+
+// Locked is the lock that holds on everything that a snapshot needs.
+type Locked struct {
+	ID      string
+	Objects int
+	// Retention is the weakest of their locks: its mode is governance if that of any
+	// is, and none has ended before its end.
+	storage.Retention
+}
+
+// weaken joins the lock on one more object.
+func (l *Locked) weaken(r storage.Retention) {
+	if l.Objects++; l.Objects == 1 || r.Until.Before(l.Until) {
+		l.Until = r.Until
+	}
+	if l.Objects == 1 || r.Mode == storage.Governance {
+		l.Mode = r.Mode
+	}
+}
+
 // Lock keeps everything that a snapshot needs from being deleted until a time: a
-// lock is extended and never shortened. It returns how many objects that are. It
-// may be run again where it stopped. storage.ErrNoLock, ErrNoSnapshot.
-func Lock(ctx context.Context, store storage.Store, id string, r storage.Retention, o OpenOptions) (*Snapshot, int, error) {
+// lock is extended and never shortened, and its mode stays while it holds. It returns
+// the lock that holds then, which may be longer than r, or of mode governance where
+// compliance was asked for. It may be run again where it stopped. storage.ErrNoLock,
+// ErrNoSnapshot.
+func Lock(ctx context.Context, store storage.Store, id string, r storage.Retention, o OpenOptions) (*Locked, error) {
 	locker, ok := store.(storage.Locker)
 	if !ok {
-		return nil, 0, fmt.Errorf("lock: %w", storage.ErrNoLock)
+		return nil, fmt.Errorf("lock: %w", storage.ErrNoLock)
 	}
 	s, err := Open(ctx, store, id, o)
 	if err != nil {
-		return nil, 0, err
+		return nil, err
 	}
+	var mu sync.Mutex
+	l := &Locked{ID: s.ID()}
 	// The manifest is the last: while it can go, so may the others.
 	names := append(neededBy(s.manifest), format.ManifestPath(s.manifest.Sequence))
 	for _, part := range [][]string{names[:len(names)-1], names[len(names)-1:]} {
-		err := parallel(ctx, readers, len(part), func(ctx context.Context, i int) error { return missing(locker.Lock(ctx, part[i], r)) })
+		err := parallel(ctx, readers, len(part), func(ctx context.Context, i int) error {
+			held, err := locker.Lock(ctx, part[i], r)
+			if err != nil {
+				return missing(err)
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			l.weaken(held)
+			return nil
+		})
 		if err != nil {
-			return nil, 0, fmt.Errorf("lock %s: %w", s.ID(), err)
+			return nil, fmt.Errorf("lock %s: %w", s.ID(), err)
 		}
 	}
-	return s, len(names), nil
+	return l, nil
 }
 
 // lockedUntil tells until when a lock keeps an object, as far as the store and

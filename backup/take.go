@@ -657,7 +657,7 @@ func (t *take) commit(ctx context.Context, m *format.Manifest) error {
 func (t *take) report(m *format.Manifest, added []packed) *Report {
 	r := &Report{
 		ID: format.ID(m.Sequence), Unchanged: added == nil && m == t.parent, FullReason: t.fullReason, Objects: m.Root.Count,
-		Keys: m.Live[hsm.KindKey], Root: m.Root, Unsettled: len(m.Unsettled), Started: t.begun, Notes: t.notes, Packs: len(added),
+		Keys: m.Live[hsm.KindKey], Root: m.Root, Unsettled: len(m.Unsettled), Started: t.begun, Notes: slices.Concat(t.notes, lockNotes(t.store, neededBy(m))), Packs: len(added),
 		Coverage: Coverage{Answered: []hsm.HSMID{}, Missing: slices.Clone(t.absent)},
 	}
 	if m.Parent != 0 {

@@ -45,9 +45,10 @@ type Locker interface {
 	// Lock keeps name from being deleted until r.Until: Delete returns ErrLocked.
 	// A lock is extended and never shortened, and the mode of one that holds is not
 	// changed, which takes a right of its own: if the object is locked for as long
-	// already, Lock changes nothing. It returns ErrNotExist if there is no such
-	// object.
-	Lock(ctx context.Context, name string, r Retention) error
+	// already, Lock changes nothing. It returns the lock that holds from then on,
+	// which may be longer than r, or of the other mode. ErrNotExist if there is no
+	// such object.
+	Lock(ctx context.Context, name string, r Retention) (Retention, error)
 	// Retention returns the lock on name, which may have ended; the zero Retention
 	// if there is none. ErrNotExist if there is no such object.
 	Retention(ctx context.Context, name string) (Retention, error)

@@ -29,6 +29,9 @@ func storeKeys(s side) storage.Keys {
 // withLock has the store lock what is put, if --lock-for says so.
 func withLock(cc *cli.Context, store storage.Store) (storage.Store, error) {
 	mode, err := lockMode(cc)
+	if err == nil && cc.IsSet("lock-mode") && !cc.IsSet("lock-for") {
+		err = usagef("--lock-mode locks nothing without --lock-for")
+	}
 	if err != nil || !cc.IsSet("lock-for") {
 		return store, err
 	}
@@ -67,14 +70,22 @@ func (p *program) lockSnapshot(cc *cli.Context, store storage.Store, id string) 
 	if cc.IsSet("for") == cc.IsSet("until") || !until.After(time.Now()) {
 		return usagef("snapshots lock: say --for a time or --until one to come")
 	}
-	s, n, err := backup.Lock(cc.Context, store, id, storage.Retention{Mode: mode, Until: until}, backup.OpenOptions{})
+	l, err := backup.Lock(cc.Context, store, id, storage.Retention{Mode: mode, Until: until}, backup.OpenOptions{})
 	if err != nil {
 		return err
 	}
-	v := lockView{ID: s.ID(), Mode: mode, Until: until.UTC(), Objects: n}
-	return p.result(v, func(w io.Writer) {
+	v := lockView{ID: l.ID, Mode: l.Mode, Until: l.Until.UTC(), Objects: l.Objects}
+	weaker := mode == storage.Compliance && l.Mode != mode
+	err = p.result(v, func(w io.Writer) {
 		fmt.Fprintf(w, "snapshot %s: %d objects are locked (%s) at least until %s\n", v.ID, v.Objects, v.Mode, v.Until.Format(time.RFC3339))
+		if weaker {
+			fmt.Fprintln(w, "some were locked in mode governance before, and stay so until that lock has ended: who may bypass governance can delete them")
+		}
 	})
+	if err == nil && weaker {
+		return errPrinted
+	}
+	return err
 }
 
 // copyView is what copy --all --json prints.
@@ -180,4 +191,5 @@ func printCopy(w io.Writer, r *backup.CopyReport) {
 		what = "was there already, whole"
 	}
 	fmt.Fprintf(w, "snapshot %s %s\n", r.ID, what)
+	printNotes(w, r.Notes)
 }

@@ -20,25 +20,26 @@ type LockBucket interface {
 const lockSecond = time.Second
 
 // Lock implements storage.Locker.
-func (s *Store) Lock(ctx context.Context, name string, r storage.Retention) error {
-	return s.wrap("lock", name, s.lock(ctx, name, r))
+func (s *Store) Lock(ctx context.Context, name string, r storage.Retention) (storage.Retention, error) {
+	held, err := s.lock(ctx, name, r)
+	return held, s.wrap("lock", name, err)
 }
 
-func (s *Store) lock(ctx context.Context, name string, r storage.Retention) error {
+func (s *Store) lock(ctx context.Context, name string, r storage.Retention) (storage.Retention, error) {
 	b, ok := s.bucket.(LockBucket)
 	if !ok {
-		return storage.ErrNoLock
+		return storage.Retention{}, storage.ErrNoLock
 	}
 	now, err := s.retention(ctx, name)
 	if err != nil {
-		return err
+		return storage.Retention{}, err
 	}
 	r.Until = r.Until.UTC().Truncate(lockSecond).Add(lockSecond)
 	set, changes := now.Extend(r)
 	if !changes {
-		return nil
+		return now, nil
 	}
-	return s.attempt(ctx, func(int) error { return s.noLock(b.SetRetention(ctx, s.prefix+name, set)) })
+	return set, s.attempt(ctx, func(int) error { return s.noLock(b.SetRetention(ctx, s.prefix+name, set)) })
 }
 
 // Retention implements storage.Locker.

@@ -36,8 +36,12 @@ func (s *suite) locks(t *testing.T) {
 		{storage.Retention{Mode: storage.Governance, Until: hour}, storage.Retention{Mode: storage.Governance, Until: day}}, // not shortened
 		{storage.Retention{Mode: storage.Compliance, Until: hour}, storage.Retention{Mode: storage.Governance, Until: day}}, // its mode stays
 	} {
-		if err := locker.Lock(ctx, "a", step.set); err != nil {
+		held, err := locker.Lock(ctx, "a", step.set)
+		if err != nil {
 			t.Fatalf("%+v: %v", step.set, err)
+		}
+		if held.Mode != step.want.Mode || held.Until.Before(step.want.Until) || held.Until.After(step.want.Until.Add(2*time.Second)) {
+			t.Errorf("%+v: it says that %+v holds, want %+v", step.set, held, step.want)
 		}
 		want(step.want.Mode, step.want.Until)
 	}
@@ -46,8 +50,9 @@ func (s *suite) locks(t *testing.T) {
 	if err := store.Delete(ctx, "free"); err != nil {
 		t.Error(err)
 	}
-	s.wantErr(t, "lock", locker.Lock(ctx, "missing", storage.Retention{Mode: storage.Governance, Until: hour}), storage.ErrNotExist)
-	_, err := locker.Retention(ctx, "missing")
+	_, err := locker.Lock(ctx, "missing", storage.Retention{Mode: storage.Governance, Until: hour})
+	s.wantErr(t, "lock", err, storage.ErrNotExist)
+	_, err = locker.Retention(ctx, "missing")
 	s.wantErr(t, "lock", err, storage.ErrNotExist)
 }
 
@@ -55,7 +60,8 @@ func (s *suite) noLocks(t *testing.T) {
 	store := s.open(t)
 	put(t, store, "a", "free")
 	locker := store.(storage.Locker)
-	s.wantErr(t, "lock", locker.Lock(t.Context(), "a", storage.Retention{Mode: storage.Governance, Until: time.Now().Add(time.Hour)}), storage.ErrNoLock)
+	_, err := locker.Lock(t.Context(), "a", storage.Retention{Mode: storage.Governance, Until: time.Now().Add(time.Hour)})
+	s.wantErr(t, "lock", err, storage.ErrNoLock)
 	if err := store.Delete(t.Context(), "a"); err != nil {
 		t.Error(err)
 	}
