@@ -153,14 +153,16 @@ func (c *Cluster) createFirst(ctx context.Context, r hsm.CreateRequest, p Policy
 			return hsm.Created{}, nil, hsm.OpID{}, errors.Join(last, err)
 		}
 		op := newOp()
+		var in hsm.Session
 		made, err := call(ctx, creator, p.Timeout/2, func(ctx context.Context, s hsm.Session) (hsm.Created, error) {
+			in = s
 			return s.Create(ctx, op, r)
 		})
 		if err == nil {
 			return made, creator, op, nil
 		}
 		if away(err) || ctx.Err() != nil {
-			c.abortLater(ctx, creator, op, r.Lease)
+			c.callOff(ctx, creator, in, op, r)
 		}
 		lacks := r.Key != 0 && errors.Is(err, hsm.ErrNotFound)
 		if ctx.Err() != nil || !away(err) && !errors.Is(err, hsm.ErrFull) && !errors.Is(err, hsm.ErrFuture) && !lacks {
@@ -172,6 +174,18 @@ func (c *Cluster) createFirst(ctx context.Context, r hsm.CreateRequest, p Policy
 		passed[creator], last = true, err
 	}
 	return hsm.Created{}, nil, hsm.OpID{}, last
+}
+
+// callOff sees to it that nothing stays of what an HSM may have made without its answer
+// having come.
+func (c *Cluster) callOff(ctx context.Context, creator *remote, in hsm.Session, op hsm.OpID, r hsm.CreateRequest) {
+	switch {
+	case in == nil: // it was not asked
+	case r.Token:
+		c.abortLater(ctx, creator, op, r.Lease)
+	default:
+		creator.disown(in, op)
+	}
 }
 
 func newOp() hsm.OpID {

@@ -8,11 +8,38 @@ import (
 )
 
 // discards are session keys of one session that nobody wants any more, and that its HSM
-// could not be told to destroy yet. The HSM bounds how many there can be.
+// could not be told to destroy yet: known by their references, or by the operations that
+// may have made them, where the answer was lost. The HSM bounds how many keys there can
+// be; creations under way when it went away, how many operations.
 type discards struct {
 	mu      sync.Mutex
 	refs    []hsm.KeyRef
+	ops     []hsm.OpID
 	running bool
+}
+
+// take takes one off the list: ref, or if that is 0 op.
+func (d *discards) take() (ref hsm.KeyRef, op hsm.OpID, ok bool) {
+	switch n, m := len(d.refs), len(d.ops); {
+	case n > 0:
+		ref, d.refs = d.refs[n-1], d.refs[:n-1]
+	case m > 0:
+		op, d.ops = d.ops[m-1], d.ops[:m-1]
+	default:
+		return 0, op, false
+	}
+	return ref, op, true
+}
+
+// put puts back what take took.
+func (d *discards) put(ref hsm.KeyRef, op hsm.OpID) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if ref != 0 {
+		d.refs = append(d.refs, ref)
+	} else {
+		d.ops = append(d.ops, op)
+	}
 }
 
 // Discard destroys a session key that nobody uses any more. If its HSM is away, that
@@ -32,11 +59,22 @@ func (c *Cluster) Discard(ctx context.Context, ref hsm.KeyRef) {
 	if l == nil || err == nil || !away(err) && ctx.Err() == nil {
 		return
 	}
-	l.discards.mu.Lock()
-	l.discards.refs = append(l.discards.refs, ref)
-	l.discards.mu.Unlock()
-	if l.up.Load() { // it was back before the key was noted
-		holder.discard(l)
+	holder.discardLater(l, ref, hsm.OpID{})
+}
+
+// disown has the session keys destroyed that an operation may have made in a session of
+// this HSM, whose answer did not come.
+func (r *remote) disown(in hsm.Session, op hsm.OpID) {
+	if l := r.link.Load(); l != nil && l.session == in { // otherwise they have ended with it
+		r.discardLater(l, 0, op)
+	}
+}
+
+// discardLater notes what is to be destroyed as soon as the HSM answers in the session.
+func (r *remote) discardLater(l *link, ref hsm.KeyRef, op hsm.OpID) {
+	l.discards.put(ref, op)
+	if l.up.Load() { // it is back already
+		r.discard(l)
 	}
 }
 
@@ -44,7 +82,7 @@ func (c *Cluster) Discard(ctx context.Context, ref hsm.KeyRef) {
 func (r *remote) discard(l *link) {
 	l.discards.mu.Lock()
 	defer l.discards.mu.Unlock()
-	if l.discards.running || len(l.discards.refs) == 0 {
+	if l.discards.running || len(l.discards.refs)+len(l.discards.ops) == 0 {
 		return
 	}
 	l.discards.running = r.c.background(func(ctx context.Context) { r.discardAll(ctx, l) })
@@ -54,22 +92,26 @@ func (r *remote) discard(l *link) {
 func (r *remote) discardAll(ctx context.Context, l *link) {
 	for {
 		l.discards.mu.Lock()
-		n := len(l.discards.refs)
-		if n == 0 || r.current() != l || ctx.Err() != nil {
+		if r.current() != l || ctx.Err() != nil {
 			l.discards.running = false
 			l.discards.mu.Unlock()
 			return
 		}
-		ref := l.discards.refs[n-1]
-		l.discards.refs = l.discards.refs[:n-1]
+		ref, op, ok := l.discards.take()
+		l.discards.running = ok
 		l.discards.mu.Unlock()
-		_, err := call(ctx, r, r.c.timing.call, func(ctx context.Context, s hsm.Session) (hsm.MaskedObject, error) {
-			return s.Change(ctx, hsm.Change{Kind: hsm.ChangeDestroy, Ref: ref})
+		if !ok {
+			return
+		}
+		_, err := call(ctx, r, r.c.timing.call, func(ctx context.Context, s hsm.Session) (struct{}, error) {
+			if ref == 0 {
+				return struct{}{}, s.Abort(ctx, op)
+			}
+			_, err := s.Change(ctx, hsm.Change{Kind: hsm.ChangeDestroy, Ref: ref})
+			return struct{}{}, err
 		})
 		if away(err) || ctx.Err() != nil {
-			l.discards.mu.Lock()
-			l.discards.refs = append(l.discards.refs, ref)
-			l.discards.mu.Unlock()
+			l.discards.put(ref, op)
 			continue // as above, unless it is back already
 		}
 		r.c.coverage.forget(ref)

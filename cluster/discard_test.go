@@ -1,6 +1,8 @@
 package cluster
 
 import (
+	"errors"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -67,4 +69,52 @@ func TestDiscardReachesAnHSMThatWasAway(t *testing.T) {
 		t.Errorf("%d session keys are there after the HSM started again", n)
 	}
 	c.Discard(t.Context(), keys[4]) // is not there
+}
+
+// TestLostSessionKeysAreDestroyed: session keys whose creation is answered when nobody
+// hears it are destroyed once the HSM answers again, in the same session; the caller
+// gets a key of another HSM.
+func TestLostSessionKeysAreDestroyed(t *testing.T) {
+	w := newWorld(t, 2, 1, false)
+	c := w.open(asUser)
+	w.awaitUp(c)
+	request := ec()
+	request.Token = false
+	var loses atomic.Int32
+	var lost atomic.Pointer[box]
+	w.setFaults(func(b *box, call string) fault {
+		if call == "Create" && loses.Add(-1) >= 0 {
+			lost.Store(b)
+			return lose
+		}
+		return pass
+	})
+	onlyWanted := func(want int) {
+		t.Helper()
+		n := -1
+		for end := time.Now().Add(time.Minute); n != want && time.Now().Before(end); time.Sleep(time.Millisecond) {
+			n = 0
+			w.awaitUp(c)
+			for _, err := range c.Keys(t.Context(), hsm.Filter{}) {
+				if err != nil {
+					t.Fatal(err)
+				}
+				n++
+			}
+		}
+		if n != want {
+			t.Errorf("%d session keys are there, want %d", n, want)
+		}
+	}
+	loses.Store(1)
+	made, err := c.Create(t.Context(), request, Policy{})
+	if err != nil || lost.Load() == nil || made.Coverage[0] == lost.Load().member.ID {
+		t.Fatalf("made %v, %v", made, err)
+	}
+	onlyWanted(2)
+	loses.Store(2)
+	if _, err := c.Create(t.Context(), request, Policy{}); !errors.Is(err, hsm.ErrUnavailable) {
+		t.Errorf("made on nobody: %v", err)
+	}
+	onlyWanted(2)
 }

@@ -131,7 +131,8 @@ type Provisional interface {
 	// Abort destroys its objects, leaving tombstones: for the crypto user who owns
 	// them, if they were born in op, within an hour of the commit, and whether
 	// they are destroyable or not. Otherwise it is ErrDenied, and op stays
-	// committed.
+	// committed. Session keys that this session made under op are gone, or are not
+	// made any more.
 	Abort(ctx context.Context, op OpID) error
 	// Resolve tells the state of op. It is a promise: when the lease is over, or
 	// the HSM never heard of op, the HSM marks op aborted and answers OpAborted,

@@ -2,6 +2,7 @@ package pkcs11
 
 import (
 	"bytes"
+	"errors"
 	"strings"
 	"testing"
 
@@ -279,4 +280,37 @@ func TestPasswordIsChanged(t *testing.T) {
 	other.want(ck.PinIncorrect, rpc.Login, s2, ck.UserUser, []byte(bobPIN))
 	other.call(rpc.Login, s2, ck.UserUser, []byte("bob:another-password"))
 	a.aes(s)
+}
+
+// An HSM holds so many session keys of a login and no more: the device is full, say the
+// calls that make keys, until one is destroyed.
+func TestTooManySessionKeys(t *testing.T) {
+	w := newWorld(t, 1, cluster.Policy{MinCopies: 1})
+	a := w.app()
+	s := a.session(bobPIN)
+	var key uint64
+	generate := func() (rv ck.RV) {
+		out, err := a.Call(t.Context(), rpc.GenerateKey, []any{s, mech(ck.GenericSecretGen), []rpc.Attribute{attr(ck.ValueLen, 16)}})
+		switch {
+		case err == nil:
+			key = out[0].(uint64)
+		case !errors.As(err, &rv):
+			t.Fatal(err)
+		}
+		return rv
+	}
+	made, rv := 0, ck.OK
+	for ; rv == ck.OK && made <= 20_000; made++ {
+		rv = generate()
+	}
+	if rv != ck.DeviceMemory || made < 16_000 {
+		t.Fatalf("%v after %d session keys, want %v", rv, made, ck.DeviceMemory)
+	}
+	a.want(ck.DeviceMemory, rpc.GenerateKeyPair, s, mech(ck.ECKeyPairGen), []rpc.Attribute{attr(ck.ECParams, curveDER("secp256r1"))}, []rpc.Attribute{attr(ck.Sign, true)})
+	a.want(ck.DeviceMemory, rpc.CopyObject, s, key, []rpc.Attribute{})
+	a.want(ck.DeviceMemory, rpc.CreateObject, s, []rpc.Attribute{attr(ck.Class, ck.ObjectSecretKey), attr(ck.KeyType, ck.KeyGeneric), attr(ck.Value, make([]byte, 16))})
+	a.call(rpc.DestroyObject, s, key)
+	if rv := generate(); rv != ck.OK {
+		t.Errorf("%v after one was destroyed", rv)
+	}
 }

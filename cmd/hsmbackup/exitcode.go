@@ -104,7 +104,7 @@ var verdicts = []verdict{
 	{hsm.ErrNotFound, "not_found", exitFailed, "key list and user list show what there is for this login"},
 	{hsm.ErrExist, "exists", exitRefused, "choose another name"},
 	{hsm.ErrCrypto, "crypto", exitFailed, "the data, the key or the mechanism is another one"},
-	{hsm.ErrFull, "full", exitFailed, "free space on the HSM's disk"},
+	{hsm.ErrFull, "full", exitFailed, "free space on the HSM's disk, or destroy session keys"},
 	{backup.ErrCoverage, "coverage", exitRefused, "start the missing HSMs (cluster info shows them), or take the snapshot without --require-all"},
 	{backup.ErrOccupied, "occupied", exitRefused, backup.Hint(backup.ErrOccupied)},
 	{backup.ErrRetention, "retention", exitRefused, backup.Hint(backup.ErrRetention)},

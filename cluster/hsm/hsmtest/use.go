@@ -138,6 +138,20 @@ func testSessionKeys(w *world) {
 	w.must(s.Change(n.ctx(), hsm.Change{Kind: hsm.ChangeDestroy, Ref: pair.Keys[0].Ref}))
 	_, err = s.Key(n.ctx(), pair.Keys[0].Ref)
 	w.want("a destroyed session key", err, hsm.ErrNotFound)
+	w.ok(s.Abort(n.ctx(), hsm.OpID{9})) // before it arrives
+	_, err = s.Create(n.ctx(), hsm.OpID{9}, r)
+	w.want("a session key of an aborted operation", err, hsm.ErrOp)
+	lost, err := s.Create(n.ctx(), hsm.OpID{8}, r)
+	w.ok(err)
+	w.ok(n.set(s, lost.Keys[0].Ref, "label", "changed"))
+	w.ok(other.Abort(n.ctx(), hsm.OpID{8})) // not its own
+	if !w.visible(s, lost.Keys[0].Ref) {
+		w.Error("a session key was aborted by another session")
+	}
+	w.ok(s.Abort(n.ctx(), hsm.OpID{8}))
+	_, err = s.Key(n.ctx(), lost.Keys[0].Ref)
+	w.want("an aborted session key", err, hsm.ErrNotFound)
+	w.want("the others", encrypt(s), nil)
 	w.ok(s.Close())
 	w.want("use after the session", encrypt(s), hsm.ErrSession)
 	w.want("use after the session in another", encrypt(n.user(alice)), hsm.ErrNotFound)

@@ -184,6 +184,6 @@ func (s *session) changeSessionKey(c hsm.Change) error {
 		delete(s.keys, c.Ref)
 		return nil
 	}
-	s.keys[c.Ref] = &sessionKey{entry: newEntry(r, hsm.Digest{})}
+	s.keys[c.Ref] = &sessionKey{entry: newEntry(r, hsm.Digest{}), op: k.op}
 	return nil
 }

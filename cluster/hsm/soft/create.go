@@ -44,7 +44,7 @@ func (s *session) Create(ctx context.Context, op hsm.OpID, r hsm.CreateRequest) 
 		if r.Token {
 			made, err = s.prepareNew(op, r, recs, nil)
 		} else {
-			made, err = s.keepAll(recs)
+			made, err = s.keepAll(op, recs)
 		}
 		return err
 	})
@@ -234,14 +234,14 @@ func (b newborn) rememberBirth(r *hsm.Record) {
 }
 
 // keepAll keeps new keys as session keys.
-func (s *session) keepAll(recs []*hsm.Record) (hsm.Created, error) {
+func (s *session) keepAll(op hsm.OpID, recs []*hsm.Record) (hsm.Created, error) {
 	var made hsm.Created
 	var keys []*sessionKey
 	for _, r := range recs {
-		k := &sessionKey{entry: newEntry(r, hsm.Digest{})}
+		k := &sessionKey{entry: newEntry(r, hsm.Digest{}), op: op}
 		keys, made.Keys = append(keys, k), append(made.Keys, k.info())
 	}
-	if err := s.keep(keys...); err != nil {
+	if err := s.keep(op, keys...); err != nil {
 		return hsm.Created{}, err
 	}
 	return made, nil

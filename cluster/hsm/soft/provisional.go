@@ -305,6 +305,9 @@ func (s *session) Abort(ctx context.Context, op hsm.OpID) (err error) {
 	}
 	defer done()
 	defer func() { s.audit(ctx, "abort", 0, fmt.Sprintf("op %x", op), err) }()
+	if s.abortKeys(op) {
+		return nil
+	}
 	h := s.h
 	defer h.ops.lock(op)()
 	p, m, err := s.own(op)

@@ -22,6 +22,9 @@ type session struct {
 	over bool
 	keys map[hsm.KeyRef]*sessionKey
 	made []byte // the password verifier that this session set last
+	// off are operations that were aborted and had made no session key here, the last
+	// of them.
+	off []hsm.OpID
 	// uses is read-locked while key material is in use, so that Close wipes
 	// nothing that is.
 	uses sync.RWMutex
@@ -30,6 +33,7 @@ type session struct {
 // sessionKey is a key that lives in this session only.
 type sessionKey struct {
 	entry *entry
+	op    hsm.OpID // it was made under
 }
 
 // userSession starts a session for a user who has logged in.
@@ -201,15 +205,18 @@ func (s *session) sessionKeys() []*sessionKey {
 	return keys
 }
 
-// keep adds session keys. ErrSession if the session ended meanwhile.
-func (s *session) keep(keys ...*sessionKey) error {
+// keep adds the session keys of an operation. ErrSession if the session ended
+// meanwhile, ErrOp if the operation was aborted, ErrFull if there are too many keys.
+func (s *session) keep(op hsm.OpID, keys ...*sessionKey) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.over {
+	switch {
+	case s.over:
 		return fmt.Errorf("%w: log in again", hsm.ErrSession)
-	}
-	if len(s.keys)+len(keys) > maxSessionKeys {
-		return fmt.Errorf("%w: this session has %d session keys, at most %d; close it or destroy some", hsm.ErrDenied, len(s.keys), maxSessionKeys)
+	case slices.Contains(s.off, op):
+		return fmt.Errorf("%w: %x was aborted before its session keys were made", hsm.ErrOp, op)
+	case len(s.keys)+len(keys) > maxSessionKeys:
+		return fmt.Errorf("%w: this session has %d session keys, at most %d; close it or destroy some", hsm.ErrFull, len(s.keys), maxSessionKeys)
 	}
 	for _, k := range keys {
 		s.keys[k.entry.rec.Ref] = k
@@ -220,6 +227,30 @@ func (s *session) keep(keys ...*sessionKey) error {
 // maxSessionKeys bounds the memory of one session: the keys that CloudHSM's
 // larger HSM holds in all (cloudhsm.md §2.6).
 const maxSessionKeys = 16_666
+
+// maxOff bounds session.off: calls that were under way when their caller gave up, and
+// reach the HSM after their end.
+const maxOff = 256
+
+// abortKeys destroys the session keys that were made under an operation, and tells
+// whether there were any. If not, none will be.
+func (s *session) abortKeys(op hsm.OpID) (any bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for ref, k := range s.keys {
+		if k.op == op {
+			delete(s.keys, ref)
+			any = true
+		}
+	}
+	if !any && s.isUser() && !slices.Contains(s.off, op) {
+		if len(s.off) == maxOff {
+			s.off = slices.Delete(s.off, 0, 1)
+		}
+		s.off = append(s.off, op)
+	}
+	return any
+}
 
 func (s *session) forget(ref hsm.KeyRef) {
 	s.mu.Lock()
