@@ -34,10 +34,11 @@ func cpuTime(tb testing.TB, pids ...int) time.Duration {
 }
 
 // reportCPU reports what the servers spend for an operation while f runs b.N of
-// them.
+// them, and what this process does.
 func reportCPU(b *testing.B, pids []int, f func()) {
 	b.Helper()
-	before := cpuTime(b, pids...)
+	before, own := cpuTime(b, pids...), cpuTime(b, os.Getpid())
 	f()
 	b.ReportMetric(float64((cpuTime(b, pids...)-before).Microseconds())/float64(b.N), "server-cpu-µs/op")
+	b.ReportMetric(float64((cpuTime(b, os.Getpid())-own).Microseconds())/float64(b.N), "own-cpu-µs/op")
 }
