@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math"
 	"net"
+	"runtime"
 	"sync"
 	"time"
 
@@ -150,7 +151,7 @@ func (a *answering) leave(gone []uint64) {
 
 // run does one call and sends its answer.
 func (a *answering) run(ctx context.Context, p *pb.Call) {
-	out := a.service.answer(ctx, p)
+	out := a.do(ctx, p)
 	b, err := proto.Marshal(out)
 	if err != nil { // a text that is none; failures have none such
 		b, _ = proto.Marshal(&pb.Answer{Id: p.GetId(), Failure: a.service.server.failure("Calls", err)})
@@ -165,6 +166,14 @@ func (a *answering) run(ctx context.Context, p *pb.Call) {
 	a.mu.Unlock()
 }
 
+func (a *answering) do(ctx context.Context, p *pb.Call) *pb.Answer {
+	if slow := &a.service.server.slow; !quick(p) && p.GetCommit() == nil {
+		slow.Add(1)
+		defer slow.Add(-1)
+	}
+	return a.service.answer(ctx, p)
+}
+
 // live answers an empty frame.
 func (a *answering) live() {
 	a.mu.Lock()
@@ -176,15 +185,23 @@ func (a *answering) live() {
 // sendLocked sends answers until there are none, unless somebody does already. Each
 // takes room until it is sent, so that those which a caller does not read do not pile
 // up. If the connection is broken they are lost, as their callers know. It gives up
-// a.mu while it writes.
+// a.mu while it writes, and before: many calls end at once, such as the commits of one
+// durable step, and those that are about to be done share the frame, unless a slow call
+// could keep the processor from them.
 func (a *answering) sendLocked() {
 	if a.sending {
 		return
 	}
 	a.sending = true
+	if a.under > 1 && a.service.server.slow.Load() == 0 {
+		a.mu.Unlock()
+		runtime.Gosched()
+		a.mu.Lock()
+	}
 	for len(a.queue) > 0 || a.pong {
 		b, n := a.frame()
 		a.mu.Unlock()
+		a.service.server.settle()
 		a.conn.Write(b)
 		for range n {
 			<-a.room

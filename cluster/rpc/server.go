@@ -10,6 +10,7 @@ import (
 	"runtime"
 	"runtime/debug"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc"
@@ -26,12 +27,14 @@ type Server struct {
 	modules func(pki.Identity) hsm.Module
 	log     *slog.Logger
 	observe Observer
+	settle  func()
 	join    func(context.Context, string, JoinRequest) (JoinReply, error)
 	most    int
 	gate    gate
 	stop    sync.Once
 	over    chan struct{} // closed when sessions are to end
 	jobs    chan func()   // calls for the workers
+	slow    atomic.Int64  // calls under way that may compute for long
 	conns   connections
 	lines   lines
 
@@ -50,6 +53,10 @@ type ServerOption func(*Server)
 // WithObserver sets the observer.
 func WithObserver(o Observer) ServerOption { return func(s *Server) { s.observe = o } }
 
+// WithSettle sets what is called before answers leave, once for all that leave
+// together. It must be safe for concurrent use.
+func WithSettle(f func()) ServerOption { return func(s *Server) { s.settle = f } }
+
 // WithLogger sets where refused connections and internal errors are logged;
 // otherwise it is slog.Default.
 func WithLogger(l *slog.Logger) ServerOption { return func(s *Server) { s.log = l } }
@@ -63,7 +70,7 @@ func WithMaxSessions(n int) ServerOption { return func(s *Server) { s.most = n }
 // it, or nil to turn the caller away (hsm.ErrDenied). The server does not close
 // what modules returns.
 func NewServer(modules func(pki.Identity) hsm.Module, cfg *tls.Config, opts ...ServerOption) *Server {
-	s := &Server{modules: modules, log: slog.Default(), observe: func(string, time.Duration, string) {}, most: MaxSessions, over: make(chan struct{}), jobs: make(chan func())}
+	s := &Server{modules: modules, log: slog.Default(), observe: func(string, time.Duration, string) {}, settle: func() {}, most: MaxSessions, over: make(chan struct{}), jobs: make(chan func())}
 	for _, o := range opts {
 		o(s)
 	}
@@ -145,7 +152,9 @@ func (s *Server) stream(srv any, stream grpc.ServerStream, info *grpc.StreamServ
 
 // call runs one operation: gate, panic guard, observer, error mapping.
 func (s *Server) call(name string, f func() error) error {
-	return s.status(name, s.within(name, f))
+	err := s.within(name, f)
+	s.settle()
+	return s.status(name, err)
 }
 
 // within is call without the mapping of the error.

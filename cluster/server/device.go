@@ -85,7 +85,19 @@ func (d *device) recordCall(ctx context.Context, event string, who hsm.Principal
 	if outcome != nil {
 		e.Result = outcome.Error()
 	}
-	if err := d.audit.Append(e); err != nil {
+	write := d.audit.Append
+	if event == "create" || event == "commit" { // which come in crowds
+		write = d.audit.Note
+	}
+	d.recorded(event, write(e))
+}
+
+// settle has the audit log written as far as it is noted. It is called before
+// anybody is told of what happened.
+func (d *device) settle() { d.recorded("", d.audit.Flush()) }
+
+func (d *device) recorded(event string, err error) {
+	if err != nil {
 		d.log.Error("the audit log cannot be written; keys, users, settings and members are not changed until it can", "hsm", d.id.String(), "event", event, "error", err)
 	}
 }

@@ -168,7 +168,7 @@ func (s *Server) listen(folder string) error {
 	if s.options.Network != nil {
 		return nil
 	}
-	options := []rpc.ServerOption{rpc.WithLogger(s.options.Log), rpc.WithJoin(s.admit)}
+	options := []rpc.ServerOption{rpc.WithLogger(s.options.Log), rpc.WithJoin(s.admit), rpc.WithSettle(s.device.settle)}
 	if address := cmp.Or(s.options.Metrics, s.config.Metrics); address != "" {
 		observe, err := s.watch(address)
 		if err != nil {

@@ -9,11 +9,6 @@
 package audit
 
 import (
-	"bufio"
-	"bytes"
-	"crypto/sha256"
-	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -64,9 +59,12 @@ type file interface {
 // Log appends entries. It is safe for concurrent use.
 //
 // Append returns once the entry is handed to the operating system: it survives
-// a crash of the process. It is on disk within syncEvery, so that logging does
-// not cost every key an fsync; a power loss may cost the entries of that time,
-// never the chain.
+// a crash of the process. Note leaves that to the next Flush, so that entries of
+// calls that end together are handed over together; whoever uses it flushes before
+// anybody is told of what was noted. What is noted is handed over after syncEvery
+// at the latest, and what was handed over is on disk within syncEvery, so that
+// logging does not cost every key an fsync; a power loss may cost the entries of
+// that time, never the chain.
 //
 // An entry that cannot be written, on a full disk for instance, is lost and
 // counted. As soon as the log can be written again it says so in an entry of its
@@ -76,13 +74,11 @@ type file interface {
 type Log struct {
 	mu      sync.Mutex
 	f       file
-	size    int64 // of whole entries
-	seq     uint64
-	reboot  uint64
-	last    string
-	line    []byte // room for one
+	written state
+	next    state  // once what is noted is written too
+	noted   []byte // lines
 	dirty   bool
-	failed  error  // why the last entry was not written
+	failed  error  // why the last entry was not written; then nothing is noted
 	lost    uint64 // entries since
 	allLost uint64 // entries since the log was opened
 	dead    error  // why none will be
@@ -92,6 +88,9 @@ type Log struct {
 	stopped chan struct{}
 	now     func() time.Time
 }
+
+// maxNoted bounds what waits to be written.
+const maxNoted = 64 << 10
 
 // Open opens or creates the log at path and notes the start of the HSM. A last
 // line torn by a power loss is cut off; any other damage is ErrBroken.
@@ -113,7 +112,6 @@ func open(f file, now func() time.Time) (*Log, error) {
 	if err := l.resume(); err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
-	l.reboot++
 	go l.syncLoop()
 	if err := l.Append(Entry{Event: "start"}); err != nil {
 		return nil, errors.Join(err, l.Close())
@@ -122,20 +120,21 @@ func open(f file, now func() time.Time) (*Log, error) {
 }
 
 func (l *Log) resume() error {
-	state, err := check(l.f, nil)
-	if err != nil {
+	var err error
+	if l.written, err = check(l.f, nil); err != nil {
 		return err
 	}
-	l.seq, l.reboot, l.last, l.size = state.seq, state.reboot, state.last, state.size
+	l.written.reboot++
+	l.next = l.written
 	return l.rewind()
 }
 
 // rewind cuts off what is not a whole entry.
 func (l *Log) rewind() error {
-	if err := l.f.Truncate(l.size); err != nil {
+	if err := l.f.Truncate(l.written.size); err != nil {
 		return err
 	}
-	_, err := l.f.Seek(l.size, io.SeekStart)
+	_, err := l.f.Seek(l.written.size, io.SeekStart)
 	return err
 }
 
@@ -144,16 +143,28 @@ func (l *Log) rewind() error {
 func (l *Log) Append(e Entry) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	err := l.heal()
-	if err == nil {
-		err = l.write(e)
+	if err := l.note(e); err != nil {
+		return err
 	}
-	if err != nil {
-		l.failed = err
-		l.lost++
-		l.allLost++
+	return l.flush()
+}
+
+// Note is Append, but for that the entry is written by the next call of another
+// method, or soon after.
+func (l *Log) Note(e Entry) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if err := l.note(e); err != nil || len(l.noted) < maxNoted {
+		return err
 	}
-	return err
+	return l.flush()
+}
+
+// Flush writes what was noted. An error means that it is lost.
+func (l *Log) Flush() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.flush()
 }
 
 // Ready tells whether the next entry can be written, as far as that is known:
@@ -176,28 +187,73 @@ func (l *Log) heal() error {
 	if err := l.rewind(); err != nil {
 		return fmt.Errorf("audit log: %w", err)
 	}
-	if err := l.write(Entry{Event: "lost", Detail: fmt.Sprintf("%d entries", l.lost), Result: l.failed.Error()}); err != nil {
+	if err := l.add(Entry{Event: "lost", Detail: fmt.Sprintf("%d entries", l.lost), Result: l.failed.Error()}); err != nil {
+		return err
+	}
+	if err := l.write(); err != nil {
 		return err
 	}
 	l.failed, l.lost = nil, 0
 	return nil
 }
 
-func (l *Log) write(e Entry) error {
-	e.Sequence, e.Time, e.Reboot, e.Previous = l.seq+1, l.now().UTC(), l.reboot, l.last
+func (l *Log) note(e Entry) error {
+	err := l.heal()
+	if err == nil {
+		err = l.add(e)
+	}
+	if err != nil {
+		l.lose(1, err)
+	}
+	return err
+}
+
+func (l *Log) flush() error {
+	n := l.next.seq - l.written.seq
+	if n == 0 {
+		return nil
+	}
+	err := l.write()
+	if err != nil {
+		l.lose(n, err)
+	}
+	return err
+}
+
+func (l *Log) lose(entries uint64, why error) {
+	l.failed = why
+	l.lost += entries
+	l.allLost += entries
+}
+
+// add appends an entry to what is noted, or fails and leaves that as it is.
+func (l *Log) add(e Entry) error {
+	e.Sequence, e.Time, e.Reboot, e.Previous = l.next.seq+1, l.now().UTC(), l.next.reboot, l.next.last
 	e.Name, e.Detail, e.Application, e.Result = cut(e.Name), cut(e.Detail), cut(e.Application), cut(e.Result)
 	if e.Result == "" {
 		e.Result = "ok"
 	}
-	line, err := e.appendJSON(l.line[:0])
+	noted, err := e.appendJSON(l.noted)
 	if err != nil {
 		return fmt.Errorf("audit log: %w", err)
 	}
-	l.line = append(line, '\n')
-	if _, err := l.f.Write(l.line); err != nil {
+	line := noted[len(l.noted):]
+	l.next = state{seq: e.Sequence, reboot: e.Reboot, last: hashLine(line), size: l.next.size + int64(len(line)) + 1}
+	l.noted = append(noted, '\n')
+	return nil
+}
+
+// write writes what is noted. If that fails the log ends where it did before.
+func (l *Log) write() error {
+	_, err := l.f.Write(l.noted)
+	if l.noted = l.noted[:0]; cap(l.noted) > 2*maxNoted {
+		l.noted = nil
+	}
+	if err != nil {
+		l.next = l.written
 		return fmt.Errorf("audit log: %w", err)
 	}
-	l.seq, l.last, l.dirty, l.size = e.Sequence, hashLine(line), true, l.size+int64(len(line))+1
+	l.written, l.dirty = l.next, true
 	return nil
 }
 
@@ -213,7 +269,8 @@ func cut(s string) string {
 func (l *Log) Head() (uint64, string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.seq, l.last
+	_ = l.flush() // what is lost is counted
+	return l.written.seq, l.written.last
 }
 
 // Lost returns how many entries could not be written since the log was opened.
@@ -240,6 +297,7 @@ func (l *Log) syncLoop() {
 
 func (l *Log) sync() {
 	l.mu.Lock()
+	_ = l.flush() // what is lost is counted
 	dirty := l.dirty
 	l.dirty = false
 	l.mu.Unlock()
@@ -263,52 +321,4 @@ func (l *Log) Close() error {
 		l.closed = errors.Join(l.failed, l.dead, l.f.Close())
 	})
 	return l.closed
-}
-
-// Read yields every entry in order while checking the chain; it ends with
-// ErrBroken, naming the line, where the chain does not hold. A torn last line
-// is left out.
-func Read(r io.Reader, each func(Entry) error) error {
-	_, err := check(r, each)
-	return err
-}
-
-type state struct {
-	seq, reboot uint64
-	last        string
-	size        int64
-}
-
-func check(r io.Reader, each func(Entry) error) (state, error) {
-	var s state
-	in := bufio.NewReaderSize(r, maxLine)
-	for {
-		line, err := in.ReadSlice('\n')
-		if err == io.EOF {
-			return s, nil // a torn last line, if any, is left out
-		}
-		if err != nil {
-			return s, fmt.Errorf("%w: line %d: %w", ErrBroken, s.seq+1, err)
-		}
-		size := int64(len(line))
-		line = bytes.TrimSuffix(line, []byte("\n"))
-		var e Entry
-		if err := json.Unmarshal(line, &e); err != nil {
-			return s, fmt.Errorf("%w: line %d is not an entry", ErrBroken, s.seq+1)
-		}
-		if e.Sequence != s.seq+1 || e.Previous != s.last || e.Reboot < s.reboot {
-			return s, fmt.Errorf("%w: line %d does not follow from the line before it", ErrBroken, s.seq+1)
-		}
-		s = state{seq: e.Sequence, reboot: e.Reboot, last: hashLine(line), size: s.size + size}
-		if each != nil {
-			if err := each(e); err != nil {
-				return s, err
-			}
-		}
-	}
-}
-
-func hashLine(line []byte) string {
-	h := sha256.Sum256(line)
-	return hex.EncodeToString(h[:])
 }

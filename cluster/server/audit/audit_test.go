@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -268,5 +269,93 @@ func TestHugeTextsAreCut(t *testing.T) {
 	writeLog(t, path, "next")
 	if got, err := readLog(path); err != nil || len(got) != 4 {
 		t.Errorf("got %v, %v", got, err)
+	}
+}
+
+// TestWhatIsNotedIsWrittenTogether: entries that were noted are in the log after the next
+// Flush, Append or Head, or by themselves.
+func TestWhatIsNotedIsWrittenTogether(t *testing.T) {
+	steps := map[string]func(*Log) error{
+		"flush":  (*Log).Flush,
+		"append": func(l *Log) error { return l.Append(Entry{Event: "login"}) },
+		"head": func(l *Log) error {
+			if n, _ := l.Head(); n != 3 {
+				return fmt.Errorf("head at %d", n)
+			}
+			return nil
+		},
+		"itself": func(*Log) error { return nil },
+	}
+	for name, step := range steps {
+		t.Run(name, func(t *testing.T) {
+			path := filepath.Join(t.TempDir(), "audit.log")
+			l, err := Open(path, time.Now)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer l.Close()
+			for _, event := range []string{"create", "commit"} {
+				if err := l.Note(Entry{Event: event}); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if err := step(l); err != nil {
+				t.Fatal(err)
+			}
+			want := []string{"1/1 start", "1/2 create", "1/3 commit", "1/4 login"}
+			if name != "append" {
+				want = want[:3]
+			}
+			for deadline := time.Now().Add(time.Minute); ; time.Sleep(time.Millisecond) {
+				got, err := readLog(path)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if slices.Equal(got, want) {
+					return
+				}
+				if name != "itself" || time.Now().After(deadline) {
+					t.Fatalf("got %v, want %v", got, want)
+				}
+			}
+		})
+	}
+}
+
+// TestWhatWasNotedAndDidNotFitIsCounted: all of it is lost, none of it torn, and the
+// chain goes on from what was written.
+func TestWhatWasNotedAndDidNotFitIsCounted(t *testing.T) {
+	l, file, path := openFaulty(t)
+	file.set(true, 300) // one entry fits, and half another
+	for range 5 {
+		if err := l.Note(Entry{Event: "commit"}); err != nil && !errors.Is(err, syscall.ENOSPC) {
+			t.Fatal(err)
+		}
+	}
+	for !errors.Is(l.Ready(), syscall.ENOSPC) { // Flush, or whoever comes before
+		if err := l.Flush(); err != nil && !errors.Is(err, syscall.ENOSPC) {
+			t.Fatal(err)
+		}
+	}
+	if err := l.Note(Entry{Event: "commit"}); !errors.Is(err, syscall.ENOSPC) {
+		t.Errorf("note on a full disk: %v", err)
+	}
+	if n := l.Lost(); n != 6 {
+		t.Errorf("%d lost, want 6", n)
+	}
+	file.set(false, 0)
+	if err := l.Append(Entry{Event: "create"}); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	got, err := readLog(path)
+	if want := "1/1 start,1/2 lost,1/3 create"; err != nil || strings.Join(got, ",") != want {
+		t.Errorf("got %v, %v; want %s", got, err, want)
+	}
+	b, err := os.ReadFile(path)
+	if err != nil || !bytes.Contains(b, []byte(`"detail":"6 entries"`)) {
+		t.Errorf("the number of lost entries is missing, %v:\n%s", err, b)
 	}
 }
