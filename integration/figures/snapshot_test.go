@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/cockroachdb/pebble/v2"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/hsmbackup/hsmbackup/backup"
 	"github.com/hsmbackup/hsmbackup/clone"
@@ -167,7 +168,7 @@ func (v *vault) change(b *testing.B, share int) (changed int64) {
 // BenchmarkBackup takes snapshots of a running cluster of three HSMs with the real
 // command, verifies and restores them. Beside them stand the limits and a peer, on the same
 // bytes in the same run: zstd and age as one stream, in memory and back, and from an HSM into
-// the store; loading one object store; and restic. At the end it prints all of it in a table with the bars, and for
+// the store; loading one object store, and three at once; and restic. At the end it prints all of it in a table with the bars, and for
 // several numbers of keys the curve.
 //
 //	HSMBACKUP_FIGURES_KEYS=10000,100000,1000000 HSMBACKUP_FIGURES_STORE=minio go test -run '^$' -bench Backup -benchtime 3x -timeout 1h ./integration/figures
@@ -204,8 +205,9 @@ func (v *vault) measureAll(b *testing.B) {
 	v.each(b, "verify-root", func(b *testing.B) usage {
 		return measure(b, "snapshots", "verify", store, "--level", "root", "--identity", v.identity, "--quiet", "--no-record")
 	})
-	b.Run("limit=load", v.limitLoad)
-	for _, hsms := range []string{"1", "3"} { // one store is what the limit loads; three are written by the same two cores
+	v.limitLoad(b, "limit=load", 1)
+	v.limitLoad(b, "limit=load-3", 3) // as many as three HSMs have
+	for _, hsms := range []string{"1", "3"} {
 		v.each(b, "restore-"+hsms, func(b *testing.B) usage {
 			folder := filepath.Join(v.dir, rand.Text())
 			used := measure(b, "restore", "--from", store, "--identity", v.identity, "--name", "clone", "--region", "there", "--dir", folder, "--hsms", hsms, "--quiet")
@@ -284,40 +286,52 @@ func (v *vault) idle(b *testing.B, location string) {
 		row{what: "idle", seconds: b.Elapsed().Seconds() / float64(b.N*rounds), cpu: spent.Seconds()})
 }
 
-// limitLoad writes the objects, in order, into an object store as raw as it comes:
-// one store, nothing opened or authenticated, no index, a durable step for every
-// 512.
-func (v *vault) limitLoad(b *testing.B) {
-	b.SetBytes(v.size)
-	for range b.N {
-		b.StopTimer()
-		folder := filepath.Join(v.dir, rand.Text())
-		b.StartTimer()
-		db, err := pebble.Open(folder, &pebble.Options{MemTableSize: 16 << 20, Logger: silent{}})
-		if err != nil {
-			b.Fatal(err)
-		}
-		for chunk := range slices.Chunk(v.objects, 512) {
-			batch := db.NewBatch()
-			for _, m := range chunk {
-				if err := batch.Set(be.BigEndian.AppendUint64([]byte{'o'}, uint64(m.Ref)), m.Bytes, nil); err != nil {
-					b.Fatal(err)
-				}
+// limitLoad writes the objects, in order, into so many object stores at once, as raw as it
+// comes: nothing opened or authenticated, no index, a durable step for every 512.
+func (v *vault) limitLoad(b *testing.B, name string, stores int) {
+	b.Run(name, func(b *testing.B) {
+		b.SetBytes(v.size)
+		for range b.N {
+			b.StopTimer()
+			folder := filepath.Join(v.dir, rand.Text())
+			b.StartTimer()
+			var work errgroup.Group
+			for i := range stores {
+				work.Go(func() error { return v.loadRaw(filepath.Join(folder, strconv.Itoa(i))) })
 			}
-			if err := batch.Commit(pebble.Sync); err != nil {
+			if err := work.Wait(); err != nil {
 				b.Fatal(err)
 			}
+			b.StopTimer()
+			if err := os.RemoveAll(folder); err != nil {
+				b.Fatal(err)
+			}
+			b.StartTimer()
 		}
-		if err := db.Close(); err != nil {
-			b.Fatal(err)
-		}
-		b.StopTimer()
-		if err := os.RemoveAll(folder); err != nil {
-			b.Fatal(err)
-		}
-		b.StartTimer()
+		v.figures.set(b, name, usage{}, fmt.Sprintf("stores as raw as they come: %d", stores))
+	})
+}
+
+func (v *vault) loadRaw(folder string) error {
+	if err := os.MkdirAll(folder, 0o700); err != nil {
+		return err
 	}
-	v.figures.set(b, "limit=load", usage{}, "one store, raw")
+	db, err := pebble.Open(folder, &pebble.Options{MemTableSize: 16 << 20, Logger: silent{}})
+	if err != nil {
+		return err
+	}
+	for chunk := range slices.Chunk(v.objects, 512) {
+		batch := db.NewBatch()
+		for _, m := range chunk {
+			if err := batch.Set(be.BigEndian.AppendUint64([]byte{'o'}, uint64(m.Ref)), m.Bytes, nil); err != nil {
+				return err
+			}
+		}
+		if err := batch.Commit(pebble.Sync); err != nil {
+			return err
+		}
+	}
+	return db.Close()
 }
 
 // silent drops what the object store has to say.

@@ -72,7 +72,8 @@ var beside = []struct {
 	want        float64
 }{
 	{"take", "limit=zstd|age", 2}, {"take", "pipe=hsm|zstd|age|store", 1}, {"take", "restic-first", 1}, {"increment-1%", "restic-increment-1%", 1},
-	{"verify-root", "restic-check", 1}, {"restore-1", "limit=load", 0.7}, {"restore-3", "limit=load", 0.7}, {"restore-1", "restic-restore", 1},
+	{"verify-root", "restic-check", 1}, {"restore-1", "limit=load", 0.7}, {"restore-3", "limit=load", 0.7}, {"restore-3", "limit=load-3", 0.7},
+	{"restore-1", "restic-restore", 1},
 }
 
 func (f *figures) String() string {
