@@ -74,11 +74,11 @@ func Copy(ctx context.Context, from, to storage.Store, id string, o CopyOptions)
 	return c.report, nil
 }
 
-// SourceDamaged tells whether a snapshot cannot be copied because it is damaged, or
-// was forged, where it comes from.
+// SourceDamaged tells whether a snapshot cannot be copied because it is damaged, was
+// forged, or is not given out where it comes from.
 func SourceDamaged(err error) bool {
 	var s *sourceError
-	return errors.As(err, &s) && (damaged(err) || errors.Is(err, hsm.ErrSignature))
+	return errors.As(err, &s) && (damaged(err) || errors.Is(err, hsm.ErrSignature) || Unreadable(err))
 }
 
 // sourceError is an error of the source.

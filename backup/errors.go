@@ -81,6 +81,13 @@ func missing(err error) error {
 	return err
 }
 
+// Unreadable tells whether the store serves and refuses to give out an object: a file
+// that may not be read, or a key of the store's own encryption that was taken away.
+// Refused credentials are no such thing. What does not need the object goes on.
+func Unreadable(err error) bool {
+	return errors.Is(err, storage.ErrDenied) && !errors.Is(err, storage.ErrCredentials)
+}
+
 // damaged tells whether err is about the repository's own objects.
 func damaged(err error) bool {
 	return errors.Is(err, ErrCorrupt) || errors.Is(err, ErrVersion)

@@ -197,7 +197,7 @@ func (f *Forecast) key(ctx context.Context, store storage.Store, inv *Inventory,
 	holders := map[int]bool{}
 	for info, err := range store.List(ctx, format.IndexPrefix) {
 		if err != nil {
-			return nil, fmt.Errorf("list %s: %w", format.IndexPrefix, err)
+			return nil, err
 		}
 		if !format.IsIndexPath(info.Name) {
 			continue

@@ -99,7 +99,7 @@ func presence(ctx context.Context, store storage.Store, m *format.Manifest) erro
 	for _, prefix := range objectPrefixes {
 		for info, err := range store.List(ctx, prefix) {
 			if err != nil {
-				return fmt.Errorf("list %s: %w", prefix, err)
+				return err
 			}
 			sizes[info.Name] = info.Size
 		}

@@ -1,6 +1,7 @@
 package backup
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -101,7 +102,7 @@ func (inv *Inventory) manifests(ctx context.Context, store storage.Store) error 
 	var infos []storage.Info
 	for info, err := range store.List(ctx, format.ManifestPrefix) {
 		if err != nil {
-			return fmt.Errorf("list snapshots: %w", err)
+			return err
 		}
 		if _, ok := format.ParseManifestPath(info.Name); ok {
 			infos = append(infos, info)
@@ -127,6 +128,9 @@ func (inv *Inventory) manifests(ctx context.Context, store storage.Store) error 
 		}
 		return nil
 	})
+	if err == nil {
+		err = allUnreadable(read, func(s *Entry) error { return s.Err })
+	}
 	if err != nil {
 		return err
 	}
@@ -147,6 +151,22 @@ func (inv *Inventory) manifests(ctx context.Context, store storage.Store) error 
 		inv.needed[path] = by
 	}
 	return nil
+}
+
+// allUnreadable returns the error of the first manifest if the store gives out none at
+// all: that is no matter of single objects.
+func allUnreadable[T any](read []*T, errOf func(*T) error) (first error) {
+	for _, r := range read {
+		if r == nil { // gone meanwhile
+			continue
+		}
+		err := errOf(r)
+		if !Unreadable(err) {
+			return nil
+		}
+		first = cmp.Or(first, err)
+	}
+	return first
 }
 
 // neededBy lists the objects that a manifest names.
@@ -171,6 +191,8 @@ func readEntry(ctx context.Context, store storage.Store, n uint64) (*Entry, *for
 		return nil, nil, nil
 	case errors.Is(err, storage.ErrTooLarge):
 		return bad(fmt.Errorf("%w: %s: more than %d bytes", ErrCorrupt, path, format.MaxManifest), format.Name{}), nil, nil
+	case Unreadable(err):
+		return bad(err, format.Name{}), nil, nil
 	case err != nil:
 		return nil, nil, err
 	}
@@ -216,7 +238,7 @@ func (inv *Inventory) copyRecords(ctx context.Context, store storage.Store) erro
 	}
 	for info, err := range store.List(ctx, format.CopyPrefix) {
 		if err != nil {
-			return fmt.Errorf("list copies: %w", err)
+			return err
 		}
 		n, ok := format.ParseCopyPath(info.Name)
 		if !ok {
@@ -305,7 +327,7 @@ func (inv *Inventory) verifications(ctx context.Context, store storage.Store) er
 	var paths []string
 	for info, err := range store.List(ctx, format.VerifiedPrefix) {
 		if err != nil {
-			return fmt.Errorf("list records of verification: %w", err)
+			return err
 		}
 		if v, ok := format.ParseVerificationPath(info.Name); ok {
 			if _, there := at[v.Sequence]; there {

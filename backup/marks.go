@@ -50,7 +50,7 @@ func readListedMarks(ctx context.Context, store storage.Store) (log *markLog, wh
 	var infos []storage.Info
 	for info, err := range store.List(ctx, format.MarkPrefix) {
 		if err != nil {
-			return nil, false, fmt.Errorf("list marks: %w", err)
+			return nil, false, err
 		}
 		if n, ok := format.ParseMarkPath(info.Name); ok {
 			infos = append(infos, info)

@@ -204,7 +204,7 @@ func (p *PrunePlan) objects(ctx context.Context, store storage.Store, inv *Inven
 	for _, prefix := range objectPrefixes {
 		for info, err := range store.List(ctx, prefix) {
 			if err != nil {
-				return fmt.Errorf("list %s: %w", prefix, err)
+				return err
 			}
 			if !ours(info.Name) || inv.needs(info.Name, going) {
 				continue

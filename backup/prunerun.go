@@ -222,7 +222,7 @@ func (x *pruning) clock(ctx context.Context) (time.Time, error) {
 	path := format.MarkPath(m.Number)
 	for info, err := range x.store.List(ctx, path) {
 		if err != nil {
-			return time.Time{}, fmt.Errorf("list marks: %w", err)
+			return time.Time{}, err
 		}
 		if info.Name == path {
 			return info.Modified, nil
@@ -360,7 +360,7 @@ func (x *pruning) tidy(ctx context.Context) error {
 	}
 	for info, err := range x.store.List(ctx, format.VerifiedPrefix) {
 		if err != nil {
-			return fmt.Errorf("list records of verification: %w", err)
+			return err
 		}
 		v, ok := format.ParseVerificationPath(info.Name)
 		if s := there[v.Sequence]; ok && (s == nil && wasRemoved(inv, v.Sequence) || s != nil && s.superseded(info.Name)) {

@@ -8,13 +8,13 @@ import (
 	"github.com/hsmbackup/hsmbackup/cluster/hsm"
 )
 
-// index reads the index of a pack. If it is damaged or missing, whoever can
+// index reads the index of a pack. If it is damaged, missing or Unreadable, whoever can
 // decrypt the pack needs no index: it is made again of the pack, and is the same
 // to the byte or refused. So a damaged index costs time and not one key. The
 // error is that of the index if the pack does not help.
 func (s *Snapshot) index(ctx context.Context, p format.PackEntry) (format.Index, error) {
 	x, err := loadIndex(ctx, s.store, s.Lineage(), p)
-	if !damaged(err) || len(s.options.Identities) == 0 {
+	if !damaged(err) && !Unreadable(err) || len(s.options.Identities) == 0 {
 		return x, err
 	}
 	again, rebuildErr := s.rebuildIndex(ctx, p)

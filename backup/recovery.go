@@ -1,6 +1,7 @@
 package backup
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -48,7 +49,7 @@ const maxEnvelopes = 64
 // Recovery opens the recovery envelope: the keys of the lineage, and the CA of
 // the cluster that was backed up. If the snapshot's own envelope is sealed to
 // custodians of former days, those of newer snapshots of the lineage serve, and if
-// it is damaged those of any, the newest first: custodians may change, and masking
+// it is damaged or Unreadable those of any, the newest first: custodians may change, and masking
 // keys be rotated, without touching a snapshot. ErrIdentity if the identities are too
 // few custodians of any, ErrCorrupt if no envelope is whole, hsm.ErrLineage if
 // it is another lineage's than the manifest.
@@ -73,7 +74,7 @@ func (s *Snapshot) recover(ctx context.Context) (opened, error) {
 	if err == nil {
 		err = o.serves(needs, s.manifest.Envelope)
 	}
-	if err == nil || !errors.Is(err, ErrIdentity) && !damaged(err) || len(s.options.Identities) == 0 {
+	if err == nil || !errors.Is(err, ErrIdentity) && !damaged(err) && !Unreadable(err) || len(s.options.Identities) == 0 {
 		return o, err
 	}
 	for other, otherErr := range s.otherEnvelopes(ctx, errors.Is(err, ErrIdentity)) {
@@ -98,7 +99,7 @@ func (s *Snapshot) needs(ctx context.Context) (epochs []uint64, known bool, err 
 		epochs = append(epochs, s.manifest.Epoch)
 	}
 	e, err := loadEnvelope(ctx, s.store, s.manifest.Envelope)
-	if damaged(err) {
+	if damaged(err) || Unreadable(err) {
 		return epochs, false, nil
 	}
 	return append(epochs, e.Epochs...), true, err
@@ -126,7 +127,8 @@ func (o opened) join(other opened) opened {
 
 // otherEnvelopes yields what other snapshots' envelopes hold, the newest first, as
 // far as they open; newer only leaves those of older snapshots out: who is no
-// custodian any more is not let in by the back door. An error ends it.
+// custodian any more is not let in by the back door. An error ends it. If none opens
+// and some are Unreadable, that is the error: whose they are is not known.
 func (s *Snapshot) otherEnvelopes(ctx context.Context, newer bool) iter.Seq2[opened, error] {
 	return func(yield func(opened, error) bool) {
 		numbers, err := sequences(ctx, s.store)
@@ -135,30 +137,41 @@ func (s *Snapshot) otherEnvelopes(ctx context.Context, newer bool) iter.Seq2[ope
 			return
 		}
 		tried := map[format.Name]bool{s.manifest.Envelope: true}
+		var unreadable error
+		opens := false
 		for _, n := range slices.Backward(numbers) {
-			if n < s.manifest.Sequence && newer {
+			if n < s.manifest.Sequence && newer || len(tried) > maxEnvelopes {
+				break
+			}
+			o, err := s.envelopeOf(ctx, n, tried)
+			switch {
+			case Unreadable(err):
+				unreadable = cmp.Or(unreadable, err)
+			case err == nil && o.keyring == nil, useless(err):
+			case !yield(o, err) || err != nil:
 				return
-			}
-			m, _, err := loadManifest(ctx, s.store, n)
-			if err != nil && !useless(err) && !errors.Is(err, ErrNoSnapshot) {
-				yield(opened{}, err)
-				return
-			}
-			if err != nil || m.Lineage != s.Lineage() || tried[m.Envelope] {
-				continue // what the lineage did not sign names nothing of its own
-			}
-			if tried[m.Envelope] = true; len(tried) > maxEnvelopes {
-				return
-			}
-			o, err := s.open(ctx, m.Envelope)
-			if useless(err) {
-				continue
-			}
-			if !yield(o, err) || err != nil {
-				return
+			default:
+				opens = true
 			}
 		}
+		if !opens && unreadable != nil {
+			yield(opened{}, unreadable)
+		}
 	}
+}
+
+// envelopeOf opens the envelope of a snapshot of the lineage, unless it was tried; nothing
+// if there is none.
+func (s *Snapshot) envelopeOf(ctx context.Context, n uint64, tried map[format.Name]bool) (opened, error) {
+	m, _, err := loadManifest(ctx, s.store, n)
+	if errors.Is(err, ErrNoSnapshot) {
+		return opened{}, nil
+	}
+	if err != nil || m.Lineage != s.Lineage() || tried[m.Envelope] {
+		return opened{}, err // what the lineage did not sign names nothing of its own
+	}
+	tried[m.Envelope] = true
+	return s.open(ctx, m.Envelope)
 }
 
 // useless tells whether err is a reason to try another envelope; a store that

@@ -51,7 +51,7 @@ func sequences(ctx context.Context, store storage.Store) ([]uint64, error) {
 	var out []uint64
 	for info, err := range store.List(ctx, format.ManifestPrefix) {
 		if err != nil {
-			return nil, fmt.Errorf("list snapshots: %w", err)
+			return nil, err
 		}
 		if n, ok := format.ParseManifestPath(info.Name); ok {
 			out = append(out, n)
@@ -119,30 +119,50 @@ type Summary struct {
 	Unsettled   int               `json:"unsettled"`
 	Tags        map[string]string `json:"tags,omitempty"`
 	Version     string            `json:"version"`
-	Err         error             `json:"-"` // the manifest is damaged or forged; only ID is known
+	Err         error             `json:"-"` // the manifest is damaged, forged or cannot be read; only ID is known
 }
 
 // List returns all snapshots, ascending by id. A manifest that is damaged,
-// forged or too new is listed with Err set, so that the others stay in sight.
+// forged, too new or Unreadable is listed with Err set, so that the others stay in
+// sight; if all are Unreadable that is the error.
 func List(ctx context.Context, store storage.Store) ([]Summary, error) {
 	numbers, err := sequences(ctx, store)
 	if err != nil {
 		return nil, err
 	}
+	read := make([]*Summary, len(numbers))
+	err = parallel(ctx, readers, len(numbers), func(ctx context.Context, i int) (err error) {
+		read[i], err = readSummary(ctx, store, numbers[i])
+		return err
+	})
+	if err == nil {
+		err = allUnreadable(read, func(s *Summary) error { return s.Err })
+	}
+	if err != nil {
+		return nil, err
+	}
 	out := make([]Summary, 0, len(numbers))
-	for _, n := range numbers {
-		m, _, err := loadManifest(ctx, store, n)
-		switch {
-		case errors.Is(err, ErrNoSnapshot): // deleted meanwhile
-		case damaged(err) || errors.Is(err, hsm.ErrSignature):
-			out = append(out, Summary{ID: format.ID(n), Err: err})
-		case err != nil:
-			return nil, err
-		default:
-			out = append(out, summarize(m))
+	for _, s := range read {
+		if s != nil {
+			out = append(out, *s)
 		}
 	}
 	return out, nil
+}
+
+// readSummary reads one manifest: nil if it is gone, with Err if it does not open.
+func readSummary(ctx context.Context, store storage.Store, n uint64) (*Summary, error) {
+	m, _, err := loadManifest(ctx, store, n)
+	switch {
+	case errors.Is(err, ErrNoSnapshot): // deleted meanwhile
+		return nil, nil
+	case damaged(err), errors.Is(err, hsm.ErrSignature), Unreadable(err):
+		return &Summary{ID: format.ID(n), Err: err}, nil
+	case err != nil:
+		return nil, err
+	}
+	s := summarize(m)
+	return &s, nil
 }
 
 func summarize(m *format.Manifest) Summary {
@@ -160,15 +180,11 @@ func summarize(m *format.Manifest) Summary {
 	return s
 }
 
-// FindAt returns the id of the newest snapshot that was begun at or before t.
-// ErrNoSnapshot if there is none. ErrCorrupt, ErrVersion or hsm.ErrSignature if a manifest
+// FindAt returns the id of the newest of these snapshots, as List returns them, that was begun at or before t.
+// ErrNoSnapshot if there is none. ErrCorrupt, ErrVersion, hsm.ErrSignature or what Unreadable knows if a manifest
 // that does not open may be that one, since it lies between it and the first that was begun
 // later: an older snapshot would restore less than was asked for.
-func FindAt(ctx context.Context, store storage.Store, t time.Time) (string, error) {
-	all, err := List(ctx, store)
-	if err != nil {
-		return "", err
-	}
+func FindAt(all []Summary, t time.Time) (string, error) {
 	var unknown *Summary
 	for _, s := range slices.Backward(all) {
 		switch {

@@ -64,6 +64,9 @@ func change(ctx context.Context, store storage.Store, id string, action format.A
 	if !s.there() {
 		return nil, fmt.Errorf("%w: %s is %s", ErrNoSnapshot, s.ID, s.State)
 	}
+	if Unreadable(s.Err) { // a mark names the manifest's hash
+		return nil, s.Err
+	}
 	if i := slices.IndexFunc(inv.Snapshots, func(o Entry) bool { return o.id == s.id }); action == format.ActionDelete && s.State == StateReady {
 		if why := inv.protected()[i]; why != "" {
 			return nil, fmt.Errorf("%w: snapshot %s is not deleted: %s", ErrRetention, s.ID, why)

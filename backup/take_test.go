@@ -427,11 +427,11 @@ func TestChainOfIncrements(t *testing.T) {
 	if err != nil || len(all) != 70 {
 		t.Fatalf("%d snapshots: %v", len(all), err)
 	}
-	id, err := FindAt(t.Context(), store, all[40].Started)
+	id, err := FindAt(all, all[40].Started)
 	if err != nil || id != all[40].ID {
 		t.Fatalf("at: %s, %v", id, err)
 	}
-	_, err = FindAt(t.Context(), store, all[0].Started.Add(-time.Hour))
+	_, err = FindAt(all, all[0].Started.Add(-time.Hour))
 	wantErr(t, err, ErrNoSnapshot)
 }
 
@@ -456,17 +456,24 @@ func TestFindAtDoesNotPassOverDamage(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	listed := func() []Summary {
+		all, err := List(t.Context(), store)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return all
+	}
 	replace(2)
 	for after, want := range map[time.Duration]string{0: "", 90 * time.Second: "", 3 * time.Minute: fmtID(3)} {
-		id, err := FindAt(t.Context(), store, begun.Add(after))
+		id, err := FindAt(listed(), begun.Add(after))
 		if id != want || (err != nil) != (want == "") || err != nil && !(damaged(err) && strings.Contains(err.Error(), fmtID(2))) {
 			t.Errorf("after %s: %q, %v; want %q", after, id, err, want)
 		}
 	}
-	_, err := FindAt(t.Context(), store, begun.Add(-time.Minute))
+	_, err := FindAt(listed(), begun.Add(-time.Minute))
 	wantErr(t, err, ErrNoSnapshot)
 	replace(1)
-	if _, err := FindAt(t.Context(), store, begun); !damaged(err) {
+	if _, err := FindAt(listed(), begun); !damaged(err) {
 		t.Errorf("where nothing else is: %v", err)
 	}
 }

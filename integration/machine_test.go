@@ -25,7 +25,8 @@ const deadline = 5 * time.Minute
 type machine struct {
 	dir  string
 	env  []string
-	race bool // the program has the race detector
+	race bool            // the program has the race detector
+	wrap func(*exec.Cmd) // may change how the program is run
 }
 
 // newRaceMachine is a machine whose programs have the race detector, if the
@@ -89,6 +90,9 @@ func (m *machine) command(ctx context.Context, t testing.TB, args ...string) *ex
 	t.Helper()
 	cmd := exec.CommandContext(ctx, hsmbackup(t, m.race), args...)
 	cmd.Dir, cmd.Env, cmd.SysProcAttr = m.dir, m.env, childAttributes()
+	if m.wrap != nil {
+		m.wrap(cmd)
+	}
 	return cmd
 }
 

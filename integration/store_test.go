@@ -6,6 +6,7 @@ import (
 	"net/http/httptest"
 	"net/http/httputil"
 	"net/url"
+	"path"
 	"strings"
 	"sync"
 	"testing"
@@ -128,6 +129,24 @@ func TestStoresThatFail(t *testing.T) {
 			wantLine(t, good.refused(t, 1, "storage", "snapshot", "--to", location), "no answer of an S3 server")
 			good.refused(t, 1, "storage", "snapshots", location)
 			good.refused(t, 1, "storage", b.restore(location, "west")...)
+		}
+	})
+	t.Run("a restore reads each manifest once", func(t *testing.T) {
+		counted := newFaultyStore(t, minio)
+		from := counted.location("backups/counted")
+		good.ok(t, "snapshot", "--to", from)
+		good.ok(t, "snapshot", "--to", from, "--full")
+		var mu sync.Mutex
+		reads := map[string]int{}
+		counted.set(func(_ http.ResponseWriter, r *http.Request) bool {
+			mu.Lock()
+			defer mu.Unlock()
+			reads[path.Base(r.URL.Path)]++
+			return false
+		})
+		good.ok(t, append(b.restore(from, "west"), "--plan")...)
+		if reads["0000000001"] != 1 || reads["0000000002"] > 2 { // the newest once more, as it is opened
+			t.Errorf("manifests were read %v times", reads)
 		}
 	})
 	t.Run("the store is down", func(t *testing.T) {

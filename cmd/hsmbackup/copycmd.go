@@ -162,27 +162,31 @@ func (p *program) copyAll(cc *cli.Context, from, to storage.Store, o backup.Copy
 			v.Skipped = append(v.Skipped, err.Error())
 			continue
 		}
-		if err != nil {
-			return opened(err, exitFailed)
+		if err != nil { // of a store, and the others would fail as well
+			failed = opened(err, exitFailed)
+			v.Failed = append(v.Failed, err.Error())
+			break
 		}
 		v.Copies = append(v.Copies, r)
 	}
 	bar.done()
-	err = p.result(v, func(w io.Writer) {
-		for _, r := range v.Copies {
-			printCopy(w, r)
-		}
-		for _, s := range v.Skipped {
-			fmt.Fprintln(w, "passed over:", s)
-		}
-		for _, s := range v.Failed {
-			fmt.Fprintln(w, "not copied:", s)
-		}
-	})
+	err = p.result(v, func(w io.Writer) { printCopies(w, v) })
 	if failed != nil && p.json { // the document says it
 		failed = errPrintedFailed
 	}
 	return cmp.Or(err, failed)
+}
+
+func printCopies(w io.Writer, v copyView) {
+	for _, r := range v.Copies {
+		printCopy(w, r)
+	}
+	for _, s := range v.Skipped {
+		fmt.Fprintln(w, "passed over:", s)
+	}
+	for _, s := range v.Failed {
+		fmt.Fprintln(w, "not copied:", s)
+	}
 }
 
 func printCopy(w io.Writer, r *backup.CopyReport) {

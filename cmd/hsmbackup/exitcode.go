@@ -68,6 +68,8 @@ type verdict struct {
 	hint string
 }
 
+const hintFull = "free space on the disk, or raise the limit of the account, then run the same command again"
+
 // verdicts are tried in order; the first that matches wins.
 var verdicts = []verdict{
 	{errUsage, "usage", exitUsage, "see --help"},
@@ -105,6 +107,11 @@ var verdicts = []verdict{
 	{hsm.ErrExist, "exists", exitRefused, "choose another name"},
 	{hsm.ErrCrypto, "crypto", exitFailed, "the data, the key or the mechanism is another one"},
 	{hsm.ErrFull, "full", exitFailed, "free space on the HSM's disk, or destroy session keys"},
+	{backup.ErrNoRoom, "backup", exitFailed, backup.Hint(backup.ErrNoRoom)},
+	{storage.ErrFull, "storage", exitFailed, storage.Hint(storage.ErrFull)},
+	{syscall.ENOSPC, "full", exitFailed, hintFull}, // of no store: of a folder that is made here
+	{syscall.EDQUOT, "full", exitFailed, hintFull},
+	{syscall.EFBIG, "full", exitFailed, hintFull},
 	{backup.ErrCoverage, "coverage", exitRefused, "start the missing HSMs (cluster info shows them), or take the snapshot without --require-all"},
 	{backup.ErrOccupied, "occupied", exitRefused, backup.Hint(backup.ErrOccupied)},
 	{backup.ErrRetention, "retention", exitRefused, backup.Hint(backup.ErrRetention)},

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"context"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -47,16 +46,25 @@ func optional(flags []cli.Flag) []cli.Flag {
 	return flags
 }
 
-// snapshotID picks the snapshot that --snapshot or --at names; "" is the newest.
-func snapshotID(cc *cli.Context, store storage.Store) (string, error) {
+// choose picks the snapshot that --snapshot or --at names, "" for the newest, and
+// returns all there are. To read every manifest takes its time where there are many,
+// so it is done once, and not at all where snapshot and lineage are named.
+func choose(cc *cli.Context, store storage.Store, o backup.OpenOptions) (id string, all []backup.Summary, err error) {
+	id = cc.String("snapshot")
 	at := cc.Timestamp("at")
-	switch {
-	case at != nil && cc.IsSet("snapshot"):
-		return "", usagef("--snapshot and --at name a snapshot each; give one")
-	case at != nil:
-		return backup.FindAt(cc.Context, store, *at)
+	if at != nil && cc.IsSet("snapshot") {
+		return "", nil, usagef("--snapshot and --at name a snapshot each; give one")
 	}
-	return cc.String("snapshot"), nil
+	if id != "" && o.Trust != nil {
+		return id, nil, nil
+	}
+	if all, err = backup.List(cc.Context, store); err == nil && at != nil {
+		id, err = backup.FindAt(all, *at)
+	}
+	if err == nil {
+		err = trustAmong(all, o)
+	}
+	return id, all, err
 }
 
 func (p *program) restore(cc *cli.Context) error {
@@ -67,10 +75,6 @@ func (p *program) restore(cc *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	id, err := snapshotID(cc, store)
-	if err != nil {
-		return err
-	}
 	bar := p.progress("restore")
 	defer bar.done()
 	o, err := p.openOptions(cc, p.progress("read"))
@@ -78,7 +82,8 @@ func (p *program) restore(cc *cli.Context) error {
 		return err
 	}
 	o.Progress = nil // the copy into the HSMs tells more
-	if err := trustStore(cc.Context, store, o); err != nil {
+	id, all, err := choose(cc, store, o)
+	if err != nil {
 		return err
 	}
 	s, err := backup.Open(cc.Context, store, id, o)
@@ -90,11 +95,7 @@ func (p *program) restore(cc *cli.Context) error {
 	}
 	notes := missingNotes(s.Summary().Missing)
 	if !cc.IsSet("snapshot") {
-		others, err := otherClusters(cc.Context, store, s.Summary())
-		if err != nil {
-			return err
-		}
-		notes = append(notes, others...)
+		notes = append(notes, otherClusters(all, s.Summary())...)
 	}
 	if cc.Bool("plan") {
 		return p.restorePlan(s.Summary(), notes)
@@ -223,11 +224,7 @@ func missingNotes(missing []hsm.HSMID) []string {
 // otherClusters notes the newest snapshot of each other cluster in the store: where no
 // snapshot is named, the newest of all is restored, which may be another cluster's than
 // the one that was meant.
-func otherClusters(ctx context.Context, store storage.Store, chosen backup.Summary) (notes []string, err error) {
-	all, err := backup.List(ctx, store)
-	if err != nil {
-		return nil, err
-	}
+func otherClusters(all []backup.Summary, chosen backup.Summary) (notes []string) {
 	seen := map[hsm.ClusterID]bool{chosen.Cluster: true}
 	for _, s := range slices.Backward(all) {
 		if s.Err != nil || s.Lineage != chosen.Lineage || seen[s.Cluster] {
@@ -237,7 +234,7 @@ func otherClusters(ctx context.Context, store storage.Store, chosen backup.Summa
 		notes = append(notes, fmt.Sprintf("snapshot %s is of %s in %s; the store holds snapshots of %s in %s too, the newest of them %s: --snapshot names the one to restore",
 			chosen.ID, chosen.Cluster, chosen.Region, s.Cluster, s.Region, s.ID))
 	}
-	return notes, nil
+	return notes
 }
 
 // restored shows the clone. Without --lineage, the lineage is what the store

@@ -178,9 +178,7 @@ func (p *program) openOptions(cc *cli.Context, bar *progress) (backup.OpenOption
 	return o, nil
 }
 
-// trustStore refuses a store with snapshots of several lineages unless one is
-// named: whoever may add objects to a store may add snapshots of a lineage of
-// their own.
+// trustStore is trustAmong with the snapshots of a store, listed if need be.
 func trustStore(ctx context.Context, store storage.Store, o backup.OpenOptions) error {
 	if o.Trust != nil {
 		return nil
@@ -188,6 +186,15 @@ func trustStore(ctx context.Context, store storage.Store, o backup.OpenOptions) 
 	all, err := backup.List(ctx, store)
 	if err != nil {
 		return err
+	}
+	return trustAmong(all, o)
+}
+
+// trustAmong refuses snapshots of several lineages unless one is named: whoever may
+// add objects to a store may add snapshots of a lineage of their own.
+func trustAmong(all []backup.Summary, o backup.OpenOptions) error {
+	if o.Trust != nil {
+		return nil
 	}
 	lineages := map[hsm.Lineage]bool{}
 	for _, s := range all {

@@ -185,6 +185,8 @@ func (p *program) listSnapshots(cc *cli.Context, store storage.Store, _ string) 
 
 func statusRow(s backup.Entry) []string {
 	switch {
+	case backup.Unreadable(s.Err):
+		return []string{s.ID, "", stateOf(s), "NOT READ: " + s.Err.Error()}
 	case s.Err != nil:
 		return []string{s.ID, "", stateOf(s), "DAMAGED: " + s.Err.Error()}
 	case s.State == backup.StateDeleted:
@@ -244,6 +246,8 @@ func summaryView(s backup.Summary) map[string]any {
 func statusView(s backup.Entry) map[string]any {
 	v := map[string]any{"id": s.ID}
 	switch {
+	case backup.Unreadable(s.Err):
+		v["unreadable"] = s.Err.Error()
 	case s.Err != nil:
 		v["damaged"] = s.Err.Error()
 	case s.State != backup.StateDeleted && s.State != backup.StateInProgress:

@@ -70,8 +70,12 @@ func (p *program) verifySnapshots(cc *cli.Context, store storage.Store, id strin
 		view := verifyView{ID: s.ID, Level: string(v.level), Problems: []string{}}
 		if s.Err != nil {
 			view.Problems = append(view.Problems, s.Err.Error())
-		} else if view, err = v.verify(cc.Context, store, s.ID); err != nil {
+		} else if checked, err := v.verify(cc.Context, store, s.ID); backup.Unreadable(err) {
+			view.Problems = append(view.Problems, err.Error())
+		} else if err != nil {
 			return err
+		} else {
+			view = checked
 		}
 		ok = ok && view.OK
 		views = append(views, view)

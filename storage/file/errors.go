@@ -2,8 +2,10 @@ package file
 
 import (
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
+	"strings"
 	"syscall"
 
 	"github.com/hsmbackup/hsmbackup/storage"
@@ -18,7 +20,7 @@ func (s *Store) wrap(op, name string, err error) error {
 	if kind == nil {
 		kind = ownKind(err)
 	}
-	out := &storage.Error{Op: op, Name: name, Location: s.root, Kind: kind, Err: innermost(err)}
+	out := &storage.Error{Op: op, Name: name, Location: s.root, Kind: kind, Err: s.innermost(err)}
 	if errors.Is(out.Err, kind) { // the words hold the sentinel already
 		out.Kind = nil
 	}
@@ -59,13 +61,17 @@ func kindOf(err error) error {
 }
 
 // innermost drops the path of the operating system's error, which the message
-// says already or which is that of a temporary file.
-func innermost(err error) error {
+// says already or which is that of a temporary file; only that the folder of those is
+// closed is worth saying.
+func (s *Store) innermost(err error) error {
 	var path *fs.PathError
 	var link *os.LinkError
 	var call *os.SyscallError
 	switch {
 	case errors.As(err, &path):
+		if errors.Is(path.Err, fs.ErrPermission) && strings.HasPrefix(path.Path, s.path(tmpFolder)) {
+			return fmt.Errorf("%s: %w", tmpFolder, path.Err)
+		}
 		return path.Err
 	case errors.As(err, &link):
 		return link.Err

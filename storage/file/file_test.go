@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -203,36 +204,61 @@ func asChild(t *testing.T, folder string) {
 	}
 }
 
-// becomeOrdinary gives up root, which no permission stops.
-func becomeOrdinary(t *testing.T) {
+// becomeOrdinary gives up root, which no permission stops; what lies in the folder is
+// the ordinary user's from then on.
+func becomeOrdinary(t *testing.T, folder string) {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		return
+	}
+	err := filepath.WalkDir(folder, func(path string, _ fs.DirEntry, err error) error {
+		return errors.Join(err, os.Chown(path, 65534, 65534))
+	})
+	if err := errors.Join(err, os.Chmod(filepath.Dir(folder), 0o711)); err != nil { // so that the way there is open
+		t.Fatal(err)
 	}
 	if err := errors.Join(syscall.Setgid(65534), syscall.Setuid(65534)); err != nil {
 		t.Fatal(err)
 	}
 }
 
+// TestDenied: folders that may not be listed, entered or written.
 func TestDenied(t *testing.T) {
 	folder := os.Getenv("FILE_TEST_CHILD")
+	closed, readOnly, tmp := filepath.Join(folder, "closed"), filepath.Join(folder, "read-only"), filepath.Join(folder, "tmp")
 	if folder == "" {
 		folder = t.TempDir()
 		t.Cleanup(func() { // so that it can be removed
-			os.Chmod(filepath.Join(folder, "store"), 0o700)
-			os.Chmod(filepath.Join(folder, "store", "a"), 0o700)
+			filepath.WalkDir(folder, func(path string, d fs.DirEntry, err error) error { return os.Chmod(path, 0o700) })
 		})
 		asChild(t, folder)
 		return
 	}
-	closed := filepath.Join(folder, "store")
-	put(t, open(t, closed), "a/b", "x")
-	if err := errors.Join(os.Chmod(closed, 0o500), os.Chmod(filepath.Join(closed, "a"), 0)); err != nil {
+	for _, path := range []string{closed, readOnly, tmp} {
+		put(t, open(t, path), "a/b", "x")
+	}
+	becomeOrdinary(t, folder)
+	if err := errors.Join(os.Chmod(filepath.Join(closed, "a"), 0), os.Chmod(filepath.Join(readOnly, "a"), 0o500), os.Chmod(filepath.Join(tmp, "+tmp"), 0o500)); err != nil {
 		t.Fatal(err)
 	}
-	becomeOrdinary(t)
 	for method, err := range every(t, open(t, closed)) {
 		wantErr(t, method, err, storage.ErrDenied)
+	}
+	for method, err := range every(t, open(t, readOnly)) {
+		if method == "get" || method == "list" {
+			if err != nil {
+				t.Errorf("%s of what may be read: %v", method, err)
+			}
+			continue
+		}
+		wantErr(t, method, err, storage.ErrDenied)
+	}
+	err := open(t, tmp).Put(t.Context(), "b", strings.NewReader("x"), 1)
+	if wantErr(t, "put", err, storage.ErrDenied); !strings.Contains(err.Error(), "+tmp: permission denied") {
+		t.Errorf("it does not say that the folder of temporary files is closed: %v", err)
+	}
+	if diff := cmp.Diff([]string{"a/b"}, names(t, open(t, readOnly))); diff != "" {
+		t.Error(diff)
 	}
 }
 
