@@ -51,14 +51,29 @@ func (c *Cluster) Remove(ctx context.Context, id hsm.HSMID, force bool) (*Remove
 	if err != nil {
 		return nil, err
 	}
-	if m.Joining && !c.hasJoined(ctx, m) { // it never counted, and holds nothing that others do not
-		return c.finishRemoval(ctx, m, true)
+	if m.Joining {
+		joined, sure, err := c.stopJoining(ctx, &m, force)
+		if err != nil {
+			return nil, errors.Join(err, c.stay(ctx, m))
+		}
+		if !joined {
+			return c.finishRemoval(ctx, m, sure, false)
+		}
 	}
+	return c.removeJoined(ctx, m, force, members)
+}
+
+// removeJoined removes a member that counts. members are as they were before anything was
+// done: a removal that somebody else has begun is not taken back where this one cannot begin.
+func (c *Cluster) removeJoined(ctx context.Context, m hsm.Member, force bool, members []hsm.Member) (*Removed, error) {
 	session, end, failed := c.visit(ctx, m)
 	if failed != nil {
 		failed = fmt.Errorf("%w: %s does not answer, and what only it holds (keys, users, settings, revocations) would be lost: %w; start it, or use --force", ErrRemoval, m.ID, failed)
-		if !force {
+		if !force && slices.Contains(members, m) {
 			return nil, failed
+		}
+		if !force {
+			return nil, errors.Join(failed, c.stay(ctx, m))
 		}
 		session, end = nil, func() {}
 	}
@@ -74,22 +89,58 @@ func (c *Cluster) Remove(ctx context.Context, id hsm.HSMID, force bool) (*Remove
 		return nil, errors.Join(err, c.stay(ctx, m))
 	}
 	if failed == nil {
-		failed = c.evacuate(ctx, m, session, staying)
-	}
-	if failed == nil { // another admin may have taken the removal back meanwhile
-		failed = c.awaitLeaving(ctx, m.ID, session)
+		failed = c.drain(ctx, m, session, staying)
+		if errors.Is(failed, errUnsure) {
+			return nil, failed
+		}
 	}
 	if failed != nil && !force {
 		return nil, errors.Join(failed, c.stay(ctx, m))
 	}
-	return c.finishRemoval(ctx, m, failed == nil)
+	return c.finishRemoval(ctx, m, failed == nil, failed == nil)
 }
 
-// hasJoined asks a member that has not joined, as far as the others have heard. Only it
-// may know that it has, and then it may hold keys.
-func (c *Cluster) hasJoined(ctx context.Context, m hsm.Member) bool {
-	info, err := c.look(ctx, m)
-	return err == nil && info.State.Serves()
+// drain copies what the HSM holds, and has it know itself as removed if it has taken
+// nothing since. If another admin has taken the removal back in between, and yet another
+// one removes it again, what it has taken meanwhile is copied too. Unless there is an error,
+// the removal is decided when drain returns.
+func (c *Cluster) drain(ctx context.Context, m hsm.Member, session hsm.Session, staying int) error {
+	for {
+		departure, err := c.awaitLeaving(ctx, m.ID, session)
+		if err == nil {
+			err = c.evacuate(ctx, m, session, staying)
+		}
+		if err == nil {
+			err = c.depart(ctx, m, session, departure)
+		}
+		if !errors.Is(err, hsm.ErrLate) {
+			return err
+		}
+	}
+}
+
+// errUnsure: the HSM may know itself as removed.
+var errUnsure = errors.New("it may know itself as removed; remove it again")
+
+// depart has the HSM know itself as removed. It decides, since nobody else knows whether it
+// has taken anything after it was copied: ErrLate if it has, and nothing is done. If we die
+// after it, the HSM tells the others by itself.
+func (c *Cluster) depart(ctx context.Context, m hsm.Member, session hsm.Session, departure uint64) error {
+	ctx, cancel := context.WithTimeout(ctx, c.timing.call)
+	defer cancel()
+	gone := removedMember(m, true)
+	_, err := session.Change(ctx, hsm.Change{Kind: hsm.ChangeMember, Member: &gone, Departure: departure})
+	if err != nil && (away(err) || ctx.Err() != nil) {
+		return fmt.Errorf("%s stays LEAVING: %w: %w", m.ID, errUnsure, err)
+	}
+	return err
+}
+
+// removedMember is the member once it is removed: one object says that it is, and that it
+// leaves no more.
+func removedMember(m hsm.Member, drained bool) hsm.Member {
+	m.Removed, m.Leaving, m.Drained = true, false, drained
+	return m
 }
 
 // leaver finds the member and checks that the cluster can do without it.
@@ -152,27 +203,27 @@ func (c *Cluster) announce(ctx context.Context, m *hsm.Member, session hsm.Sessi
 		_, err = c.Change(ctx, leaving)
 	}
 	if err == nil && session != nil {
-		err = c.awaitLeaving(ctx, m.ID, session)
+		_, err = c.awaitLeaving(ctx, m.ID, session)
 	}
 	return err
 }
 
-// awaitLeaving waits until the HSM says that it leaves: changes that were under way have
-// ended then.
-func (c *Cluster) awaitLeaving(ctx context.Context, id hsm.HSMID, session hsm.Session) error {
+// awaitLeaving waits until the HSM says that it leaves, and since when: changes that were
+// under way have ended then.
+func (c *Cluster) awaitLeaving(ctx context.Context, id hsm.HSMID, session hsm.Session) (departure uint64, err error) {
 	for {
 		info, err := session.Info(ctx)
 		if err != nil {
-			return fmt.Errorf("%w: %s: %w", ErrRemoval, id, err)
+			return 0, fmt.Errorf("%w: %s: %w", ErrRemoval, id, err)
 		}
 		if info.State == hsm.StateLeaving {
-			return nil
+			return info.Departure, nil
 		}
 		if err := leaves(ctx, session, id); !errors.Is(err, errLeaves) {
-			return cmp.Or(err, fmt.Errorf("%w: the removal of %s was taken back by somebody else", ErrRemoval, id))
+			return 0, cmp.Or(err, fmt.Errorf("%w: the removal of %s was taken back by somebody else", ErrRemoval, id))
 		}
 		if pause(ctx, 20*time.Millisecond, nil); ctx.Err() != nil {
-			return fmt.Errorf("%w: %s: %w", ErrRemoval, id, context.Cause(ctx))
+			return 0, fmt.Errorf("%w: %s: %w", ErrRemoval, id, context.Cause(ctx))
 		}
 	}
 }
@@ -329,53 +380,27 @@ func (c *Cluster) stay(ctx context.Context, m hsm.Member) error {
 	return nil
 }
 
-// finishRemoval makes it a member no more, on the others first and then on itself.
-func (c *Cluster) finishRemoval(ctx context.Context, m hsm.Member, drained bool) (*Removed, error) {
-	before := m
-	m.Removed, m.Leaving, m.Drained = true, false, drained
-	gone := hsm.Change{Kind: hsm.ChangeMember, Member: &m}
-	// If we die before this it is LEAVING, after it removed: one object says both.
-	if changed, err := c.Change(ctx, gone); err != nil {
-		if changed != nil || away(err) { // some HSM may know it as removed: it must take nothing new
-			return nil, fmt.Errorf("%s stays LEAVING, since others may know it as removed; remove it again: %w", m.ID, err)
+// finishRemoval makes it a member no more on the others, and on itself unless it has
+// departed.
+func (c *Cluster) finishRemoval(ctx context.Context, m hsm.Member, drained, departed bool) (*Removed, error) {
+	gone := removedMember(m, drained)
+	// If we die before this it is LEAVING on the others, after it removed; one that has
+	// departed tells them.
+	changed, err := c.Change(ctx, hsm.Change{Kind: hsm.ChangeMember, Member: &gone})
+	switch {
+	case err == nil:
+	case departed:
+		return nil, fmt.Errorf("%s is removed, and no other HSM could be told; it tells them itself before it stops: %w", m.ID, err)
+	case changed != nil || away(err): // some HSM may know it as removed: it must take nothing new
+		return nil, fmt.Errorf("%s stays LEAVING, since others may know it as removed; remove it again: %w", m.ID, err)
+	default:
+		return nil, errors.Join(err, c.stay(ctx, m))
+	}
+	if !departed {
+		if session, end, err := c.visit(ctx, m); err == nil {
+			_, _ = session.Change(ctx, hsm.Change{Kind: hsm.ChangeMember, Member: &gone}) // otherwise its peers tell it
+			end()
 		}
-		return nil, errors.Join(err, c.stay(ctx, before))
 	}
-	if session, end, err := c.visit(ctx, m); err == nil {
-		_, _ = session.Change(ctx, gone) // otherwise its peers tell it
-		end()
-	}
-	return &Removed{Member: m, Drained: drained}, nil
-}
-
-// Settled is what Settle did.
-type Settled struct {
-	// Members are those that operations in doubt need no longer wait for.
-	Members []hsm.HSMID
-	Keep    bool
-}
-
-// Settle decides, by an admin's word, what becomes of operations in doubt that
-// began until now and hang on nothing but HSMs that cannot be asked any more:
-// removed by force, or set back to an older state. Keep makes their keys live,
-// in case a caller was told of one; otherwise they are dropped. Each HSM acts on it
-// when all members have answered that they know no better, and so do HSMs that are
-// down now when they are back.
-func (c *Cluster) Settle(ctx context.Context, keep bool) (*Settled, error) {
-	members, err := c.Members(ctx)
-	if err != nil {
-		return nil, err
-	}
-	out := &Settled{Keep: keep, Members: []hsm.HSMID{}}
-	for _, m := range members {
-		if !m.Doubtful() {
-			continue
-		}
-		m.Settled, m.Keep = time.Now().UnixMilli(), keep
-		if _, err := c.Change(ctx, hsm.Change{Kind: hsm.ChangeMember, Member: &m}); err != nil {
-			return out, err
-		}
-		out.Members = append(out.Members, m.ID)
-	}
-	return out, nil
+	return &Removed{Member: gone, Drained: drained}, nil
 }

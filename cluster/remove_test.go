@@ -7,9 +7,9 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
-	"time"
 
 	"github.com/hsmbackup/hsmbackup/cluster/hsm"
+	"github.com/hsmbackup/hsmbackup/cluster/reconcile"
 )
 
 // known returns what an HSM knows of a member.
@@ -56,7 +56,7 @@ func TestRemovalThatFailsAtTheEnd(t *testing.T) {
 				}
 				return pass
 			})
-			_, err := c.finishRemoval(t.Context(), m, true)
+			_, err := c.finishRemoval(t.Context(), m, true, false)
 			if !errors.Is(err, tc.want) || strings.Contains(err.Error(), "stays LEAVING") != tc.leaving {
 				t.Errorf("%v, want %v; it stays LEAVING: %t", err, tc.want, tc.leaving)
 			}
@@ -248,131 +248,196 @@ func TestRemovalCopiesWhatIsOnTwoThatLeave(t *testing.T) {
 	}
 }
 
-// TestARemovalTakesEverythingAlong: of each kind of object that HSMs have in common, what
-// is on the leaving one alone, since server-side sync had no time, is on all that stay
-// when it is removed.
-func TestARemovalTakesEverythingAlong(t *testing.T) {
+// TestARemovalThatAnotherTakesBack: whichever step of one removal comes between which of
+// another that is refused, and its undoing, what the HSM takes in between is copied, or it
+// stays.
+func TestARemovalThatAnotherTakesBack(t *testing.T) {
 	t.Parallel()
-	ctx := context.Background()
-	invite := &hsm.Invite{ID: hsm.NewInviteID(), Key: [32]byte{1}, Expires: time.Now().Add(time.Hour)}
-	ref := hsm.InviteRef(invite.ID)
-	other := hsm.Member{ID: hsm.NewHSMID(), Name: "gone", Address: "gone:2223", Removed: true}
-	settled := other
-	settled.Settled, settled.Keep = time.Now().UnixMilli(), true
-	asks := func(c hsm.Change) func(b *box) error {
-		return func(b *box) error { _, err := b.as(hsm.RoleAdmin, adminName).Change(ctx, c); return err }
-	}
-	info := func(b *box) hsm.Info { i, _ := b.peer().Info(ctx); return i }
-	for name, tc := range map[string]struct {
-		before, make func(b *box) error // before: everywhere
-		is           func(b *box) bool
-	}{
-		"a key": {nil, func(b *box) error {
-			s, op := b.as(hsm.RoleCryptoUser, userName), hsm.OpID{7}
-			if _, err := s.Create(ctx, op, hsm.CreateRequest{Method: hsm.MethodGenerate, Token: true, Type: "aes", Size: 32}); err != nil {
-				return err
-			}
-			return s.Commit(ctx, op)
-		}, func(b *box) bool { live, _ := b.keysOn(); return len(live) == 1 }},
-		"a user": {nil, asks(hsm.Change{Kind: hsm.ChangeUserCreate, User: "eve", Role: hsm.RoleCryptoUser, Password: secret("eve-password")}),
-			func(b *box) bool { users, _ := b.peer().Users(ctx); return len(users) == 3 }},
-		"a setting": {nil, asks(hsm.Change{Kind: hsm.ChangeSettings, Settings: &hsm.Settings{MinCopies: 1, CheckOnUse: true}}),
-			func(b *box) bool { return info(b).Settings.CheckOnUse }},
-		"a token's timeout": {nil, asks(hsm.Change{Kind: hsm.ChangeQuorumTimeout, Name: hsm.TimeoutGenerated, Value: "900"}),
-			func(b *box) bool { return info(b).Timeouts.Generated == 900*time.Second }},
-		"a member, and an admin's word on it": {asks(hsm.Change{Kind: hsm.ChangeMember, Member: &other}),
-			asks(hsm.Change{Kind: hsm.ChangeMember, Member: &settled}), func(b *box) bool { return b.known(other.ID).Keep }},
-		"failed logins": {nil, func(b *box) error {
-			h, _ := b.running()
-			for range hsm.MaxFailedLogins + 1 {
-				if _, _, err := h.Module(hsm.Principal{}).Login(ctx, hsm.RoleCryptoUser, userName, secret("wrong-password")); !errors.Is(err, hsm.ErrLogin) {
-					return err
-				}
-			}
-			return nil
-		}, func(b *box) bool {
-			h, _ := b.running()
-			_, _, err := h.Module(hsm.Principal{}).Login(ctx, hsm.RoleCryptoUser, userName, secret(userPassword))
-			return errors.Is(err, hsm.ErrLocked)
-		}},
-		"an invitation": {nil, func(b *box) error {
-			i := *invite
-			i.Voters = []hsm.HSMID{b.member.ID}
-			return asks(hsm.Change{Kind: hsm.ChangeInvite, Invite: &i})(b)
-		}, func(b *box) bool { h, _ := b.running(); _, err := h.FindInvite(ctx, invite.ID); return err == nil }},
-		"a vote on an invitation": {func(b *box) error {
-			i := *invite
-			i.Voters = []hsm.HSMID{b.w.boxes[0].member.ID}
-			return asks(hsm.Change{Kind: hsm.ChangeInvite, Invite: &i})(b)
-		}, func(b *box) error {
-			_, err := b.peer().Change(ctx, hsm.Change{Kind: hsm.ChangeClaim, Ref: ref, Claim: &hsm.Claim{Joiner: 9}})
-			return err
-		}, func(b *box) bool {
-			h, _ := b.running()
-			i, err := h.FindInvite(ctx, invite.ID)
-			return err == nil && len(i.Claims) == 1
-		}},
-		"a revocation": {nil, asks(hsm.Change{Kind: hsm.ChangeRevoke, Revoked: &hsm.Revocation{Kind: "client", Name: "old", Until: time.Now()}}),
-			func(b *box) bool { h, _ := b.running(); r, err := h.Revocations(ctx); return err == nil && len(r) == 1 }},
-	} {
-		t.Run(name, func(t *testing.T) {
+	var removed, refused atomic.Int64
+	t.Cleanup(func() {
+		if removed.Load() == 0 || refused.Load() == 0 {
+			t.Errorf("%d removed, %d refused: both should come about", removed.Load(), refused.Load())
+		}
+	})
+	for _, order := range interleavings(4, 3) {
+		t.Run("", func(t *testing.T) {
 			t.Parallel()
 			w := newWorld(t, 3, 1, false)
-			for _, b := range w.boxes {
-				if tc.before == nil {
-					break
+			b := w.boxes[0]
+			r, other := w.removalOf(b, false), w.removalOf(b, false)
+			var departure uint64
+			steps := []func() error{
+				func() (err error) {
+					if err = r.c.announce(t.Context(), &r.m, r.session); err == nil {
+						r.staying, err = r.c.recheck(t.Context(), r.m, r.session, false)
+					}
+					return err
+				},
+				func() (err error) { departure, err = r.c.awaitLeaving(t.Context(), r.m.ID, r.session); return err },
+				func() error { return r.c.evacuate(t.Context(), r.m, r.session, r.staying) },
+				func() error { return r.c.depart(t.Context(), r.m, r.session, departure) },
+			}
+			var key hsm.KeyRef
+			others := []func(){
+				func() { other.err = other.c.announce(t.Context(), &other.m, other.session) },
+				func() {
+					_ = other.c.stay(t.Context(), other.m)
+					if !b.leaves.Load() { // otherwise it takes nothing
+						key = b.creates(t)
+					}
+				},
+				func() {
+					m := b.member
+					_ = other.c.announce(t.Context(), &m, other.session)
+				},
+			}
+			for _, who := range order {
+				switch {
+				case who == 1:
+					others[0]()
+					others = others[1:]
+				default:
+					if r.err == nil {
+						r.err = steps[0]()
+					}
+					steps = steps[1:]
 				}
-				if err := tc.before(b); err != nil {
-					t.Fatal(err)
-				}
 			}
-			c, leaver := w.open(asAdmin), w.boxes[0]
-			if err := tc.make(leaver); err != nil {
-				t.Fatal(err)
+			if r.err != nil {
+				refused.Add(1)
+				return
 			}
-			if !tc.is(leaver) || tc.is(w.boxes[1]) || tc.is(w.boxes[2]) {
-				t.Fatal("it is not on the leaving HSM alone")
-			}
-			removed, err := c.Remove(t.Context(), leaver.member.ID, false)
-			if err != nil || !removed.Drained {
-				t.Fatalf("%+v, %v", removed, err)
-			}
-			for _, b := range w.boxes[1:] {
-				if !tc.is(b) {
-					t.Errorf("it is not on %s", b.member.Name)
-				}
+			removed.Add(1)
+			if key != 0 && w.holders(key) < 2 {
+				t.Errorf("order %v: a key went down with the HSM", order)
 			}
 		})
 	}
 }
 
-// TestARemovalWaitsForMaskingKeys: a rotation that only the leaving HSM knows of is not
-// undone by its removal.
-func TestARemovalWaitsForMaskingKeys(t *testing.T) {
-	t.Parallel()
-	w := newWorld(t, 3, 1, false)
-	rotated, err := w.keyring.Rotated(time.Now())
+// creates makes a key on one HSM, and on no other.
+func (b *box) creates(t *testing.T) hsm.KeyRef {
+	t.Helper()
+	s, op := b.as(hsm.RoleCryptoUser, userName), hsm.OpID{1}
+	made, err := s.Create(t.Context(), op, aes())
+	if err == nil {
+		err = s.Commit(t.Context(), op)
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
-	take := func(boxes ...*box) {
-		for _, b := range boxes {
-			h, _ := b.running()
-			if err := h.SetKeyring(rotated); err != nil {
-				t.Fatal(err)
+	return made.Keys[0].Ref
+}
+
+// TestALastStepWithoutAnAnswer: an HSM that may know itself as removed stays LEAVING; one
+// that does not stays a member like the others.
+func TestALastStepWithoutAnAnswer(t *testing.T) {
+	t.Parallel()
+	for name, tc := range map[string]struct {
+		fault   fault
+		leaving bool
+		want    error
+	}{
+		"refused":                 {full, false, hsm.ErrFull},
+		"done, and no answer":     {lose, true, hsm.ErrUnavailable},
+		"not done, and no answer": {drop, true, hsm.ErrUnavailable},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t, 3, 2, false)
+			b := w.boxes[2]
+			c := w.open(asAdmin)
+			var copied, told atomic.Bool
+			w.setFaults(func(to *box, call string) fault {
+				switch {
+				case to == b && call == "Cells":
+					copied.Store(true)
+				case to == b && call == "Change" && copied.Load() && !told.Swap(true): // the last step
+					return tc.fault
+				}
+				return pass
+			})
+			_, err := c.Remove(t.Context(), b.member.ID, false)
+			if !errors.Is(err, tc.want) || errors.Is(err, errUnsure) != tc.leaving {
+				t.Errorf("%v, want %v; it stays LEAVING: %t", err, tc.want, tc.leaving)
+			}
+			w.setFaults(nil)
+			w.sync()
+			got := w.boxes[0].known(b.member.ID)
+			if stays := got.Leaving || got.Removed; stays != tc.leaving {
+				t.Errorf("leaving %t, removed %t; want a member like the others: %t", got.Leaving, got.Removed, !tc.leaving)
+			}
+		})
+	}
+}
+
+// joining makes an HSM one that joins, as far as the others have heard. If it has joined
+// nobody but itself knows.
+func (w *world) joining(b *box, hasJoined bool) {
+	w.t.Helper()
+	m, was := b.member, b.member
+	m.ID, m.Name, m.Joining = hsm.NewHSMID(), "hsm-9", true
+	was.Removed = true
+	b.kill()
+	b.member, b.fs = m, memFS()
+	b.start()
+	for _, other := range w.boxes {
+		w.change(other.peer(), hsm.Change{Kind: hsm.ChangeMember, Member: &m})
+		w.change(other.peer(), hsm.Change{Kind: hsm.ChangeMember, Member: &was})
+	}
+	for _, other := range w.boxes {
+		for _, scope := range []hsm.Scope{hsm.ScopeCluster, hsm.ScopeLineage} {
+			if _, err := reconcile.Sync(context.Background(), other.peer().Scoped(scope), b.peer().Scoped(scope)); err != nil {
+				w.t.Fatal(err)
 			}
 		}
 	}
-	take(w.boxes[0])
-	c := w.open(asAdmin)
-	if _, err := c.Remove(t.Context(), w.boxes[0].member.ID, false); !errors.Is(err, ErrRemoval) || !strings.Contains(err.Error(), "lacks the masking key") {
-		t.Fatalf("%v, want ErrRemoval", err)
+	if hasJoined {
+		m.Joining = false
+		w.change(b.peer(), hsm.Change{Kind: hsm.ChangeMember, Member: &m})
 	}
-	if m := w.boxes[1].known(w.boxes[0].member.ID); m.Leaving || m.Removed {
-		t.Errorf("it does not stay: %+v", m)
-	}
-	take(w.boxes[1:]...)
-	if removed, err := c.Remove(t.Context(), w.boxes[0].member.ID, false); err != nil || !removed.Drained {
-		t.Errorf("%+v, %v", removed, err)
+}
+
+// TestARemovalOfWhoHasJustJoined: what an HSM holds that has joined, as nobody but it knows
+// yet, is copied; of one that cannot be asked, force is wanted where others cannot either.
+func TestARemovalOfWhoHasJustJoined(t *testing.T) {
+	t.Parallel()
+	for name, tc := range map[string]struct {
+		hasJoined, deaf, away bool // deaf: the HSM does not answer; away: another one neither
+		force                 bool
+		want                  error
+		drained               bool
+	}{
+		"it joins":                           {drained: true},
+		"it joins, and does not answer":      {deaf: true, drained: true},
+		"it has joined":                      {hasJoined: true, drained: true},
+		"another does not answer":            {away: true, want: ErrRemoval},
+		"another does not answer, by force":  {away: true, force: true},
+		"neither answers":                    {hasJoined: true, deaf: true, away: true, want: ErrRemoval},
+		"it has joined, and another is away": {hasJoined: true, away: true, drained: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t, 4, 1, false)
+			b := w.boxes[3]
+			w.joining(b, tc.hasJoined)
+			var key hsm.KeyRef
+			if tc.hasJoined {
+				key = b.creates(t)
+			}
+			b.away.Store(tc.deaf)
+			w.boxes[2].away.Store(tc.away)
+			c := w.open(asAdmin)
+			removed, err := c.Remove(t.Context(), b.member.ID, tc.force)
+			if !errors.Is(err, tc.want) || err == nil && removed.Drained != tc.drained {
+				t.Fatalf("%+v, %v; want drained %t, %v", removed, err, tc.drained, tc.want)
+			}
+			if m := w.boxes[0].known(b.member.ID); m.Removed != (tc.want == nil) || m.Leaving {
+				t.Errorf("it is %+v", m)
+			}
+			if key != 0 && tc.want == nil && w.holders(key) < 2 {
+				t.Error("its key is gone")
+			}
+		})
 	}
 }

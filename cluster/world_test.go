@@ -64,8 +64,9 @@ type box struct {
 	soft   *soft.HSM // nil while it is down
 	life   int
 	logins atomic.Int64
-	skew   atomic.Int64 // how far its clock is ahead of the others'
-	leaves atomic.Bool  // as it was told itself
+	skew   atomic.Int64  // how far its clock is ahead of the others'
+	leaves atomic.Bool   // as it was told itself
+	since  atomic.Uint64 // its departure
 }
 
 const (
@@ -383,7 +384,7 @@ func (s *faultySession) Principal() hsm.Principal { return s.inner.Principal() }
 func (s *faultySession) Info(ctx context.Context) (hsm.Info, error) {
 	info, err := through(ctx, s, "Info", func() (hsm.Info, error) { return s.inner.Info(ctx) })
 	if err == nil && s.b.leaves.Load() {
-		info.State = hsm.StateLeaving
+		info.State, info.Departure = hsm.StateLeaving, s.b.since.Load()
 	}
 	return info, err
 }
@@ -398,9 +399,13 @@ func (s *faultySession) Create(ctx context.Context, op hsm.OpID, r hsm.CreateReq
 }
 func (s *faultySession) Change(ctx context.Context, c hsm.Change) (hsm.MaskedObject, error) {
 	return through(ctx, s, "Change", func() (hsm.MaskedObject, error) {
+		own := c.Kind == hsm.ChangeMember && c.Member.ID == s.b.member.ID
+		if own && c.Departure != 0 && (!s.b.leaves.Load() || c.Departure != s.b.since.Load()) {
+			return hsm.MaskedObject{}, hsm.ErrLate
+		}
 		m, err := s.inner.Change(ctx, c)
-		if err == nil && c.Kind == hsm.ChangeMember && c.Member.ID == s.b.member.ID {
-			s.b.leaves.Store(c.Member.Leaving)
+		if err == nil && own && s.b.leaves.Swap(c.Member.Leaving || c.Member.Removed) != c.Member.Leaving {
+			s.b.since.Add(1)
 		}
 		return m, err
 	})

@@ -172,6 +172,10 @@ type Info struct {
 	Quorum QuorumValues
 	// Timeouts are how long quorum tokens are good; 0: TokenLife.
 	Timeouts QuorumTimeouts
+	// Departure, of an HSM that leaves, names the time since which it takes nothing new:
+	// random, and another one each time that its removal was taken back in between. 0: it
+	// does take something.
+	Departure uint64
 }
 
 // MaxEpochs bounds the masking keys of a lineage.

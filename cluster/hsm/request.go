@@ -145,6 +145,10 @@ type Change struct {
 	// begins, and one; 0: the next one. A call that arrives late, after that life has
 	// ended again, so does not begin another: ErrDestroyed.
 	Life uint64
+	// Departure, of an HSM that is asked to know itself as removed (ChangeMember), is the
+	// Info.Departure since which all that it holds was copied. ErrLate, and nothing is done,
+	// if it is another one by now. 0: whatever it has taken.
+	Departure uint64
 	// Approvals are for users and quorum values, and for keys with quorum values.
 	Approvals []Approval
 	Public    []byte // SPKI of a signer

@@ -231,6 +231,8 @@ func TestRequestsRoundTrip(t *testing.T) {
 		Revoked:  &hsm.Revocation{Kind: "client", Name: "app", Until: time.UnixMilli(1_700_000_000_123).UTC()},
 		After:    9,
 		Life:     10,
+
+		Departure: 11,
 	}
 	gotChange, err := fromChange(wire(t, toChange(change), &pb.ChangeRequest{}))
 	if diff := cmp.Diff(change, gotChange, secretComparer); diff != "" || err != nil {
@@ -263,7 +265,7 @@ func TestRepliesRoundTrip(t *testing.T) {
 		ID: 1, Cluster: 2, ClusterName: "c", Region: "r", Zone: "z", Lineage: hsm.Lineage{3}, Version: "v", State: "ACTIVE", Notice: "n", Time: at,
 		Root: hsm.Root{Sum: [32]byte{4}, Count: 5}, ClusterRoot: hsm.Root{Sum: [32]byte{6}, Count: 7}, Keys: 8, InDoubt: 9, Sessions: 10, Format: 11,
 		Started: at, Doubts: []hsm.Doubt{{Op: hsm.OpID{1}, Refs: []hsm.KeyRef{2, 3}, Since: at}}, Settings: hsm.Settings{MinCopies: 2, MinZones: 1, CheckOnUse: true, Custodians: []string{"age1x"}, Threshold: 1},
-		Timeouts: hsm.QuorumTimeouts{Generated: time.Minute, Approved: time.Second},
+		Timeouts: hsm.QuorumTimeouts{Generated: time.Minute, Approved: time.Second}, Departure: 12,
 	}
 	gotInfo, err := fromInfo(wire(t, toInfo(info), &pb.InfoReply{}))
 	if diff := cmp.Diff(info, gotInfo); diff != "" || err != nil {

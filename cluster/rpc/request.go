@@ -55,7 +55,7 @@ func toChange(ch hsm.Change) *pb.ChangeRequest {
 		Kind: string(ch.Kind), Ref: uint64(ch.Ref), Name: ch.Name, Value: []byte(ch.Value), User: ch.User, Role: string(ch.Role),
 		Password: ch.Password.Reveal(), Settings: toSettings(ch.Settings), Member: toMember(ch.Member),
 		Invite: toInvite(ch.Invite), Claim: toClaim(ch.Claim), Revoked: toRevocation(ch.Revoked), Recovery: ch.Recovery.Reveal(), After: ch.After, Life: ch.Life,
-		Approvals: toApprovals(ch.Approvals), Public: ch.Public, Proof: ch.Proof,
+		Approvals: toApprovals(ch.Approvals), Public: ch.Public, Proof: ch.Proof, Departure: ch.Departure,
 	}
 	if ch.Masked != nil {
 		p.Masked = toMasked(*ch.Masked)
@@ -73,6 +73,7 @@ func fromChange(p *pb.ChangeRequest) (hsm.Change, error) {
 		Password: hsm.NewSecret(p.GetPassword()), Settings: fromSettings(c, p.GetSettings()), Member: fromMember(c, p.GetMember()),
 		Invite: fromInvite(c, p.GetInvite()), Claim: fromClaim(c, p.GetClaim()), Revoked: fromRevocation(c, p.GetRevoked()), Recovery: hsm.NewSecret(p.GetRecovery()), After: p.GetAfter(), Life: p.GetLife(),
 		Approvals: fromApprovals(c, p.GetApprovals()), Public: c.bytes("public key", p.GetPublic(), maxSigner), Proof: c.bytes("proof", p.GetProof(), maxSigner),
+		Departure: p.GetDeparture(),
 	}
 	if p.GetMasked() != nil {
 		m, err := fromMasked(p.GetMasked())

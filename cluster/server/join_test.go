@@ -403,6 +403,7 @@ func TestAReplacementTakesThePlace(t *testing.T) {
 	w.boxes[2] = b
 	b.start()
 	w.eventually("the dead HSM is not removed", func() bool { return w.boxes[0].member(id).Removed && w.boxes[1].member(id).Removed })
+	w.eventually("it does not serve", func() bool { return b.info().State == hsm.StateActive })
 	if _, err := b.alice().Key(t.Context(), key); err != nil {
 		t.Error(err)
 	}
@@ -468,5 +469,53 @@ func TestAJoinOutlivesARotation(t *testing.T) {
 	w.eventually("it does not join", func() bool { return b.info().State == hsm.StateActive })
 	if info := b.info(); info.Keys != 1 || info.Sealing != epoch {
 		t.Errorf("%d keys, sealing under %d; want 1, %d", info.Keys, info.Sealing, epoch)
+	}
+}
+
+// TestAnHSMThatIsRemovedAsItJoins: whoever says to the others that it leaves, before it has
+// joined, is sure that it takes nothing.
+func TestAnHSMThatIsRemovedAsItJoins(t *testing.T) {
+	w := newWorld(t, 2)
+	w.createAlice()
+	b := w.join(w.invite(time.Hour, w.boxes...), "new")
+	c, err := LoadConfig(b.folder)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := w.boxes[0].member(c.ID)
+	m.Leaving = true
+	for _, other := range w.boxes[:2] {
+		w.change(other.root(), hsm.Change{Kind: hsm.ChangeMember, Member: &m})
+	}
+	b.start()
+	w.eventually("it does not join", func() bool { return w.boxes[0].member(c.ID).Counts() })
+	w.eventually("it does not leave", func() bool { return b.info().State == hsm.StateLeaving && b.info().Departure != 0 })
+	if _, err := b.alice().Create(t.Context(), newOp(), aesRequest("a")); !errors.Is(err, hsm.ErrUnavailable) {
+		t.Errorf("a key: %v, want ErrUnavailable", err)
+	}
+}
+
+// TestAnHSMServesWhenAPeerKnowsThatItHasJoined, and not before.
+func TestAnHSMServesWhenAPeerKnowsThatItHasJoined(t *testing.T) {
+	w := newWorld(t, 1)
+	b := w.join(w.invite(time.Hour, w.boxes...), "new")
+	w.boxes[0].stop()
+	s, err := Open(t.Context(), b.folder, b.options())
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.serve(s)
+	w.eventually("it is not tried", func() bool { return s.sync.caughtUp() })
+	if err := s.joined(t.Context(), s.place.now.Load().self); !errors.Is(err, hsm.ErrUnavailable) {
+		t.Errorf("%v, want ErrUnavailable", err)
+	}
+	w.eventually("it has not read that", func() bool { return !s.place.now.Load().self.Joining })
+	if info := b.info(); info.State != hsm.StateJoining {
+		t.Errorf("state %s, want JOINING", info.State)
+	}
+	w.boxes[0].start()
+	w.eventually("it does not join", func() bool { return b.info().State == hsm.StateActive })
+	if !w.boxes[0].member(b.id()).Counts() {
+		t.Error("it serves, and the other does not know")
 	}
 }

@@ -217,3 +217,82 @@ func TestAnOpenStreamDoesNotHoldUpARemoval(t *testing.T) {
 		t.Errorf("the rest of the stream: %v, want ErrUnavailable", err)
 	}
 }
+
+// departs asks an HSM to know itself as removed.
+func (b *box) departs(m hsm.Member, departure uint64) error {
+	m.Removed, m.Leaving, m.Drained = true, false, true
+	_, err := b.root().Change(b.w.t.Context(), hsm.Change{Kind: hsm.ChangeMember, Member: &m, Departure: departure})
+	return err
+}
+
+// TestADepartureThatIsOver: an HSM that took something after it was copied does not go, and
+// one that did not goes, and tells the others itself.
+func TestADepartureThatIsOver(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, 3)
+	w.createAlice()
+	b := w.boxes[1]
+	m := w.leave(b)
+	first := b.info().Departure
+	stays := m
+	stays.Leaving = false
+	w.change(b.root(), hsm.Change{Kind: hsm.ChangeMember, Member: &stays})
+	w.eventually("it does not stay", func() bool { return b.info().State == hsm.StateActive })
+	if d := b.info().Departure; first == 0 || d != 0 {
+		t.Errorf("departure %d while it left, %d when it stays; want one and none", first, d)
+	}
+	if err := b.departs(m, first); !errors.Is(err, hsm.ErrLate) {
+		t.Errorf("while it stays: %v, want ErrLate", err)
+	}
+	w.createKey(b.alice(), "taken meanwhile")
+	w.leave(b)
+	if err := b.departs(m, first); !errors.Is(err, hsm.ErrLate) {
+		t.Errorf("with the departure before: %v, want ErrLate", err)
+	}
+	w.eventually("it does not leave as the others know", func() bool { m := w.boxes[0].member(b.id()); return m.Leaving && !m.Removed })
+	if err := b.departs(w.boxes[0].member(w.boxes[2].id()), b.info().Departure); !errors.Is(err, hsm.ErrInvalid) {
+		t.Errorf("of another HSM: %v, want ErrInvalid", err)
+	}
+	if err := b.departs(m, b.info().Departure); err != nil {
+		t.Fatal(err)
+	}
+	w.othersKnow(m.ID)
+	ended := <-b.served
+	if b.served <- nil; !errors.Is(ended, ErrRemoved) {
+		t.Errorf("it ends with %v, want ErrRemoved", ended)
+	}
+}
+
+// othersKnow waits until all others know that an HSM was removed.
+func (w *world) othersKnow(id hsm.HSMID) {
+	w.t.Helper()
+	for _, other := range w.up() {
+		if other.id() != id {
+			w.eventually("it tells nobody that it was removed", func() bool { m := other.member(id); return m.Removed && m.Drained })
+		}
+	}
+}
+
+// TestARemovedHSMTellsTheOthersWhenItStarts: if it, and the admin, died before it could.
+func TestARemovedHSMTellsTheOthersWhenItStarts(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, 3)
+	b := w.boxes[1]
+	m := w.leave(b)
+	b.stop()
+	s, err := Open(t.Context(), b.folder, b.options())
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.Removed, m.Leaving, m.Drained = true, false, true
+	if _, err := s.device.self.Change(t.Context(), hsm.Change{Kind: hsm.ChangeMember, Member: &m}); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Open(t.Context(), b.folder, b.options()); !errors.Is(err, ErrRemoved) {
+		t.Errorf("%v, want ErrRemoved", err)
+	}
+	w.othersKnow(m.ID)
+}

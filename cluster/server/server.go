@@ -203,6 +203,7 @@ func (s *Server) announce(ctx context.Context) error {
 	me.Name, me.Address, me.Zone = s.config.Name, s.advertised(), s.config.Zone
 	switch {
 	case me.Removed:
+		s.sync.farewell(ctx, members)
 		return removed(me.ID)
 	case me == was:
 		return nil

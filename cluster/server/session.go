@@ -76,7 +76,7 @@ func (s servedSession) Info(ctx context.Context) (hsm.Info, error) {
 	if err != nil {
 		return info, err
 	}
-	info.LastSync = s.server.sync.lastSync()
+	info.LastSync, info.Departure = s.server.sync.lastSync(), s.server.place.left.Load()
 	if state, notice := s.server.state(); info.State == hsm.StateActive || !state.Serves() {
 		info.State, info.Notice = state, notice
 	}
@@ -136,6 +136,9 @@ func (s servedSession) Change(ctx context.Context, c hsm.Change) (hsm.MaskedObje
 	if c.Kind == hsm.ChangeMember || c.Kind == hsm.ChangeClaim {
 		if err := errors.Join(s.server.serves(), s.server.recordable()); err != nil {
 			return hsm.MaskedObject{}, err
+		}
+		if c.Departure != 0 {
+			return s.server.depart(ctx, s.Session, c)
 		}
 		return s.Session.Change(ctx, c)
 	}

@@ -2,6 +2,8 @@ package server
 
 import (
 	"context"
+	"crypto/rand"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"slices"
@@ -27,14 +29,16 @@ type standing struct {
 type place struct {
 	now     atomic.Pointer[standing]
 	changed chan struct{} // holds one token when it must be read anew
-	reading sync.Mutex    // held while it is, so that no older reading replaces a newer
+	reading turn          // held while it is, so that no older reading replaces a newer
 
 	announcing sync.Mutex // held while the HSM's own member record is written
+	joining    sync.Mutex // held while the HSM says that it has joined
 
 	// changing counts what adds or changes something, so that an HSM that leaves
 	// knows when nothing of that is under way any more.
 	changing underWay
-	left     atomic.Bool // it leaves, and nothing is
+	left     atomic.Uint64 // it leaves, and nothing is: hsm.Info.Departure; otherwise 0
+	entering atomic.Bool   // it has joined, and serves when peers have said that nothing is against it
 
 	mu   sync.Mutex
 	said hsm.State // the state that the log was told last
@@ -43,7 +47,13 @@ type place struct {
 	resolves time.Time // before that it says nothing of operations
 }
 
-func newPlace() *place { return &place{changed: make(chan struct{}, 1)} }
+func newPlace() *place { return &place{changed: make(chan struct{}, 1), reading: make(turn, 1)} }
+
+// turn is a lock that is waited for on a channel, as underWay is.
+type turn chan struct{}
+
+func (t turn) Lock()   { t <- struct{}{} }
+func (t turn) Unlock() { <-t }
 
 // poke says that it must be read anew.
 func (p *place) poke() {
@@ -74,11 +84,47 @@ func (s *Server) locate(ctx context.Context) error {
 	}
 	next.self = next.members[s.config.ID]
 	s.place.now.Store(next)
-	if next.self.Leaving {
-		s.place.changing.wait() // what began before has ended
+	if !next.self.Leaving {
+		s.place.left.Store(0)
+		return nil
 	}
-	s.place.left.Store(next.self.Leaving)
+	s.place.changing.wait() // what began before has ended
+	if s.place.left.Load() == 0 {
+		s.place.left.Store(randomDeparture())
+	}
 	return nil
+}
+
+func randomDeparture() uint64 {
+	var b [8]byte
+	rand.Read(b[:])
+	return max(binary.LittleEndian.Uint64(b[:]), 1)
+}
+
+// depart is the last step of this HSM's removal: it knows itself as removed, durably, if
+// it has taken nothing since the departure that the caller names, when all that it held
+// was copied. Only this HSM knows that, so it is asked first, and of a removal and one that
+// takes the removal back, one comes to nothing. If it dies here it tells the others when it
+// is started again (farewell).
+func (s *Server) depart(ctx context.Context, session hsm.Session, c hsm.Change) (m hsm.MaskedObject, err error) {
+	late := fmt.Errorf("%w: the removal of %s was taken back by somebody else", hsm.ErrLate, s.config.ID)
+	switch {
+	case c.Member == nil || c.Member.ID != s.config.ID || !c.Member.Removed:
+		return m, fmt.Errorf("%w: a departure is of %s alone", hsm.ErrInvalid, s.config.ID)
+	case s.place.left.Load() != c.Departure:
+		return m, late
+	}
+	s.place.reading.Lock() // it does not learn meanwhile that it stays
+	if s.place.left.Load() == c.Departure {
+		m, err = session.Change(ctx, c)
+	} else {
+		err = late
+	}
+	s.place.reading.Unlock()
+	if err != nil {
+		return m, err
+	}
+	return m, s.locate(context.WithoutCancel(ctx))
 }
 
 // keepPlace follows the cluster's changes until the context ends: who is no
@@ -139,7 +185,7 @@ func (s *Server) inviteKey(name string) ([32]byte, error) {
 // state is what the HSM does at the moment, and what an operator should know.
 func (s *Server) state() (state hsm.State, notice string) {
 	switch state = s.phase(); {
-	case state == hsm.StateLeaving && !s.place.left.Load():
+	case state == hsm.StateLeaving && s.place.left.Load() == 0:
 		state = hsm.StateActive // until what is under way has ended
 	case state == hsm.StateActive && s.recordable() != nil:
 		state = hsm.StateDegraded
@@ -164,7 +210,7 @@ func (s *Server) phase() hsm.State {
 		return hsm.StateRemoved // it ends in its next round of sync
 	case s.sync.isDuplicate():
 		return hsm.StateDuplicate
-	case self.Joining:
+	case s.joins():
 		return hsm.StateJoining
 	case !s.sync.caughtUp():
 		return hsm.StateCatchingUp
@@ -244,14 +290,21 @@ func (s *Server) announceState() {
 	s.options.Log.Info("HSM serves", "state", state, "notice", notice)
 }
 
+// joins tells whether this HSM has still to join.
+func (s *Server) joins() bool {
+	return s.place.now.Load().self.Joining || s.place.entering.Load()
+}
+
 // settleIn runs after each round of server-side sync: an HSM that joins says that
 // it has every key as soon as it has.
 func (s *Server) settleIn(ctx context.Context) {
-	self := s.place.now.Load().self
-	if self.Joining && s.sync.synced() {
-		if err := s.joined(ctx, self); err != nil {
-			s.options.Log.Error("HSM cannot say that it has joined", "error", err)
+	if s.joins() && s.sync.synced() && s.place.joining.TryLock() { // rounds end side by side
+		if s.joins() {
+			if err := s.joined(ctx, s.place.now.Load().self); err != nil {
+				s.options.Log.Error("HSM cannot say that it has joined", "error", err)
+			}
 		}
+		s.place.joining.Unlock()
 	}
 	s.announceAgain(ctx)
 	s.announceState()
@@ -282,6 +335,11 @@ func (s *Server) announceAgain(ctx context.Context) {
 // joined makes the HSM a member that counts. Whoever it replaces is removed first:
 // if we die in between, it is removed, and this one goes on to join when it is
 // started again.
+//
+// It serves once a peer has heard of it, and has said that it is not being removed. A
+// removal is said to the peers first, and then this HSM is asked whether it has joined
+// (cluster.Remove): whichever is later learns of the other. If we die before the peers have
+// heard, it catches up with them when it is started again, and serves then.
 func (s *Server) joined(ctx context.Context, self hsm.Member) error {
 	if old, ok := s.place.now.Load().members[self.Replaces]; ok && !old.Removed {
 		old.Removed = true
@@ -290,11 +348,20 @@ func (s *Server) joined(ctx context.Context, self hsm.Member) error {
 		}
 		s.options.Log.Warn("HSM removed: this one takes its place", "removed", old.ID.String())
 	}
+	s.place.entering.Store(true)
 	self.Joining = false
 	if _, err := s.device.self.Change(ctx, hsm.Change{Kind: hsm.ChangeMember, Member: &self}); err != nil {
 		return err
 	}
-	s.options.Log.Info("HSM has joined: it has every key", "hsm", self.ID.String())
 	// A reference that there is no object for is passed over.
-	return errors.Join(s.locate(ctx), s.sync.tell(ctx, hsm.MemberRef(self.ID), hsm.MemberRef(self.Replaces)))
+	heard, err := s.sync.share(ctx, hsm.MemberRef(self.ID), hsm.MemberRef(self.Replaces))
+	if heard == 0 {
+		return errors.Join(err, fmt.Errorf("%w: no other HSM could be told", hsm.ErrUnavailable)) // the next round tells them
+	}
+	if err := s.locate(ctx); err != nil {
+		return err
+	}
+	s.place.entering.Store(false)
+	s.options.Log.Info("HSM has joined: it has every key", "hsm", self.ID.String())
+	return err
 }

@@ -75,6 +75,7 @@ func (s *syncer) run(ctx context.Context) error {
 	pause := s.pauses(s.self)
 	for {
 		if s.follow(ctx, &peers) {
+			s.farewell(ctx, s.list())
 			return removed(s.self)
 		}
 		s.settle(ctx)
@@ -147,6 +148,13 @@ func (s *syncer) follow(ctx context.Context, running *sync.WaitGroup) (gone bool
 		}
 	}
 	return slices.ContainsFunc(members, s.isSelfRemoved)
+}
+
+// list returns the members as they were read last.
+func (s *syncer) list() []hsm.Member {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.members
 }
 
 func (s *syncer) isSelfRemoved(m hsm.Member) bool { return m.ID == s.self && m.Removed }
@@ -259,6 +267,59 @@ func (s *syncer) tell(ctx context.Context, refs ...hsm.KeyRef) error {
 	defer cancel()
 	ids := slices.Collect(maps.Keys(s.connected()))
 	return s.poll(ctx, ids, func(ctx context.Context, peer hsm.Session) error { return s.give(ctx, peer, refs...) })
+}
+
+// share is tell, and takes what each peer has made of these objects. It returns how many
+// peers it was shared with.
+func (s *syncer) share(ctx context.Context, refs ...hsm.KeyRef) (n int, err error) {
+	ctx, cancel := context.WithTimeout(ctx, peerTimeout)
+	defer cancel()
+	var done atomic.Int64
+	ids := slices.Collect(maps.Keys(s.connected()))
+	err = s.poll(ctx, ids, func(ctx context.Context, peer hsm.Session) error {
+		err := s.give(ctx, peer, refs...)
+		if err == nil {
+			theirs := peer.Scoped(hsm.ScopeCluster).Extract(ctx, slices.Values(refs))
+			_, err = s.session.Scoped(hsm.ScopeCluster).Insert(ctx, theirs)
+		}
+		if err == nil {
+			done.Add(1)
+		}
+		return err
+	})
+	return int(done.Load()), err
+}
+
+// farewell tells the others that this HSM was removed: nobody but its admin may know, who
+// may have died since. One that cannot be told, or knows, is passed over.
+func (s *syncer) farewell(ctx context.Context, members []hsm.Member) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), peerTimeout)
+	defer cancel()
+	var g sync.WaitGroup
+	for _, m := range members {
+		if m.Counts() && m.ID != s.self {
+			g.Go(func() {
+				if err := s.visit(ctx, m); err != nil && !errors.Is(err, hsm.ErrDenied) {
+					s.log.Warn("an HSM could not be told that this one was removed", "hsm", m.ID.String(), "error", err)
+				}
+			})
+		}
+	}
+	g.Wait()
+}
+
+// visit brings this HSM's member record to another, over a connection of its own.
+func (s *syncer) visit(ctx context.Context, m hsm.Member) error {
+	module, err := s.dial(ctx, m)
+	if err != nil {
+		return err
+	}
+	defer module.Close()
+	session, err := module.Session(ctx)
+	if err != nil {
+		return err
+	}
+	return errors.Join(s.give(ctx, session, hsm.MemberRef(s.self)), session.Close())
 }
 
 // give brings objects of the cluster to one peer, which merges them with what it

@@ -25,7 +25,9 @@ const (
 
 const maxMemberText = 255 // of a DNS name
 
-// changeMember adds, changes or removes a member.
+// changeMember adds, changes or removes a member. Who changes it as it was a while ago
+// undoes no step that it has taken meanwhile: nobody joins again, and what an HSM says of
+// itself is no word on its removal, which is an admin's.
 func (s *session) changeMember(c hsm.Change) (hsm.MaskedObject, error) {
 	if s.who.Role != hsm.RoleAdmin && s.who.Role != hsm.RoleHSM {
 		return hsm.MaskedObject{}, s.denied(hsm.RoleAdmin, hsm.RoleHSM)
@@ -36,17 +38,19 @@ func (s *session) changeMember(c hsm.Change) (hsm.MaskedObject, error) {
 	}
 	ref := hsm.MemberRef(m.ID)
 	return s.h.update(hsm.ScopeCluster, ref, func(cur *held) (*hsm.Record, error) {
+		next := *m
 		if cur != nil {
-			if err := s.mayBecome(cur.rec, m); err != nil {
+			if err := s.mayBecome(cur.rec, &next); err != nil {
 				return nil, err
 			}
 		}
-		return s.h.withRegisters(cur, hsm.KindMember, ref, m.ID.String(), memberValues(cur, m), s.h.stampOf(c))
+		return s.h.withRegisters(cur, hsm.KindMember, ref, m.ID.String(), memberValues(cur, &next), s.h.stampOf(c))
 	})
 }
 
 // mayBecome: nobody comes back after its removal, and only an HSM itself says
-// that it has joined, since it alone knows that it has every key.
+// that it has joined, since it alone knows that it has every key. It sets right in m
+// what is no word of this caller's.
 func (s *session) mayBecome(cur *hsm.Record, m *hsm.Member) error {
 	was, err := readMember(cur)
 	switch {
@@ -54,8 +58,15 @@ func (s *session) mayBecome(cur *hsm.Record, m *hsm.Member) error {
 		return err
 	case was.Removed && !m.Removed:
 		return fmt.Errorf("%w: %s was removed from the cluster, for good; invite it as a new HSM", hsm.ErrDenied, m.ID)
-	case was.Joining && !m.Joining && (s.who.Role != hsm.RoleHSM || s.who.Name != m.ID.String()):
+	case s.who.Role == hsm.RoleHSM && s.who.Name == m.ID.String():
+	case was.Joining && !m.Joining && was.Leaving == m.Leaving && was.Removed == m.Removed:
 		return fmt.Errorf("%w: %s is joining; it says itself when it has every key", hsm.ErrDenied, m.ID)
+	default:
+		m.Joining = was.Joining
+	}
+	m.Joining = m.Joining && was.Joining
+	if s.who.Role == hsm.RoleHSM && !m.Removed {
+		m.Leaving = was.Leaving
 	}
 	return nil
 }

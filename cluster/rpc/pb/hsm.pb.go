@@ -533,6 +533,7 @@ type InfoReply struct {
 	Quorum           *QuorumValues          `protobuf:"bytes,44,opt,name=quorum,proto3" json:"quorum,omitempty"`                                              // none: no value was ever set
 	GeneratedTimeout int64                  `protobuf:"varint,45,opt,name=generated_timeout,json=generatedTimeout,proto3" json:"generated_timeout,omitempty"` // of quorum tokens, seconds; 0: not told
 	ApprovedTimeout  int64                  `protobuf:"varint,46,opt,name=approved_timeout,json=approvedTimeout,proto3" json:"approved_timeout,omitempty"`
+	Departure        uint64                 `protobuf:"fixed64,47,opt,name=departure,proto3" json:"departure,omitempty"` // names the time since which an HSM that leaves takes nothing; 0: it does
 	unknownFields    protoimpl.UnknownFields
 	sizeCache        protoimpl.SizeCache
 }
@@ -745,6 +746,13 @@ func (x *InfoReply) GetGeneratedTimeout() int64 {
 func (x *InfoReply) GetApprovedTimeout() int64 {
 	if x != nil {
 		return x.ApprovedTimeout
+	}
+	return 0
+}
+
+func (x *InfoReply) GetDeparture() uint64 {
+	if x != nil {
+		return x.Departure
 	}
 	return 0
 }
@@ -3630,11 +3638,12 @@ type ChangeRequest struct {
 	Invite        *Invite                `protobuf:"bytes,10,opt,name=invite,proto3" json:"invite,omitempty"`
 	Claim         *Claim                 `protobuf:"bytes,11,opt,name=claim,proto3" json:"claim,omitempty"`
 	Revoked       *Revocation            `protobuf:"bytes,12,opt,name=revoked,proto3" json:"revoked,omitempty"`
-	After         uint64                 `protobuf:"fixed64,22,opt,name=after,proto3" json:"after,omitempty"`       // time of a stamp that those of the change are later than
-	Life          uint64                 `protobuf:"varint,23,opt,name=life,proto3" json:"life,omitempty"`          // the incarnation that it begins, and one; 0: not said
-	Approvals     []*Approval            `protobuf:"bytes,24,rep,name=approvals,proto3" json:"approvals,omitempty"` // at most 4
-	Public        []byte                 `protobuf:"bytes,25,opt,name=public,proto3" json:"public,omitempty"`       // SPKI, of a signer
-	Proof         []byte                 `protobuf:"bytes,26,opt,name=proof,proto3" json:"proof,omitempty"`         // signature that shows possession of it
+	After         uint64                 `protobuf:"fixed64,22,opt,name=after,proto3" json:"after,omitempty"`         // time of a stamp that those of the change are later than
+	Life          uint64                 `protobuf:"varint,23,opt,name=life,proto3" json:"life,omitempty"`            // the incarnation that it begins, and one; 0: not said
+	Approvals     []*Approval            `protobuf:"bytes,24,rep,name=approvals,proto3" json:"approvals,omitempty"`   // at most 4
+	Public        []byte                 `protobuf:"bytes,25,opt,name=public,proto3" json:"public,omitempty"`         // SPKI, of a signer
+	Proof         []byte                 `protobuf:"bytes,26,opt,name=proof,proto3" json:"proof,omitempty"`           // signature that shows possession of it
+	Departure     uint64                 `protobuf:"fixed64,27,opt,name=departure,proto3" json:"departure,omitempty"` // of the HSM that is to know itself as removed; 0: not said
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3800,6 +3809,13 @@ func (x *ChangeRequest) GetProof() []byte {
 		return x.Proof
 	}
 	return nil
+}
+
+func (x *ChangeRequest) GetDeparture() uint64 {
+	if x != nil {
+		return x.Departure
+	}
+	return 0
 }
 
 type UseRequest struct {
@@ -5162,7 +5178,7 @@ const file_hsm_proto_rawDesc = "" +
 	"\x06ticket\x18\x05 \x01(\fR\x06ticket\x12\x1c\n" +
 	"\tchallenge\x18\x06 \x01(\fR\tchallenge\"#\n" +
 	"\vInfoRequest\x12\x14\n" +
-	"\x05brief\x18\x01 \x01(\bR\x05brief\"\xb2\x06\n" +
+	"\x05brief\x18\x01 \x01(\bR\x05brief\"\xd0\x06\n" +
 	"\tInfoReply\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x06R\x02id\x12\x18\n" +
 	"\acluster\x18\x02 \x01(\x06R\acluster\x12!\n" +
@@ -5190,7 +5206,8 @@ const file_hsm_proto_rawDesc = "" +
 	"\x05clock\x18+ \x01(\x06R\x05clock\x122\n" +
 	"\x06quorum\x18, \x01(\v2\x1a.hsmbackup.v1.QuorumValuesR\x06quorum\x12+\n" +
 	"\x11generated_timeout\x18- \x01(\x03R\x10generatedTimeout\x12)\n" +
-	"\x10approved_timeout\x18. \x01(\x03R\x0fapprovedTimeout\"T\n" +
+	"\x10approved_timeout\x18. \x01(\x03R\x0fapprovedTimeout\x12\x1c\n" +
+	"\tdeparture\x18/ \x01(\x06R\tdeparture\"T\n" +
 	"\fQuorumValues\x12\x12\n" +
 	"\x04user\x18\x01 \x01(\x03R\x04user\x12\x16\n" +
 	"\x06quorum\x18\x02 \x01(\x03R\x06quorum\x12\x18\n" +
@@ -5401,7 +5418,7 @@ const file_hsm_proto_rawDesc = "" +
 	"\x05value\x18\x02 \x01(\fR\x05value:\x028\x01\"h\n" +
 	"\vCreateReply\x12)\n" +
 	"\x04keys\x18\x01 \x03(\v2\x15.hsmbackup.v1.KeyInfoR\x04keys\x12.\n" +
-	"\aobjects\x18\x02 \x03(\v2\x14.hsmbackup.v1.MaskedR\aobjects\"\xea\x04\n" +
+	"\aobjects\x18\x02 \x03(\v2\x14.hsmbackup.v1.MaskedR\aobjects\"\x88\x05\n" +
 	"\rChangeRequest\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x10\n" +
 	"\x03ref\x18\x02 \x01(\x06R\x03ref\x12\x12\n" +
@@ -5422,7 +5439,8 @@ const file_hsm_proto_rawDesc = "" +
 	"\x04life\x18\x17 \x01(\x04R\x04life\x124\n" +
 	"\tapprovals\x18\x18 \x03(\v2\x16.hsmbackup.v1.ApprovalR\tapprovals\x12\x16\n" +
 	"\x06public\x18\x19 \x01(\fR\x06public\x12\x14\n" +
-	"\x05proof\x18\x1a \x01(\fR\x05proof\"\xfa\x01\n" +
+	"\x05proof\x18\x1a \x01(\fR\x05proof\x12\x1c\n" +
+	"\tdeparture\x18\x1b \x01(\x06R\tdeparture\"\xfa\x01\n" +
 	"\n" +
 	"UseRequest\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x10\n" +
