@@ -131,13 +131,15 @@ func (c *Cluster) usable(ctx context.Context, ref hsm.KeyRef) error {
 	return err
 }
 
+var errNoCreator = fmt.Errorf("%w: no HSM is left to create on", hsm.ErrUnavailable)
+
 // createFirst makes the key on one HSM. An HSM that fails on the way is passed
 // over: what it may have made is provisional under an operation that nobody will
 // commit, and the next HSM works under a new one. So is an HSM that refuses what
 // it is given as from the future: its own clock may be behind. passed grows by the
 // HSMs passed over.
 func (c *Cluster) createFirst(ctx context.Context, r hsm.CreateRequest, p Policy, passed map[*remote]bool) (hsm.Created, *remote, hsm.OpID, error) {
-	last := fmt.Errorf("%w: no HSM is left to create on", hsm.ErrUnavailable)
+	last := errNoCreator
 	r.Approvals = slices.Concat(c.approvals, r.Approvals)
 	issuer, err := c.issuer(r.Approvals)
 	if err != nil {

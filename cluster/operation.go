@@ -134,9 +134,14 @@ func (o *operation) count(is func(*part) bool) int {
 
 // suffice tells whether the policy is content with copies where is says so: on
 // MinCopies HSMs, in MinZones zones.
-func (o *operation) suffice(is func(*part) bool) bool { return o.policy.metBy(o.where(is)) }
+func (o *operation) suffice(is func(*part) bool) bool {
+	var room [8]*remote // nothing to allocate: it is asked at every step
+	return o.policy.metBy(o.appendWhere(room[:0], is))
+}
 
-func (o *operation) where(is func(*part) bool) (on []*remote) {
+func (o *operation) where(is func(*part) bool) []*remote { return o.appendWhere(nil, is) }
+
+func (o *operation) appendWhere(on []*remote, is func(*part) bool) []*remote {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	for _, p := range o.parts {

@@ -31,13 +31,20 @@ func (c *checker) count(what string, n, most int) {
 	}
 }
 
+// size is count of the bytes of what; it makes no text of those that fit.
+func (c *checker) size(what string, n, most int) {
+	if n > most {
+		c.count("bytes of "+what, n, most)
+	}
+}
+
 func (c *checker) text(what, s string, most int) string {
-	c.count("bytes of "+what, len(s), most)
+	c.size(what, len(s), most)
 	return s
 }
 
 func (c *checker) bytes(what string, b []byte, most int) []byte {
-	c.count("bytes of "+what, len(b), most)
+	c.size(what, len(b), most)
 	return b
 }
 
@@ -47,7 +54,9 @@ func (c *checker) name(what, s string) string { return c.text(what, s, maxName) 
 func (c *checker) texts(what string, s []string, items, most int) []string {
 	c.count(what, len(s), items)
 	for _, one := range s {
-		c.count("bytes in one of "+what, len(one), most)
+		if len(one) > most {
+			c.count("bytes in one of "+what, len(one), most)
+		}
 	}
 	return s
 }
@@ -101,8 +110,10 @@ func (c *checker) values(what string, m map[string][]byte) map[string]string {
 	}
 	out := make(map[string]string, len(m))
 	for name, v := range m {
-		c.word("name of "+what, name)
-		c.count("bytes in one of "+what, len(v), maxValue)
+		if len(name) > maxWord || len(v) > maxValue {
+			c.word("name of "+what, name)
+			c.count("bytes in one of "+what, len(v), maxValue)
+		}
 		out[name] = string(v)
 	}
 	return out

@@ -10,11 +10,11 @@ import (
 
 // reindex replaces the index entries of old, which may be nil, by those of r.
 func (t *tx) reindex(old *held, r *hsm.Record) {
-	was := map[string]byte{}
-	if old != nil {
-		was = entries(old.rec)
+	if old == nil {
+		eachEntry(r.Ref, r.Destroyed, r.Glance(), nil, func(key []byte, rel byte) { t.set(key, []byte{rel}) })
+		return
 	}
-	is := entries(r)
+	was, is := entries(old.rec), entries(r)
 	for key := range was {
 		if _, stays := is[key]; !stays {
 			t.delete([]byte(key))
