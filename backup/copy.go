@@ -70,7 +70,7 @@ func Copy(ctx context.Context, from, to storage.Store, id string, o CopyOptions)
 	if err := c.run(ctx); err != nil {
 		return nil, fmt.Errorf("copy %s: %w", s.ID(), err)
 	}
-	c.report.Notes = lockNotes(to, neededBy(s.manifest))
+	c.report.Notes = append(c.report.Notes, lockNotes(to, neededBy(s.manifest))...)
 	return c.report, nil
 }
 
@@ -152,12 +152,16 @@ func (c *copying) destination(ctx context.Context) (map[string][]int, error) {
 			continue
 		}
 		switch {
+		case Unreadable(e.Err):
+			return nil, fmt.Errorf("destination: %w", e.Err)
 		case e.id != c.source.id:
 			return nil, fmt.Errorf("%w: the destination holds another snapshot of this number", ErrOccupied)
 		case e.State == StateDeleted:
 			return nil, &deletedError{e.Deleted}
 		case e.there():
-			c.report.Already, c.report.State = true, e.State
+			if c.report.Already, c.report.State = true, e.State; e.Copy == nil {
+				c.report.Notes = append(c.report.Notes, "it was taken there: the destination is where the snapshot comes from, or the source itself under another name")
+			}
 		}
 	}
 	return inv.needed, nil

@@ -56,6 +56,24 @@ func TestCopyBringsWhatIsMissing(t *testing.T) {
 	}
 }
 
+// TestCopyOntoItself: whoever names the source as the destination, by another name, is
+// told that there is no second one; a copy of a copy back to the source is told the same.
+func TestCopyOntoItself(t *testing.T) {
+	p := newPruned(t, 1)
+	if r := mustCopy(t, p.store, p.store, ""); !r.Already || len(r.Notes) != 1 || !strings.Contains(r.Notes[0], "it was taken there") {
+		t.Errorf("%+v", r)
+	}
+	to := newStore(t)
+	for range 2 { // the second time it is there, with a record
+		if r := mustCopy(t, p.store, to, ""); len(r.Notes) != 0 {
+			t.Errorf("elsewhere: %+v", r)
+		}
+	}
+	if r := mustCopy(t, to, p.store, ""); len(r.Notes) != 1 {
+		t.Errorf("back: %+v", r)
+	}
+}
+
 func TestCopyTags(t *testing.T) {
 	p := newPruned(t, 1)
 	o := p.options()

@@ -107,6 +107,7 @@ func TestCopyAllGoesOnAfterDamage(t *testing.T) {
 	m := b.nobody()
 	m.ok(t, "snapshot", "--to", b.store, "--full")
 	m.ok(t, "snapshot", "--to", b.store, "--full")
+	m.refused(t, 2, "usage", "snapshots", "copy", "--from", b.store, "--to", "file://"+b.store, "--all")
 	for _, damage := range []string{"pack", "manifest"} {
 		store, to := copyFolder(t, b.store), b.path("copy-"+damage)
 		victim := filepath.Join(store, "manifests", "0000000001")

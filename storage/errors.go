@@ -36,7 +36,7 @@ var hints = []struct {
 	{ErrExist, "objects are written once; choose another name, or treat what exists as the result"},
 	{ErrNotExist, "list the location to see what it holds; the object may have been deleted, or the prefix may be wrong"},
 	{ErrNoBucket, "create the bucket or folder, or correct the location"},
-	{ErrCredentials, "check the access key and its secret (MINIO_ACCESS_KEY and MINIO_SECRET_KEY, or the AWS variables and profile)"},
+	{ErrCredentials, "check the access key and its secret (MINIO_ACCESS_KEY and MINIO_SECRET_KEY, or the AWS variables and profile; of a copy HSMBACKUP_SRC_… and HSMBACKUP_DST_…)"},
 	{ErrDenied, "grant the credentials the right to do this on the bucket, or correct the permissions of the folder"},
 	{ErrFull, "free space in the store or enlarge it, then run the same command again"},
 	{ErrUnreachable, "check that the server runs and that its address, port and tls setting are right, then run the same command again"},
@@ -52,7 +52,7 @@ var hints = []struct {
 	{ErrSize, "the data changed while it was sent; run the same command again"},
 	{ErrDamaged, "run the same command again; if it happens again, look for faulty memory or a faulty device in the network"},
 	{ErrTooLarge, "the object is not what was expected under this name; verify the repository"},
-	{ErrLocation, "a location is a folder, file:///FOLDER, s3://BUCKET/PREFIX?region=…&endpoint=…, or minio://HOST:PORT/BUCKET/PREFIX?tls=false"},
+	{ErrLocation, "a location is a folder, file:///FOLDER, s3://BUCKET/PREFIX?region=…&endpoint=…, or minio://HOST:PORT/BUCKET/PREFIX?tls=false; ca=FILE names a PEM file"},
 }
 
 // Hint returns what to do next about err, in one line without a full stop, or

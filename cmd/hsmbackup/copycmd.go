@@ -111,6 +111,9 @@ func (p *program) copySnapshots(cc *cli.Context, _ storage.Store, id string) err
 	if err != nil {
 		return err
 	}
+	if fmt.Sprint(from) == fmt.Sprint(to) {
+		return usagef("%v is the source and the destination: a copy belongs elsewhere", from)
+	}
 	if to, err = withLock(cc, to); err != nil {
 		return err
 	}

@@ -8,6 +8,8 @@ import (
 	"strings"
 	"syscall"
 
+	"github.com/urfave/cli/v2"
+
 	"github.com/hsmbackup/hsmbackup/backup"
 	"github.com/hsmbackup/hsmbackup/cluster"
 	"github.com/hsmbackup/hsmbackup/cluster/cloudhsm"
@@ -138,6 +140,9 @@ var verdicts = []verdict{
 func judge(err error) verdict {
 	if d := (damage{}); errors.As(err, &d) {
 		return verdict{code: "backup", exit: d.exit, hint: backup.Hint(d.error)}
+	}
+	if help := cli.ExitCoder(nil); errors.As(err, &help) { // of the library: help on what there is not
+		return verdict{code: "usage", exit: exitUsage, hint: "see --help"}
 	}
 	for _, v := range verdicts {
 		if errors.Is(err, v.is) {

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/hsmbackup/hsmbackup/backup"
@@ -42,11 +43,23 @@ func TestVerdicts(t *testing.T) {
 		{&cluster.CopiesError{Ahead: 1, Check: true}, "clock", exitRefused, "set the clocks"},
 		{&cluster.CopiesError{Check: true}, "availability", exitRefused, "min-copies"},
 		{&cluster.CopiesError{}, "min_copies", exitRefused, "min-copies"},
+		{&storage.Error{Op: "put", Kind: storage.ErrFull, Err: syscall.ENOSPC}, "storage", exitFailed, "enlarge it"},
+		{both(backup.ErrNoRoom, storage.ErrFull), "backup", exitFailed, "a mark takes"},
+		{both(hsm.ErrUnavailable, syscall.ENOSPC), "full", exitFailed, "free space on the disk"},
+		{both(hsm.ErrFull, syscall.ENOSPC), "full", exitFailed, "HSM's disk"},
+		{&storage.Error{Op: "list", Kind: storage.ErrAnswer}, "storage", exitFailed, "its console"},
 		{errors.New("anything"), "failed", exitFailed, "logs"},
 	} {
 		if v := judge(tt.err); v.code != tt.code || v.exit != tt.exit || !strings.Contains(v.hint, tt.hint) {
 			t.Errorf("%v: code %q, exit %d, hint %q; want %+v", tt.err, v.code, v.exit, v.hint, tt)
 		}
+	}
+}
+
+func TestHelpOnNothingIsAUsageError(t *testing.T) {
+	code, _, errOut := invoke(t, "cluster", "nonsense", "--help")
+	if code != exitUsage || !strings.Contains(errOut, "nonsense") || !strings.Contains(errOut, "hint: see --help") {
+		t.Errorf("exit %d, stderr %q", code, errOut)
 	}
 }
 
