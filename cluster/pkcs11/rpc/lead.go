@@ -126,7 +126,11 @@ func (c *conn) serve(ctx context.Context, f frame, done func()) (step, error) {
 		c.answer(ctx, f.code, call, args)
 	}
 	if !c.here(call, args) {
-		c.work.Go(answer)
+		c.work.Add(1)
+		c.server.workers.do(func() {
+			defer c.work.Done()
+			answer()
+		})
 		return goOn, nil
 	}
 	return c.answerHere(ctx, answer), nil

@@ -26,6 +26,7 @@ type Server struct {
 
 	large    chan struct{}
 	watching atomic.Bool
+	workers  workers
 	room     *room // for the requests of all
 	once     sync.Once
 
@@ -215,10 +216,14 @@ func (s *Server) HandOver() []Handed {
 		c.net.SetReadDeadline(time.Now())
 	}
 	s.mu.Unlock()
-	s.work.Wait()
+	s.drain()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.handed
 }
 
-func (s *Server) drain() { s.work.Wait() }
+// drain waits until no connection is served.
+func (s *Server) drain() {
+	s.work.Wait()
+	s.workers.close()
+}
