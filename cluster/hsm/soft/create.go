@@ -190,7 +190,9 @@ func (s *session) record(b newborn, check []byte, ref, pair hsm.KeyRef, wanted m
 		return nil, err
 	}
 	b.rememberBirth(r)
-	r.Birth, err = s.h.keys().Birth(r)
+	if token { // of others only if they are promoted: nobody else will know them
+		r.Birth, err = s.h.keys().Birth(r)
+	}
 	return r, err
 }
 
@@ -333,6 +335,10 @@ func (s *session) promote(op hsm.OpID, r hsm.CreateRequest) (hsm.Created, error)
 	if k == nil {
 		return hsm.Created{}, fmt.Errorf("%w: this session has no session key %s", hsm.ErrNotFound, r.Key)
 	}
-	ref := k.entry.rec.Ref
-	return s.prepareNew(op, r, []*hsm.Record{k.entry.rec}, func() { s.forget(ref) })
+	rec := *k.entry.rec
+	var err error
+	if rec.Birth, err = s.h.keys().Birth(&rec); err != nil {
+		return hsm.Created{}, err
+	}
+	return s.prepareNew(op, r, []*hsm.Record{&rec}, func() { s.forget(rec.Ref) })
 }
