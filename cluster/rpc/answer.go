@@ -122,11 +122,12 @@ func quick(p *pb.Call) bool {
 	case *pb.Call_Prepare:
 		return true
 	case *pb.Call_Create: // in memory, until it is committed
-		switch what.Create.GetType() {
-		case "aes", "generic-secret":
+		switch keyType, curve, plain := createHead(what.Create); {
+		case !plain:
+		case keyType == "aes", keyType == "generic-secret":
 			return true
-		case "ec":
-			return what.Create.GetCurve() == "secp256r1"
+		case keyType == "ec":
+			return curve == "secp256r1"
 		}
 	case *pb.Call_Use:
 		switch what.Use.GetParams().GetMechanism() {
@@ -254,7 +255,7 @@ func (v *service) answer(ctx context.Context, p *pb.Call) *pb.Answer {
 		name, do = "Use", func() (err error) { out.Use, err = v.Use(ctx, what.Use); return err }
 	case *pb.Call_Create:
 		name, do = "Create", func() error {
-			made, err := createdBy(ctx, what.Create)
+			made, err := createIn(ctx, what.Create)
 			if err == nil {
 				out.Create, err = appendCreated(nil, made)
 			}

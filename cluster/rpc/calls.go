@@ -65,27 +65,6 @@ func smallUse(p *pb.UseRequest) bool {
 	return p.GetLength() <= maxCallBytes && len(p.GetApprovals()) == 0 && small(p, p.GetKind(), p.GetParams().GetMechanism(), p.GetParams().GetHash())
 }
 
-// smallCreate is for keys that are made in no time, from nothing: what carries key
-// material never waits in a queue.
-func smallCreate(p *pb.CreateRequest) bool {
-	switch p.GetType() {
-	case "aes", "generic-secret", "ec":
-	default:
-		return false
-	}
-	if p.GetMethod() != string(hsm.MethodGenerate) || len(p.GetData())+len(p.GetMasked())+len(p.GetShares())+len(p.GetApprovals()) > 0 {
-		return false
-	}
-	words := []string{p.GetCurve(), p.GetClass(), p.GetParams().GetMechanism(), p.GetParams().GetHash()}
-	for name := range p.GetAttributes() {
-		words = append(words, name)
-	}
-	for name := range p.GetPublic() {
-		words = append(words, name)
-	}
-	return small(p, words...)
-}
-
 // use makes a call of Use; ok is false if it must go in the old way.
 func (c *caller) use(ctx context.Context, req *pb.UseRequest) (data []byte, ok bool, err error) {
 	if !smallUse(req) {
@@ -96,8 +75,12 @@ func (c *caller) use(ctx context.Context, req *pb.UseRequest) (data []byte, ok b
 }
 
 // create makes a call of Create. reply is a CreateReply.
-func (c *caller) create(ctx context.Context, req *pb.CreateRequest) (reply []byte, ok bool, err error) {
-	if !smallCreate(req) {
+func (c *caller) create(ctx context.Context, op hsm.OpID, r *hsm.CreateRequest) (reply []byte, ok bool, err error) {
+	if !smallCreate(r) {
+		return nil, false, nil
+	}
+	req := appendCreate(nil, op, r)
+	if len(req) > maxCallBytes {
 		return nil, false, nil
 	}
 	out, ok, err := c.do(ctx, &pb.Call{What: &pb.Call_Create{Create: req}})

@@ -471,11 +471,10 @@ func (s *session) Resolve(ctx context.Context, op hsm.OpID) (hsm.OpState, error)
 }
 
 func (s *session) Create(ctx context.Context, op hsm.OpID, r hsm.CreateRequest) (hsm.Created, error) {
-	req := toCreate(op, r)
-	reply, ok, err := s.calls.create(ctx, req)
+	reply, ok, err := s.calls.create(ctx, op, &r)
 	switch {
 	case !ok:
-		return ask(ctx, &s.replica, s.replica.api.Create, req, fromCreated)
+		return ask(ctx, &s.replica, s.replica.api.Create, toCreate(op, r), fromCreated)
 	case err != nil:
 		return hsm.Created{}, err
 	}

@@ -2997,7 +2997,7 @@ func (x *Call) GetUse() *UseRequest {
 	return nil
 }
 
-func (x *Call) GetCreate() *CreateRequest {
+func (x *Call) GetCreate() []byte {
 	if x != nil {
 		if x, ok := x.What.(*Call_Create); ok {
 			return x.Create
@@ -3049,7 +3049,7 @@ type Call_Use struct {
 }
 
 type Call_Create struct {
-	Create *CreateRequest `protobuf:"bytes,4,opt,name=create,proto3,oneof"`
+	Create []byte `protobuf:"bytes,4,opt,name=create,proto3,oneof"` // a CreateRequest
 }
 
 type Call_Prepare struct {
@@ -5349,12 +5349,12 @@ const file_hsm_proto_rawDesc = "" +
 	"\afailure\x18\x01 \x01(\v2\x15.hsmbackup.v1.FailureR\afailure\"L\n" +
 	"\fCallsRequest\x12(\n" +
 	"\x05calls\x18\x01 \x03(\v2\x12.hsmbackup.v1.CallR\x05calls\x12\x12\n" +
-	"\x04gone\x18\x02 \x03(\x04R\x04gone\"\xfe\x02\n" +
+	"\x04gone\x18\x02 \x03(\x04R\x04gone\"\xe1\x02\n" +
 	"\x04Call\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x16\n" +
 	"\x06within\x18\x02 \x01(\x03R\x06within\x12,\n" +
-	"\x03use\x18\x03 \x01(\v2\x18.hsmbackup.v1.UseRequestH\x00R\x03use\x125\n" +
-	"\x06create\x18\x04 \x01(\v2\x1b.hsmbackup.v1.CreateRequestH\x00R\x06create\x128\n" +
+	"\x03use\x18\x03 \x01(\v2\x18.hsmbackup.v1.UseRequestH\x00R\x03use\x12\x18\n" +
+	"\x06create\x18\x04 \x01(\fH\x00R\x06create\x128\n" +
 	"\aprepare\x18\x05 \x01(\v2\x1c.hsmbackup.v1.PrepareRequestH\x00R\aprepare\x121\n" +
 	"\x06commit\x18\x06 \x01(\v2\x17.hsmbackup.v1.OpRequestH\x00R\x06commit\x127\n" +
 	"\adestroy\x18\b \x01(\v2\x1b.hsmbackup.v1.ChangeRequestH\x00R\adestroy\x12;\n" +
@@ -5698,99 +5698,98 @@ var file_hsm_proto_depIdxs = []int32{
 	0,  // 14: hsmbackup.v1.CallsWelcome.failure:type_name -> hsmbackup.v1.Failure
 	48, // 15: hsmbackup.v1.CallsRequest.calls:type_name -> hsmbackup.v1.Call
 	57, // 16: hsmbackup.v1.Call.use:type_name -> hsmbackup.v1.UseRequest
-	54, // 17: hsmbackup.v1.Call.create:type_name -> hsmbackup.v1.CreateRequest
-	40, // 18: hsmbackup.v1.Call.prepare:type_name -> hsmbackup.v1.PrepareRequest
-	42, // 19: hsmbackup.v1.Call.commit:type_name -> hsmbackup.v1.OpRequest
-	56, // 20: hsmbackup.v1.Call.destroy:type_name -> hsmbackup.v1.ChangeRequest
-	44, // 21: hsmbackup.v1.Call.application:type_name -> hsmbackup.v1.Application
-	50, // 22: hsmbackup.v1.CallsReply.answers:type_name -> hsmbackup.v1.Answer
-	0,  // 23: hsmbackup.v1.Answer.failure:type_name -> hsmbackup.v1.Failure
-	58, // 24: hsmbackup.v1.Answer.use:type_name -> hsmbackup.v1.UseReply
-	31, // 25: hsmbackup.v1.Answer.changed:type_name -> hsmbackup.v1.Masked
-	77, // 26: hsmbackup.v1.CreateRequest.attributes:type_name -> hsmbackup.v1.CreateRequest.AttributesEntry
-	78, // 27: hsmbackup.v1.CreateRequest.public:type_name -> hsmbackup.v1.CreateRequest.PublicEntry
-	53, // 28: hsmbackup.v1.CreateRequest.params:type_name -> hsmbackup.v1.Params
-	31, // 29: hsmbackup.v1.CreateRequest.masked:type_name -> hsmbackup.v1.Masked
-	10, // 30: hsmbackup.v1.CreateRequest.approvals:type_name -> hsmbackup.v1.Approval
-	62, // 31: hsmbackup.v1.CreateReply.keys:type_name -> hsmbackup.v1.KeyInfo
-	31, // 32: hsmbackup.v1.CreateReply.objects:type_name -> hsmbackup.v1.Masked
-	20, // 33: hsmbackup.v1.ChangeRequest.settings:type_name -> hsmbackup.v1.Settings
-	23, // 34: hsmbackup.v1.ChangeRequest.member:type_name -> hsmbackup.v1.Member
-	31, // 35: hsmbackup.v1.ChangeRequest.masked:type_name -> hsmbackup.v1.Masked
-	24, // 36: hsmbackup.v1.ChangeRequest.invite:type_name -> hsmbackup.v1.Invite
-	25, // 37: hsmbackup.v1.ChangeRequest.claim:type_name -> hsmbackup.v1.Claim
-	26, // 38: hsmbackup.v1.ChangeRequest.revoked:type_name -> hsmbackup.v1.Revocation
-	10, // 39: hsmbackup.v1.ChangeRequest.approvals:type_name -> hsmbackup.v1.Approval
-	53, // 40: hsmbackup.v1.UseRequest.params:type_name -> hsmbackup.v1.Params
-	10, // 41: hsmbackup.v1.UseRequest.approvals:type_name -> hsmbackup.v1.Approval
-	79, // 42: hsmbackup.v1.KeysRequest.attrs:type_name -> hsmbackup.v1.KeysRequest.AttrsEntry
-	62, // 43: hsmbackup.v1.KeyBatch.keys:type_name -> hsmbackup.v1.KeyInfo
-	80, // 44: hsmbackup.v1.KeyInfo.attributes:type_name -> hsmbackup.v1.KeyInfo.AttributesEntry
-	65, // 45: hsmbackup.v1.UserBatch.users:type_name -> hsmbackup.v1.UserInfo
-	71, // 46: hsmbackup.v1.GreetRequest.before:type_name -> hsmbackup.v1.Boot
-	8,  // 47: hsmbackup.v1.GreetReply.info:type_name -> hsmbackup.v1.InfoReply
-	23, // 48: hsmbackup.v1.JoinReply.members:type_name -> hsmbackup.v1.Member
-	1,  // 49: hsmbackup.v1.HSM.Ping:input_type -> hsmbackup.v1.PingRequest
-	3,  // 50: hsmbackup.v1.HSM.Attach:input_type -> hsmbackup.v1.AttachRequest
-	7,  // 51: hsmbackup.v1.HSM.Info:input_type -> hsmbackup.v1.InfoRequest
-	21, // 52: hsmbackup.v1.HSM.Members:input_type -> hsmbackup.v1.MembersRequest
-	27, // 53: hsmbackup.v1.HSM.Objects:input_type -> hsmbackup.v1.ObjectsRequest
-	29, // 54: hsmbackup.v1.HSM.Extract:input_type -> hsmbackup.v1.ExtractRequest
-	32, // 55: hsmbackup.v1.HSM.Insert:input_type -> hsmbackup.v1.InsertRequest
-	34, // 56: hsmbackup.v1.HSM.Root:input_type -> hsmbackup.v1.RootRequest
-	36, // 57: hsmbackup.v1.HSM.FingerprintKeys:input_type -> hsmbackup.v1.FingerprintKeysRequest
-	38, // 58: hsmbackup.v1.HSM.Cells:input_type -> hsmbackup.v1.CellsRequest
-	40, // 59: hsmbackup.v1.HSM.Prepare:input_type -> hsmbackup.v1.PrepareRequest
-	42, // 60: hsmbackup.v1.HSM.Commit:input_type -> hsmbackup.v1.OpRequest
-	42, // 61: hsmbackup.v1.HSM.Abort:input_type -> hsmbackup.v1.OpRequest
-	42, // 62: hsmbackup.v1.HSM.Resolve:input_type -> hsmbackup.v1.OpRequest
-	54, // 63: hsmbackup.v1.HSM.Create:input_type -> hsmbackup.v1.CreateRequest
-	56, // 64: hsmbackup.v1.HSM.Change:input_type -> hsmbackup.v1.ChangeRequest
-	57, // 65: hsmbackup.v1.HSM.Use:input_type -> hsmbackup.v1.UseRequest
-	59, // 66: hsmbackup.v1.HSM.Keys:input_type -> hsmbackup.v1.KeysRequest
-	61, // 67: hsmbackup.v1.HSM.Key:input_type -> hsmbackup.v1.KeyRequest
-	63, // 68: hsmbackup.v1.HSM.Users:input_type -> hsmbackup.v1.UsersRequest
-	66, // 69: hsmbackup.v1.HSM.Envelope:input_type -> hsmbackup.v1.EnvelopeRequest
-	68, // 70: hsmbackup.v1.HSM.Sign:input_type -> hsmbackup.v1.SignRequest
-	12, // 71: hsmbackup.v1.HSM.Token:input_type -> hsmbackup.v1.TokenRequest
-	14, // 72: hsmbackup.v1.HSM.Tokens:input_type -> hsmbackup.v1.TokensRequest
-	17, // 73: hsmbackup.v1.HSM.DeleteTokens:input_type -> hsmbackup.v1.DeleteTokensRequest
-	70, // 74: hsmbackup.v1.HSM.Greet:input_type -> hsmbackup.v1.GreetRequest
-	73, // 75: hsmbackup.v1.HSM.Issue:input_type -> hsmbackup.v1.IssueRequest
-	75, // 76: hsmbackup.v1.HSM.Join:input_type -> hsmbackup.v1.JoinRequest
-	2,  // 77: hsmbackup.v1.HSM.Ping:output_type -> hsmbackup.v1.PingReply
-	6,  // 78: hsmbackup.v1.HSM.Attach:output_type -> hsmbackup.v1.AttachReply
-	8,  // 79: hsmbackup.v1.HSM.Info:output_type -> hsmbackup.v1.InfoReply
-	22, // 80: hsmbackup.v1.HSM.Members:output_type -> hsmbackup.v1.MembersReply
-	28, // 81: hsmbackup.v1.HSM.Objects:output_type -> hsmbackup.v1.ObjectBatch
-	30, // 82: hsmbackup.v1.HSM.Extract:output_type -> hsmbackup.v1.ExtractReply
-	33, // 83: hsmbackup.v1.HSM.Insert:output_type -> hsmbackup.v1.InsertReply
-	35, // 84: hsmbackup.v1.HSM.Root:output_type -> hsmbackup.v1.RootReply
-	37, // 85: hsmbackup.v1.HSM.FingerprintKeys:output_type -> hsmbackup.v1.FingerprintKeysReply
-	39, // 86: hsmbackup.v1.HSM.Cells:output_type -> hsmbackup.v1.CellBatch
-	41, // 87: hsmbackup.v1.HSM.Prepare:output_type -> hsmbackup.v1.PrepareReply
-	43, // 88: hsmbackup.v1.HSM.Commit:output_type -> hsmbackup.v1.CommitReply
-	51, // 89: hsmbackup.v1.HSM.Abort:output_type -> hsmbackup.v1.AbortReply
-	52, // 90: hsmbackup.v1.HSM.Resolve:output_type -> hsmbackup.v1.ResolveReply
-	55, // 91: hsmbackup.v1.HSM.Create:output_type -> hsmbackup.v1.CreateReply
-	31, // 92: hsmbackup.v1.HSM.Change:output_type -> hsmbackup.v1.Masked
-	58, // 93: hsmbackup.v1.HSM.Use:output_type -> hsmbackup.v1.UseReply
-	60, // 94: hsmbackup.v1.HSM.Keys:output_type -> hsmbackup.v1.KeyBatch
-	62, // 95: hsmbackup.v1.HSM.Key:output_type -> hsmbackup.v1.KeyInfo
-	64, // 96: hsmbackup.v1.HSM.Users:output_type -> hsmbackup.v1.UserBatch
-	67, // 97: hsmbackup.v1.HSM.Envelope:output_type -> hsmbackup.v1.EnvelopeReply
-	69, // 98: hsmbackup.v1.HSM.Sign:output_type -> hsmbackup.v1.SignReply
-	13, // 99: hsmbackup.v1.HSM.Token:output_type -> hsmbackup.v1.TokenReply
-	15, // 100: hsmbackup.v1.HSM.Tokens:output_type -> hsmbackup.v1.TokensReply
-	18, // 101: hsmbackup.v1.HSM.DeleteTokens:output_type -> hsmbackup.v1.DeleteTokensReply
-	72, // 102: hsmbackup.v1.HSM.Greet:output_type -> hsmbackup.v1.GreetReply
-	74, // 103: hsmbackup.v1.HSM.Issue:output_type -> hsmbackup.v1.IssueReply
-	76, // 104: hsmbackup.v1.HSM.Join:output_type -> hsmbackup.v1.JoinReply
-	77, // [77:105] is the sub-list for method output_type
-	49, // [49:77] is the sub-list for method input_type
-	49, // [49:49] is the sub-list for extension type_name
-	49, // [49:49] is the sub-list for extension extendee
-	0,  // [0:49] is the sub-list for field type_name
+	40, // 17: hsmbackup.v1.Call.prepare:type_name -> hsmbackup.v1.PrepareRequest
+	42, // 18: hsmbackup.v1.Call.commit:type_name -> hsmbackup.v1.OpRequest
+	56, // 19: hsmbackup.v1.Call.destroy:type_name -> hsmbackup.v1.ChangeRequest
+	44, // 20: hsmbackup.v1.Call.application:type_name -> hsmbackup.v1.Application
+	50, // 21: hsmbackup.v1.CallsReply.answers:type_name -> hsmbackup.v1.Answer
+	0,  // 22: hsmbackup.v1.Answer.failure:type_name -> hsmbackup.v1.Failure
+	58, // 23: hsmbackup.v1.Answer.use:type_name -> hsmbackup.v1.UseReply
+	31, // 24: hsmbackup.v1.Answer.changed:type_name -> hsmbackup.v1.Masked
+	77, // 25: hsmbackup.v1.CreateRequest.attributes:type_name -> hsmbackup.v1.CreateRequest.AttributesEntry
+	78, // 26: hsmbackup.v1.CreateRequest.public:type_name -> hsmbackup.v1.CreateRequest.PublicEntry
+	53, // 27: hsmbackup.v1.CreateRequest.params:type_name -> hsmbackup.v1.Params
+	31, // 28: hsmbackup.v1.CreateRequest.masked:type_name -> hsmbackup.v1.Masked
+	10, // 29: hsmbackup.v1.CreateRequest.approvals:type_name -> hsmbackup.v1.Approval
+	62, // 30: hsmbackup.v1.CreateReply.keys:type_name -> hsmbackup.v1.KeyInfo
+	31, // 31: hsmbackup.v1.CreateReply.objects:type_name -> hsmbackup.v1.Masked
+	20, // 32: hsmbackup.v1.ChangeRequest.settings:type_name -> hsmbackup.v1.Settings
+	23, // 33: hsmbackup.v1.ChangeRequest.member:type_name -> hsmbackup.v1.Member
+	31, // 34: hsmbackup.v1.ChangeRequest.masked:type_name -> hsmbackup.v1.Masked
+	24, // 35: hsmbackup.v1.ChangeRequest.invite:type_name -> hsmbackup.v1.Invite
+	25, // 36: hsmbackup.v1.ChangeRequest.claim:type_name -> hsmbackup.v1.Claim
+	26, // 37: hsmbackup.v1.ChangeRequest.revoked:type_name -> hsmbackup.v1.Revocation
+	10, // 38: hsmbackup.v1.ChangeRequest.approvals:type_name -> hsmbackup.v1.Approval
+	53, // 39: hsmbackup.v1.UseRequest.params:type_name -> hsmbackup.v1.Params
+	10, // 40: hsmbackup.v1.UseRequest.approvals:type_name -> hsmbackup.v1.Approval
+	79, // 41: hsmbackup.v1.KeysRequest.attrs:type_name -> hsmbackup.v1.KeysRequest.AttrsEntry
+	62, // 42: hsmbackup.v1.KeyBatch.keys:type_name -> hsmbackup.v1.KeyInfo
+	80, // 43: hsmbackup.v1.KeyInfo.attributes:type_name -> hsmbackup.v1.KeyInfo.AttributesEntry
+	65, // 44: hsmbackup.v1.UserBatch.users:type_name -> hsmbackup.v1.UserInfo
+	71, // 45: hsmbackup.v1.GreetRequest.before:type_name -> hsmbackup.v1.Boot
+	8,  // 46: hsmbackup.v1.GreetReply.info:type_name -> hsmbackup.v1.InfoReply
+	23, // 47: hsmbackup.v1.JoinReply.members:type_name -> hsmbackup.v1.Member
+	1,  // 48: hsmbackup.v1.HSM.Ping:input_type -> hsmbackup.v1.PingRequest
+	3,  // 49: hsmbackup.v1.HSM.Attach:input_type -> hsmbackup.v1.AttachRequest
+	7,  // 50: hsmbackup.v1.HSM.Info:input_type -> hsmbackup.v1.InfoRequest
+	21, // 51: hsmbackup.v1.HSM.Members:input_type -> hsmbackup.v1.MembersRequest
+	27, // 52: hsmbackup.v1.HSM.Objects:input_type -> hsmbackup.v1.ObjectsRequest
+	29, // 53: hsmbackup.v1.HSM.Extract:input_type -> hsmbackup.v1.ExtractRequest
+	32, // 54: hsmbackup.v1.HSM.Insert:input_type -> hsmbackup.v1.InsertRequest
+	34, // 55: hsmbackup.v1.HSM.Root:input_type -> hsmbackup.v1.RootRequest
+	36, // 56: hsmbackup.v1.HSM.FingerprintKeys:input_type -> hsmbackup.v1.FingerprintKeysRequest
+	38, // 57: hsmbackup.v1.HSM.Cells:input_type -> hsmbackup.v1.CellsRequest
+	40, // 58: hsmbackup.v1.HSM.Prepare:input_type -> hsmbackup.v1.PrepareRequest
+	42, // 59: hsmbackup.v1.HSM.Commit:input_type -> hsmbackup.v1.OpRequest
+	42, // 60: hsmbackup.v1.HSM.Abort:input_type -> hsmbackup.v1.OpRequest
+	42, // 61: hsmbackup.v1.HSM.Resolve:input_type -> hsmbackup.v1.OpRequest
+	54, // 62: hsmbackup.v1.HSM.Create:input_type -> hsmbackup.v1.CreateRequest
+	56, // 63: hsmbackup.v1.HSM.Change:input_type -> hsmbackup.v1.ChangeRequest
+	57, // 64: hsmbackup.v1.HSM.Use:input_type -> hsmbackup.v1.UseRequest
+	59, // 65: hsmbackup.v1.HSM.Keys:input_type -> hsmbackup.v1.KeysRequest
+	61, // 66: hsmbackup.v1.HSM.Key:input_type -> hsmbackup.v1.KeyRequest
+	63, // 67: hsmbackup.v1.HSM.Users:input_type -> hsmbackup.v1.UsersRequest
+	66, // 68: hsmbackup.v1.HSM.Envelope:input_type -> hsmbackup.v1.EnvelopeRequest
+	68, // 69: hsmbackup.v1.HSM.Sign:input_type -> hsmbackup.v1.SignRequest
+	12, // 70: hsmbackup.v1.HSM.Token:input_type -> hsmbackup.v1.TokenRequest
+	14, // 71: hsmbackup.v1.HSM.Tokens:input_type -> hsmbackup.v1.TokensRequest
+	17, // 72: hsmbackup.v1.HSM.DeleteTokens:input_type -> hsmbackup.v1.DeleteTokensRequest
+	70, // 73: hsmbackup.v1.HSM.Greet:input_type -> hsmbackup.v1.GreetRequest
+	73, // 74: hsmbackup.v1.HSM.Issue:input_type -> hsmbackup.v1.IssueRequest
+	75, // 75: hsmbackup.v1.HSM.Join:input_type -> hsmbackup.v1.JoinRequest
+	2,  // 76: hsmbackup.v1.HSM.Ping:output_type -> hsmbackup.v1.PingReply
+	6,  // 77: hsmbackup.v1.HSM.Attach:output_type -> hsmbackup.v1.AttachReply
+	8,  // 78: hsmbackup.v1.HSM.Info:output_type -> hsmbackup.v1.InfoReply
+	22, // 79: hsmbackup.v1.HSM.Members:output_type -> hsmbackup.v1.MembersReply
+	28, // 80: hsmbackup.v1.HSM.Objects:output_type -> hsmbackup.v1.ObjectBatch
+	30, // 81: hsmbackup.v1.HSM.Extract:output_type -> hsmbackup.v1.ExtractReply
+	33, // 82: hsmbackup.v1.HSM.Insert:output_type -> hsmbackup.v1.InsertReply
+	35, // 83: hsmbackup.v1.HSM.Root:output_type -> hsmbackup.v1.RootReply
+	37, // 84: hsmbackup.v1.HSM.FingerprintKeys:output_type -> hsmbackup.v1.FingerprintKeysReply
+	39, // 85: hsmbackup.v1.HSM.Cells:output_type -> hsmbackup.v1.CellBatch
+	41, // 86: hsmbackup.v1.HSM.Prepare:output_type -> hsmbackup.v1.PrepareReply
+	43, // 87: hsmbackup.v1.HSM.Commit:output_type -> hsmbackup.v1.CommitReply
+	51, // 88: hsmbackup.v1.HSM.Abort:output_type -> hsmbackup.v1.AbortReply
+	52, // 89: hsmbackup.v1.HSM.Resolve:output_type -> hsmbackup.v1.ResolveReply
+	55, // 90: hsmbackup.v1.HSM.Create:output_type -> hsmbackup.v1.CreateReply
+	31, // 91: hsmbackup.v1.HSM.Change:output_type -> hsmbackup.v1.Masked
+	58, // 92: hsmbackup.v1.HSM.Use:output_type -> hsmbackup.v1.UseReply
+	60, // 93: hsmbackup.v1.HSM.Keys:output_type -> hsmbackup.v1.KeyBatch
+	62, // 94: hsmbackup.v1.HSM.Key:output_type -> hsmbackup.v1.KeyInfo
+	64, // 95: hsmbackup.v1.HSM.Users:output_type -> hsmbackup.v1.UserBatch
+	67, // 96: hsmbackup.v1.HSM.Envelope:output_type -> hsmbackup.v1.EnvelopeReply
+	69, // 97: hsmbackup.v1.HSM.Sign:output_type -> hsmbackup.v1.SignReply
+	13, // 98: hsmbackup.v1.HSM.Token:output_type -> hsmbackup.v1.TokenReply
+	15, // 99: hsmbackup.v1.HSM.Tokens:output_type -> hsmbackup.v1.TokensReply
+	18, // 100: hsmbackup.v1.HSM.DeleteTokens:output_type -> hsmbackup.v1.DeleteTokensReply
+	72, // 101: hsmbackup.v1.HSM.Greet:output_type -> hsmbackup.v1.GreetReply
+	74, // 102: hsmbackup.v1.HSM.Issue:output_type -> hsmbackup.v1.IssueReply
+	76, // 103: hsmbackup.v1.HSM.Join:output_type -> hsmbackup.v1.JoinReply
+	76, // [76:104] is the sub-list for method output_type
+	48, // [48:76] is the sub-list for method input_type
+	48, // [48:48] is the sub-list for extension type_name
+	48, // [48:48] is the sub-list for extension extendee
+	0,  // [0:48] is the sub-list for field type_name
 }
 
 func init() { file_hsm_proto_init() }
