@@ -10,7 +10,9 @@ import (
 	"io"
 	"net"
 	"os"
+	"strconv"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -765,4 +767,32 @@ func (p *pieces) Read(b []byte) (int, error) {
 	n := copy(b[:min(len(b), p.size)], p.b)
 	p.b = p.b[n:]
 	return n, nil
+}
+
+// TestSettledBeforeAnAnswerLeaves: what WithSettle sets is called after a call is done
+// and before its caller hears of it, whether the call came in a frame or was one of its
+// own, alone or among many.
+func TestSettledBeforeAnAnswerLeaves(t *testing.T) {
+	var done, settled atomic.Int64
+	m := &probeModule{
+		use:  func(context.Context, hsm.Use) ([]byte, error) { return fmt.Append(nil, done.Add(1)), nil },
+		info: func(context.Context) (hsm.Info, error) { done.Add(1); return hsm.Info{}, nil },
+	}
+	_, r := newProbe(t, m, WithSettle(func() { settled.Store(done.Load()) }))
+	s := framed(t, r)
+	var all sync.WaitGroup
+	for range 20 {
+		all.Go(func() {
+			for range 50 {
+				b, err := s.Use(t.Context(), use(nil))
+				if n, bad := strconv.ParseInt(string(b), 10, 64); err != nil || bad != nil || settled.Load() < n {
+					t.Errorf("%v %v: answer of call %q, settled up to %d", err, bad, b, settled.Load())
+				}
+			}
+		})
+	}
+	all.Wait()
+	if _, err := s.Info(t.Context()); err != nil || settled.Load() != done.Load() {
+		t.Errorf("%v: %d calls, settled up to %d", err, done.Load(), settled.Load())
+	}
 }

@@ -2,9 +2,11 @@ package server
 
 import (
 	"errors"
+	"fmt"
 	"log/slog"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/hsmbackup/hsmbackup/cluster/hsm"
@@ -81,6 +83,40 @@ func TestManagementIsRecordedWithoutSecrets(t *testing.T) {
 			t.Error("the log of the process holds a secret")
 		}
 	}
+}
+
+// TestWhoHearsOfAKeyFindsItInTheLog: keys that many callers make at once are in the
+// audit log, made and committed, when their callers hear of them.
+func TestWhoHearsOfAKeyFindsItInTheLog(t *testing.T) {
+	t.Parallel()
+	w := startWorld(t, newSpec(filepath.Join(t.TempDir(), "east"), 1))
+	b := w.boxes[0]
+	w.createAlice()
+	alice := b.alice()
+	var all sync.WaitGroup
+	for range 8 {
+		all.Go(func() {
+			for range 5 {
+				op := newOp()
+				if _, err := alice.Create(t.Context(), op, aesRequest("one of many")); err != nil {
+					t.Error(err)
+				}
+				if err := alice.Commit(t.Context(), op); err != nil {
+					t.Error(err)
+				}
+				seen := map[string]bool{}
+				for _, e := range b.entries() {
+					if strings.Contains(e.Detail, fmt.Sprintf("op %x", op)) && e.Result == "ok" {
+						seen[e.Event] = true
+					}
+				}
+				if !seen["create"] || !seen["commit"] {
+					t.Errorf("of operation %x the audit log has %v", op, seen)
+				}
+			}
+		})
+	}
+	all.Wait()
 }
 
 // TestWithoutAnAuditLogNothingIsChanged: what cannot be recorded is refused; the
