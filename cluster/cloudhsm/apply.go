@@ -4,6 +4,7 @@ import (
 	"net"
 	"slices"
 	"strconv"
+	"strings"
 )
 
 // Names of options. Public samples show disable_key_availability_check alone; the
@@ -67,10 +68,16 @@ func hostPortOr(address string, usual int) (host string, port int, err error) {
 		host, text = address, strconv.Itoa(usual)
 	}
 	port, err = strconv.Atoi(text)
-	if err != nil || port < 1 || port > 65535 || host == "" {
+	if err != nil || port < 1 || port > 65535 || host == "" || strings.ContainsFunc(host, notOfHost) {
 		return "", 0, badFile("address %q: want HOST or HOST:PORT", address)
 	}
 	return host, port, nil
+}
+
+// notOfHost tells whether a character is in no host name and in no address, zones of IPv6
+// included.
+func notOfHost(r rune) bool {
+	return !(r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("-._:%", r))
 }
 
 // perCluster tells whether any of the changes is of a cluster.

@@ -166,6 +166,8 @@ func TestConfigureRefuses(t *testing.T) {
 		"configure pkcs11 --cluster-id nowhere --file " + file:                                             exitFailed,
 		"configure pkcs11 --log-level loud --file " + file:                                                 exitFailed,
 		"configure pkcs11 -a host:port --file " + file:                                                     exitFailed,
+		"configure pkcs11 -a bad!host --file " + file:                                                      exitFailed,
+		"configure --all -a 10.0.0.1 --dir " + filepath.Join(dir, "no"):                                    exitFailed,
 		"configure pkcs11 remove-cluster --file " + file:                                                   exitUsage,
 		"configure pkcs11 --log-level info --file " + filepath.Join(dir, "no", "folder.cfg"):               exitFailed,
 		"key list --cluster ./x --component nonsense":                                                      exitFailed,
@@ -177,6 +179,25 @@ func TestConfigureRefuses(t *testing.T) {
 	}
 	if entries, _ := os.ReadDir(dir); len(entries) != 0 {
 		t.Errorf("%d files were written", len(entries))
+	}
+}
+
+// TestConfigureNotesWhatIsMissing: a configuration may name files that come later, and
+// says so of each that is not there or is none.
+func TestConfigureNotesWhatIsMissing(t *testing.T) {
+	dir := t.TempDir()
+	ca, text := filepath.Join(dir, "ca.crt"), filepath.Join(dir, "text")
+	for path, content := range map[string]string{ca: "-----BEGIN CERTIFICATE-----\n", text: "hello"} {
+		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, command := range []string{"configure pkcs11 --file " + filepath.Join(dir, "x.cfg"), "configure --all --dir " + dir} {
+		code, _, errOut := invoke(t, append(strings.Fields(command), "--hsm-ca-cert", ca, "--client-cert-hsm-tls-file", text, "--client-key-hsm-tls-file", filepath.Join(dir, "none"))...)
+		notes := strings.Split(strings.TrimSpace(errOut), "\n")
+		if code != exitDone || len(notes) != 2 || !strings.Contains(notes[0], text+": no PEM file") || !strings.Contains(notes[1], "no such file") {
+			t.Errorf("%s: exit %d, %s", command, code, errOut)
+		}
 	}
 }
 

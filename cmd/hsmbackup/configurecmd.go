@@ -1,9 +1,11 @@
 package main
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"maps"
 	"os"
 	"path/filepath"
@@ -12,6 +14,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"github.com/hsmbackup/hsmbackup/cluster/cloudhsm"
+	"github.com/hsmbackup/hsmbackup/cluster/hsm"
 	"github.com/hsmbackup/hsmbackup/cluster/profile"
 )
 
@@ -226,6 +229,25 @@ func settingsOf(cc *cli.Context) (cloudhsm.Settings, error) {
 	return s, resolveCluster(cc, &s)
 }
 
+// noteMissing says which files a configuration names that are not there, or cannot be
+// read: it may be made before them, and nobody can use it without.
+func (p *program) noteMissing(s cloudhsm.Settings) {
+	for _, f := range []struct{ flag, path string }{
+		{"--hsm-ca-cert", s.CA}, {"--client-cert-hsm-tls-file", s.ClientCert}, {"--client-key-hsm-tls-file", s.ClientKey},
+	} {
+		if f.path == "" {
+			continue
+		}
+		b, err := hsm.ReadSmallFile(f.path)
+		if err == nil && !bytes.Contains(b, []byte("-----BEGIN ")) {
+			err = errors.New("no PEM file")
+		}
+		if err != nil {
+			fmt.Fprintf(p.err, "note: %s %s: %v; no client connects before that is right\n", f.flag, f.path, err)
+		}
+	}
+}
+
 // resolveCluster does what CloudHSM asks its service for: it finds the cluster's
 // profile, and in it the id and the addresses.
 func resolveCluster(cc *cli.Context, s *cloudhsm.Settings) error {
@@ -312,6 +334,7 @@ func (p *program) configure(cc *cli.Context, c cloudhsm.Component, edit func(*cl
 	if err := one.save(); err != nil {
 		return err
 	}
+	p.noteMissing(s)
 	return p.result(one, one.print)
 }
 
@@ -333,6 +356,7 @@ func (p *program) configureAll(cc *cli.Context) error {
 		}
 		files = append(files, one)
 	}
+	defer p.noteMissing(s)
 	return p.saveAll(files)
 }
 
@@ -344,7 +368,9 @@ func edited(c cloudhsm.Component, path string, s cloudhsm.Settings, edit func(*c
 	if err != nil {
 		return nil, fmt.Errorf("configure %s: %w", c, err)
 	}
-	if _, err := os.Stat(filepath.Dir(path)); err != nil {
+	if _, err := os.Stat(filepath.Dir(path)); errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("configure %s: %w: folder %s; create it, or name another with --file, or --dir with --all", c, fs.ErrNotExist, filepath.Dir(path))
+	} else if err != nil {
 		return nil, fmt.Errorf("configure %s: %w", c, err)
 	}
 	return &configured{Component: string(c), File: path, file: f}, nil

@@ -97,7 +97,7 @@ var verdicts = []verdict{
 	{hsm.ErrFuture, "clock", exitRefused, "set the clocks of the HSMs right, then run the same command again"}, // before the copies that are too few for it
 	{cluster.ErrAvailability, "availability", exitRefused, "wait until the key is on more HSMs (cluster wait), start the missing HSMs, or lower min-copies"},
 	{cluster.ErrMinCopies, "min_copies", exitRefused, "start the missing HSMs (cluster info shows them), or ask for fewer with --min-copies"},
-	{cloudhsm.ErrFile, "sdk_config", exitFailed, "correct the setting it names, or write the file with hsmbackup configure"},
+	{cloudhsm.ErrFile, "sdk_config", exitFailed, "correct what it names, or move the file away: hsmbackup configure writes a new one"},
 	{hsm.ErrTemplate, "template", exitRefused, "key show lists the key's wrap-template, unwrap-template and derive-template; its owner sets them with key set"},
 	{hsm.ErrAttribute, "attribute", exitRefused, "key show lists the key's attributes; key set changes those that may change"},
 	{hsm.ErrConflict, "conflict", exitRefused, "compare both keys with key show, and decide which one stands with synckey resolve"},
@@ -105,6 +105,7 @@ var verdicts = []verdict{
 	{hsm.ErrSignature, "signature", exitDoubt, "the data, the signature, the key or the mechanism is another one"},
 	{profile.ErrInvalid, "profile", exitFailed, "restore the file from a copy: every HSM's folder and another client's cluster.yaml hold the same facts"},
 	{hsm.ErrInvalid, "invalid", exitUsage, "see --help"},
+	{errNoMember, "not_found", exitFailed, "cluster info lists the HSMs, with names and ids"},
 	{hsm.ErrNotFound, "not_found", exitFailed, "key list and user list show what there is for this login"},
 	{hsm.ErrExist, "exists", exitRefused, "choose another name"},
 	{hsm.ErrCrypto, "crypto", exitFailed, "the data, the key or the mechanism is another one"},

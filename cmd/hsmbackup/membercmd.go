@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -53,7 +54,10 @@ func (p *program) invite(cc *cli.Context) error {
 	})
 }
 
-// findMember finds a member by id or name. hsm.ErrNotFound; a name that two have
+// errNoMember: the cluster has no such HSM, or not any more.
+var errNoMember = errors.New("no such HSM in the cluster")
+
+// findMember finds a member by id or name. errNoMember; a name that two have
 // is refused.
 func findMember(ctx context.Context, c *cluster.Cluster, name string) (hsm.Member, error) {
 	members, err := c.Members(ctx)
@@ -62,6 +66,9 @@ func findMember(ctx context.Context, c *cluster.Cluster, name string) (hsm.Membe
 	}
 	var found []hsm.Member
 	for _, m := range members {
+		if m.ID.String() == name && m.Removed {
+			return m, fmt.Errorf("%w: %s was removed", errNoMember, name)
+		}
 		if m.ID.String() == name {
 			return m, nil
 		}
@@ -71,7 +78,7 @@ func findMember(ctx context.Context, c *cluster.Cluster, name string) (hsm.Membe
 	}
 	switch len(found) {
 	case 0:
-		return hsm.Member{}, fmt.Errorf("%w: the cluster has no HSM %q; cluster info lists them", hsm.ErrNotFound, name)
+		return hsm.Member{}, fmt.Errorf("%w: %q", errNoMember, name)
 	case 1:
 		return found[0], nil
 	}
