@@ -45,4 +45,11 @@
 // quiet before time goes on. All chance in the product comes from crypto/rand,
 // which the seed replaces. Not decided is what nobody sees: the order in which
 // pebble's goroutines run within one instant.
+//
+// One goroutine runs at a time, in an order that follows from the program, as long as Go
+// does not take the processor from one that waits for the operating system or has run for
+// 10 ms of real time. On a machine that has much more to do than it can, that happens:
+// another goroutine of the same instant then runs first (and is the first to log in, or
+// makes the step of a disk at which the power fails), and the seed goes another way. It is
+// rare, and on the next run the seed goes its own way again.
 package sim
