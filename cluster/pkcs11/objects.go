@@ -18,7 +18,7 @@ const (
 	// recent is how old it may be to begin an operation. The HSM checks every use of a
 	// key by its own knowledge.
 	recent = 2 * time.Second
-	// endTime bounds the destruction of a session object.
+	// endTime bounds the destruction of the session objects of a session or login.
 	endTime = 5 * time.Second
 )
 

@@ -314,3 +314,28 @@ func TestTooManySessionKeys(t *testing.T) {
 		t.Errorf("%v after one was destroyed", rv)
 	}
 }
+
+// The session objects of a session are destroyed with it, however many they are, and
+// those of others stay; C_Logout destroys the rest.
+func TestManySessionObjectsEnd(t *testing.T) {
+	w := newWorld(t, 2, cluster.Policy{MinCopies: 1})
+	a := w.app()
+	s := a.session(bobPIN)
+	other := a.open(ck.SessionRW)
+	kept := a.aes(s, attr(ck.Label, "kept"))
+	for range 10 * discarding {
+		a.aes(other)
+	}
+	if n := len(a.find(s)); n != 100 { // as many as find asks for
+		t.Errorf("%d objects are found", n)
+	}
+	a.call(rpc.CloseSession, other)
+	if found := a.find(s); len(found) != 1 || found[0] != kept {
+		t.Errorf("%d objects are found after the other session, want the one", len(found))
+	}
+	a.call(rpc.Logout, s)
+	a.call(rpc.Login, s, ck.UserUser, []byte(bobPIN))
+	if n := len(a.find(s)); n != 0 {
+		t.Errorf("%d objects are found after the logout", n)
+	}
+}

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"sync"
+	"sync/atomic"
 
 	"github.com/hsmbackup/hsmbackup/cluster"
 	"github.com/hsmbackup/hsmbackup/cluster/hsm"
@@ -119,13 +120,32 @@ func (a *App) forget(s *session, l *login) {
 	a.d.stats.Sessions.Add(-1)
 	s.over = true
 	s.drop()
-	for _, o := range a.objects.drop(func(o *object) bool { return o.session == s }) {
-		if l != nil {
-			ctx, cancel := a.ending()
-			l.Discard(ctx, o.ref)
-			cancel()
-		}
+	a.discard(l, a.objects.drop(func(o *object) bool { return o.session == s }))
+}
+
+// discarding is how many session objects are destroyed at once.
+const discarding = 16
+
+// discard destroys those of the objects that are session objects, in endTime: what HSMs
+// do not destroy by then they destroy when they answer again.
+func (a *App) discard(l *login, objects []*object) {
+	if l == nil || len(objects) == 0 {
+		return
 	}
+	ctx, cancel := a.ending()
+	defer cancel()
+	var next atomic.Int64
+	var all sync.WaitGroup
+	for range min(discarding, len(objects)) {
+		all.Go(func() {
+			for i := next.Add(1); i <= int64(len(objects)); i = next.Add(1) {
+				if o := objects[i-1]; o.session != nil {
+					l.Discard(ctx, o.ref)
+				}
+			}
+		})
+	}
+	all.Wait()
 }
 
 func (a *App) countSessions(slot *slot) (all, rw uint64) {
@@ -259,13 +279,7 @@ func (s *session) logout(context.Context, rpc.Args) ([]any, error) {
 	if l == nil {
 		return nil, ck.UserNotLoggedIn
 	}
-	for _, o := range a.objects.drop(func(o *object) bool { return o.slot == s.slot }) {
-		if o.session != nil {
-			ctx, cancel := a.ending()
-			l.Discard(ctx, o.ref)
-			cancel()
-		}
-	}
+	a.discard(l, a.objects.drop(func(o *object) bool { return o.slot == s.slot }))
 	s.ops, s.find = [opKinds]*operation{}, nil
 	l.leave()
 	a.log.Info("logged out", "slot", s.slot.Profile.Name)
