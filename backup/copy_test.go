@@ -242,8 +242,8 @@ func TestCopyInProgressHoldsPruneBack(t *testing.T) {
 func TestCopyUnderFaults(t *testing.T) {
 	p := newPruned(t, 2)
 	for _, side := range []string{"source", "destination"} {
-		for _, fault := range []storagetest.Fault{{Mode: storagetest.NotApplied}, {Mode: storagetest.Applied, Dead: true}} {
-			t.Run(fmt.Sprintf("%s, %s", side, fault.Mode), func(t *testing.T) {
+		for _, fault := range []storagetest.Fault{{Mode: storagetest.NotApplied}, {Mode: storagetest.Applied}, {Mode: storagetest.Applied, Dead: true}} {
+			t.Run(fmt.Sprintf("%s, %s, dead %t", side, fault.Mode, fault.Dead), func(t *testing.T) {
 				for fault.N = 1; copyUnderFault(t, p, side == "source", fault); fault.N++ {
 				}
 				if fault.N < 5 {

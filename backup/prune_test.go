@@ -565,7 +565,7 @@ func (s *atCall) List(ctx context.Context, prefix string) iter.Seq2[storage.Info
 // then, and the same command again does the rest.
 func TestPruneUnderFaults(t *testing.T) {
 	for _, fault := range []storagetest.Fault{
-		{Mode: storagetest.NotApplied}, {Mode: storagetest.Applied, Dead: true},
+		{Mode: storagetest.NotApplied}, {Mode: storagetest.Applied}, {Mode: storagetest.Applied, Dead: true},
 	} {
 		t.Run(fmt.Sprintf("%s, dead %t", fault.Mode, fault.Dead), func(t *testing.T) {
 			t.Parallel()

@@ -333,7 +333,7 @@ func (r *PackReader) objectsBlock() (*BlockData, error) {
 	for i := range n {
 		v := binary.BigEndian.Uint32(r.header[1+4*i:])
 		if v > maxColumn {
-			return nil, fmt.Errorf("%w: block %d: %d bytes in a column, at most %d", ErrCorrupt, r.blocks, v, maxColumn)
+			return nil, fmt.Errorf("%w: block %d announces %d, at most %d are allowed", ErrCorrupt, r.blocks, v, maxColumn)
 		}
 		n[i] = int(v)
 	}
