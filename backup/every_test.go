@@ -215,6 +215,67 @@ func TestEveryGoesOn(t *testing.T) {
 	})
 }
 
+// TestEveryForWeeks: four weeks of changes, with a prune beside it every few hours, more
+// often than its grace period. What the repository holds does not grow from week to
+// week, and the series goes on over it.
+func TestEveryForWeeks(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newTestCluster(t, 2)
+		c.cheap(t)
+		p := &pruned{testCluster: c, store: &clockStore{Store: newRAMStore(), taken: map[string]time.Time{}, locked: map[string]bool{}}}
+		s := NewSeries(c, wallClock{p.store}, c.options())
+		ctx, stop := context.WithCancel(t.Context())
+		ended := make(chan error, 1)
+		seen := &happened{}
+		go func() { ended <- s.Every(ctx, EveryOptions{Interval: time.Hour, Event: seen.note}) }()
+		ref := c.hsm(0).NewKey("first")
+		var objects []int
+		const days, seldom = 28, 6 // a prune every so many hours
+		for hour := range days * 24 {
+			if hour%seldom == 0 {
+				c.hsm(0).SetLabel(ref, fmt.Sprint("label of ", hour))
+				c.sync(t)
+			}
+			if time.Sleep(time.Hour); hour%seldom != 0 {
+				continue
+			}
+			synctest.Wait()
+			p.store.tick(time.Since(p.store.now))
+			p.prune(t, PruneOptions{Policy: Policy{Within: Period{Hours: 12}, Daily: 3}, Grace: 20 * time.Hour})
+			objects = append(objects, len(names(t, p.store)))
+		}
+		if kinds, n := seen.take(); len(kinds) > 0 || n < days*24/seldom {
+			t.Errorf("events %v and %d snapshots", kinds, n)
+		}
+		// Seven days pass before the first snapshot goes.
+		if third, fourth := slices.Max(objects[len(objects)/2:len(objects)*3/4]), slices.Max(objects[len(objects)*3/4:]); fourth > third+third/8 {
+			t.Errorf("the repository held %d objects in the third week, and %d in the fourth: %v", third, fourth, objects)
+		}
+		stop()
+		if err := <-ended; err != nil {
+			t.Fatal(err)
+		}
+		if got := restore(t, c.open(t, p.store, "")); rootOf(t, got) != rootOf(t, c.hsm(0)) {
+			t.Error("the newest snapshot restores to another root")
+		}
+		all, err := List(t.Context(), p.store)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, one := range all {
+			mustVerify(t, c, p.store, one.ID)
+		}
+	})
+}
+
+// wallClock is a store that takes objects at the time there is.
+type wallClock struct{ *clockStore }
+
+func (w wallClock) Put(ctx context.Context, name string, body io.ReadSeeker, size int64) error {
+	w.tick(time.Since(w.now))
+	return w.clockStore.Put(ctx, name, body, size)
+}
+
 // TestEveryEndsInOrder: told to end while a pack is on its way, it writes the
 // manifest first; a take that outlasts its grace is given up, without a snapshot.
 func TestEveryEndsInOrder(t *testing.T) {

@@ -235,6 +235,9 @@ func (f *Forecast) key(ctx context.Context, store storage.Store, inv *Inventory,
 			out.RestorableUntil = later(out.RestorableUntil, later(gone[e.ID], h.Locked))
 		}
 	}
+	if len(out.Holders) > 0 { // a removal may wait for the grace period of one before it
+		out.ErasedAfter = out.ErasedAfter.Add(grace)
+	}
 	if out.Unnamed > 0 {
 		out.ErasedAfter = later(out.ErasedAfter, f.At.Add(grace))
 	}

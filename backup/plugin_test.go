@@ -84,6 +84,35 @@ func TestPluginCustodian(t *testing.T) {
 	}
 }
 
+// TestPluginSnapshot: packs and envelope of a snapshot are encrypted to a plugin's
+// recipient alone, and restored with its identity.
+func TestPluginSnapshot(t *testing.T) {
+	installPlugin(t)
+	inner, err := age.GenerateX25519Identity()
+	if err != nil {
+		t.Fatal(err)
+	}
+	recipient := plugin.EncodeRecipient(testPlugin, []byte(inner.Recipient().String()))
+	ids, err := ParseIdentityFile([]byte(plugin.EncodeIdentity(testPlugin, []byte(inner.String()))))
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, store := newTestCluster(t, 1), newStore(t)
+	c.custodians = []string{recipient}
+	keys(c.hsm(0), 3)
+	mustTake(t, c, store, TakeOptions{Recipients: []string{recipient}})
+	s, err := Open(t.Context(), store, "", OpenOptions{Identities: ids})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := restore(t, s); rootOf(t, got) != rootOf(t, c.hsm(0)) {
+		t.Error("it restores to another root")
+	}
+	if k, _, err := s.Recovery(t.Context()); err != nil || k.Lineage() != c.keyring.Lineage() {
+		t.Errorf("recovery: %v", err)
+	}
+}
+
 // TestTaggedRecipients: recipients of hardware keys need no plugin to encrypt to.
 func TestTaggedRecipients(t *testing.T) {
 	classic := "age1tag1qt8lw0ual6avlwmwatk888yqnmdamm7xfd0wak53ut6elz5c4swx2yqdj4e"

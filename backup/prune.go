@@ -3,6 +3,7 @@ package backup
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -64,6 +65,7 @@ type PlannedObject struct {
 	Size int64  `json:"size"`
 
 	stored time.Time
+	named  bool // by a manifest that this prune removes, or perhaps
 }
 
 // PrunePlan is what a prune would do. Execute does exactly that, and less where
@@ -134,6 +136,9 @@ func PlanPrune(ctx context.Context, store storage.Store, o PruneOptions) (*Prune
 func (p *PrunePlan) snapshots(inv *Inventory) {
 	rules := inv.rules(p.options.Policy, p.At)
 	protected := inv.protected()
+	// Each removal begins the grace period anew, and no object goes within it: so what is
+	// due waits for its end, or a prune every hour would free nothing for ever.
+	running := inv.log.lastRemove().Add(p.options.Grace)
 	for i, s := range inv.Snapshots {
 		if !s.there() {
 			continue
@@ -150,6 +155,8 @@ func (p *PrunePlan) snapshots(inv *Inventory) {
 			v.Action, v.Reasons = PruneRemove, []string{"an earlier prune was interrupted, or a lock refused it"}
 		case s.Err != nil && s.State == StateReady:
 			v.Reasons = append(v.Reasons, "it cannot be read; delete it by name if nobody can")
+		case s.State == StatePending && !p.options.Now && !s.DeleteAt.After(p.At) && running.After(p.At):
+			v.Action, v.Reasons = PruneWait, []string{"it is due, and goes after the grace period of what went before, at " + running.UTC().Format(time.RFC3339)}
 		case s.State == StatePending && (p.options.Now || !s.DeleteAt.After(p.At)):
 			v.Action, v.Reasons = PruneRemove, nil
 		case s.State == StatePending:
@@ -197,10 +204,12 @@ func (p *PrunePlan) objects(ctx context.Context, store storage.Store, inv *Inven
 		going[i] = removes[inv.Snapshots[i].id]
 	}
 	p.hold(inv, going)
-	removed := inv.log.lastRemove()
-	if p.Count(PruneRemove) > 0 {
-		removed = p.At
-	}
+	limit := p.At.Add(-p.options.Grace)
+	// What earlier prunes left goes before this one removes anything, which begins the
+	// grace period anew: whoever removes some every day would never come to it.
+	orphans := !inv.log.lastRemove().After(limit)
+	unread := slices.ContainsFunc(inv.unknown, func(i int) bool { return going[i] }) // what that named is not known
+	named := orphans && (p.Count(PruneRemove) == 0 || !p.At.After(limit))
 	for _, prefix := range objectPrefixes {
 		for info, err := range store.List(ctx, prefix) {
 			if err != nil {
@@ -209,9 +218,9 @@ func (p *PrunePlan) objects(ctx context.Context, store storage.Store, inv *Inven
 			if !ours(info.Name) || inv.needs(info.Name, going) {
 				continue
 			}
-			limit := p.At.Add(-p.options.Grace)
-			if p.Held == "" && !removed.After(limit) && p.spare(info.Modified, limit) {
-				p.Objects = append(p.Objects, PlannedObject{Name: info.Name, Size: info.Size, stored: info.Modified})
+			o := PlannedObject{Name: info.Name, Size: info.Size, stored: info.Modified, named: unread || len(inv.needed[info.Name]) > 0}
+			if p.Held == "" && (orphans && !o.named || named) && p.spare(info.Modified, limit) {
+				p.Objects = append(p.Objects, o)
 				p.Bytes += info.Size
 				continue
 			}

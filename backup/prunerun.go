@@ -28,7 +28,7 @@ type PruneReport struct {
 // run beside snapshots, copies and other prunes on other hosts.
 func (p *PrunePlan) Execute(ctx context.Context, store storage.Store) (*PruneReport, error) {
 	x := &pruning{PrunePlan: p, store: store, report: &PruneReport{Marked: []string{}, Removed: []string{}, Skipped: []string{}, Locked: []string{}}}
-	for _, step := range []func(context.Context) error{x.mark, x.remove, x.sweep, x.tidy} {
+	for _, step := range []func(context.Context) error{x.mark, x.sweepOrphans, x.remove, x.sweepNamed, x.tidy} {
 		if err := step(ctx); err != nil {
 			return x.report, fmt.Errorf("prune: %w", err)
 		}
@@ -237,12 +237,20 @@ func (x *pruning) clock(ctx context.Context) (time.Time, error) {
 // request too.
 const sweepTurn = time.Minute
 
+// sweepOrphans removes what no manifest names that there is, before any is removed: a
+// remove mark begins the grace period anew.
+func (x *pruning) sweepOrphans(ctx context.Context) error { return x.sweep(ctx, false) }
+
+// sweepNamed removes what the manifests named that have just been removed. That is done
+// at once only without a grace period.
+func (x *pruning) sweepNamed(ctx context.Context) error { return x.sweep(ctx, true) }
+
 // sweep removes what no manifest needs, in turns. If we die here, fewer objects
 // are left that nothing needs.
-func (x *pruning) sweep(ctx context.Context) error {
-	left := x.Objects
-	done := Progress{TotalObjects: len(left)}
-	for len(left) > 0 {
+func (x *pruning) sweep(ctx context.Context, named bool) error {
+	left := slices.DeleteFunc(slices.Clone(x.Objects), func(o PlannedObject) bool { return o.named != named })
+	done := Progress{Objects: x.report.Objects, Bytes: x.report.Bytes, TotalObjects: len(x.Objects)}
+	for len(left) > 0 && x.Held == "" {
 		until := time.Now().Add(sweepTurn)
 		spare, err := x.look(ctx, left)
 		if err != nil || x.Held != "" {

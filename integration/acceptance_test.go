@@ -7,7 +7,7 @@ import (
 	"testing"
 )
 
-// TestAcceptanceTableNamesTests: every test that cluster/ACCEPTANCE.md names is
+// TestAcceptanceTableNamesTests: every test that the tables of acceptance name is
 // there.
 func TestAcceptanceTableNamesTests(t *testing.T) {
 	there := map[string]bool{}
@@ -18,13 +18,15 @@ func TestAcceptanceTableNamesTests(t *testing.T) {
 			}
 		}
 	}
-	named := regexp.MustCompile("`((?:Test|Fuzz)[A-Za-z0-9]+)`").FindAllStringSubmatch(read(t, filepath.Join(repository(), "cluster", "ACCEPTANCE.md")), -1)
-	if len(named) < 50 {
-		t.Errorf("the table names only %d tests", len(named))
-	}
-	for _, n := range named {
-		if !there[n[1]] {
-			t.Errorf("there is no %s", n[1])
+	for _, folder := range []string{"cluster", "backup"} {
+		named := regexp.MustCompile("`((?:Test|Fuzz)[A-Za-z0-9]+)`").FindAllStringSubmatch(read(t, filepath.Join(repository(), folder, "ACCEPTANCE.md")), -1)
+		if len(named) < 50 {
+			t.Errorf("the table of %s names only %d tests", folder, len(named))
+		}
+		for _, n := range named {
+			if !there[n[1]] {
+				t.Errorf("%s: there is no %s", folder, n[1])
+			}
 		}
 	}
 }
