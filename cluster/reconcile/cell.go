@@ -74,6 +74,13 @@ func subtract(a, b hsm.Cell) hsm.Cell {
 	return a
 }
 
+// join adds the cell of items that own does not have.
+func join(own, other *hsm.Cell) {
+	xor(&own.Item, &other.Item)
+	own.Check ^= other.Check
+	own.Count += other.Count
+}
+
 func xor(dst, src *[24]byte) {
 	e := binary.LittleEndian
 	e.PutUint64(dst[0:], e.Uint64(dst[0:])^e.Uint64(src[0:]))

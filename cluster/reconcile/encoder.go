@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"runtime"
+	"sync"
 
 	"github.com/hsmbackup/hsmbackup/cluster/hsm"
 )
@@ -12,7 +14,7 @@ import (
 // over, or list.
 var ErrChanged = errors.New("source changed while it was sketched")
 
-// Bounds of the cells computed in one scan of all items: 1.3 to 5 MiB. Whoever reads
+// Bounds of the cells computed in one scan of all items: 1.3 to 5 MiB for each worker. Whoever reads
 // past the prefix is about to need thousands; twice the cells cost an item one or two steps
 // more, and a second scan costs all of them again.
 const (
@@ -22,7 +24,8 @@ const (
 
 // CellsFrom yields the cells of a set from index from on, without end: those of
 // prefix first, which may be empty; then so many more for each scan of all
-// items that few scans do, and never more than 5 MiB of cells at a time.
+// items that few scans do, and never more than 5 MiB of cells at a time for each of up to
+// four workers.
 //
 // items lists the set that prefix was made of, in any order, the same each time
 // it is called; the sequence reads it only past the prefix. If the items turn
@@ -62,10 +65,25 @@ func CellsFrom(keys hsm.FingerprintKeys, prefix []hsm.Cell, from int, items func
 type Encoder struct {
 	hash  hasher
 	items func() iter.Seq2[hsm.Object, error]
-	cells []hsm.Cell
+	sums  []*sums // of this scan, one for each worker
+	room  [maxSummers]sums
 	whole hsm.Cell // cell 0: every item is in it
 	begun bool     // whole is known
 }
+
+// sums are cells of some of the items. Cells are linear, so that each worker takes
+// whatever items come.
+type sums struct {
+	cells []hsm.Cell
+	whole hsm.Cell
+}
+
+// maxSummers bounds the workers of one scan, and with them its memory; batchItems is what
+// one of them takes at a time.
+const (
+	maxSummers = 4
+	batchItems = 1024
+)
 
 // NewEncoder returns an encoder of the set that items lists.
 func NewEncoder(keys hsm.FingerprintKeys, items func() iter.Seq2[hsm.Object, error]) *Encoder {
@@ -77,33 +95,93 @@ func NewEncoder(keys hsm.FingerprintKeys, items func() iter.Seq2[hsm.Object, err
 func (e *Encoder) Cells(from, n int) ([]hsm.Cell, error) { return e.scan(uint64(from), n) }
 
 func (e *Encoder) scan(from uint64, n int) ([]hsm.Cell, error) {
-	if cap(e.cells) < n {
-		e.cells = make([]hsm.Cell, n)
+	if err := e.sum(from, n); err != nil {
+		return nil, fmt.Errorf("sketch cells from %d on: %w", from, err)
 	}
-	e.cells = e.cells[:n]
-	clear(e.cells)
-	var whole hsm.Cell
-	var some [lanes]Item
-	n = 0
-	for o, err := range e.items() {
-		if err != nil {
-			return nil, fmt.Errorf("sketch cells from %d on: %w", from, err)
+	all := e.sums[0]
+	for _, s := range e.sums[1:] {
+		join(&all.whole, &s.whole)
+		for i := range all.cells {
+			join(&all.cells[i], &s.cells[i])
 		}
-		if some[n] = ItemOf(o); n < lanes-1 {
-			n++
-			continue
-		}
-		spreadLanes(e.cells, from, e.hash, &some, &whole)
-		n = 0
 	}
-	for i := range n {
-		_, check := e.hash.hash(&some[i])
-		toggle(&whole, &some[i], check, 1)
-		spread(e.cells, from, e.hash, &some[i], 1)
-	}
-	if e.begun && whole != e.whole {
+	if e.begun && all.whole != e.whole {
 		return nil, fmt.Errorf("sketch cells from %d on: %w", from, ErrChanged)
 	}
-	e.whole, e.begun = whole, true
-	return e.cells, nil
+	e.whole, e.begun = all.whole, true
+	return all.cells, nil
+}
+
+// sum reads the items once, in batches that workers take. A set of less than a batch needs
+// none.
+func (e *Encoder) sum(from uint64, n int) error {
+	e.sums = e.sums[:0]
+	var work sync.WaitGroup
+	batches, free := make(chan []Item), make(chan []Item, maxSummers+1) // as many as there can be
+	rest, err := e.eachBatch(func(batch []Item) []Item {
+		if len(e.sums) < min(maxSummers, runtime.GOMAXPROCS(0)) {
+			s := e.summer(n)
+			work.Go(func() {
+				for b := range batches {
+					s.add(e.hash, from, b)
+					free <- b
+				}
+			})
+		}
+		batches <- batch
+		select {
+		case b := <-free:
+			return b
+		default:
+			return make([]Item, 0, batchItems)
+		}
+	})
+	close(batches)
+	work.Wait()
+	if err != nil {
+		return err
+	}
+	if len(e.sums) == 0 {
+		e.summer(n)
+	}
+	e.sums[0].add(e.hash, from, rest)
+	return nil
+}
+
+// eachBatch gives every full batch away for another.
+func (e *Encoder) eachBatch(give func([]Item) []Item) (rest []Item, err error) {
+	batch := make([]Item, 0, batchItems)
+	for o, err := range e.items() {
+		if err != nil {
+			return nil, err
+		}
+		if batch = append(batch, ItemOf(o)); len(batch) == batchItems {
+			batch = give(batch)[:0]
+		}
+	}
+	return batch, nil
+}
+
+// summer adds an empty sum of n cells to those of this scan.
+func (e *Encoder) summer(n int) *sums {
+	s := &e.room[len(e.sums)]
+	if cap(s.cells) < n {
+		s.cells = make([]hsm.Cell, n)
+	}
+	s.cells, s.whole = s.cells[:n], hsm.Cell{}
+	clear(s.cells)
+	e.sums = append(e.sums, s)
+	return s
+}
+
+// add adds items to the cells from index from on.
+func (s *sums) add(h hasher, from uint64, items []Item) {
+	for ; len(items) >= lanes; items = items[lanes:] {
+		spreadLanes(s.cells, from, h, (*[lanes]Item)(items), &s.whole)
+	}
+	for i := range items {
+		_, check := h.hash(&items[i])
+		toggle(&s.whole, &items[i], check, 1)
+		spread(s.cells, from, h, &items[i], 1)
+	}
 }

@@ -7,8 +7,9 @@ import (
 )
 
 // DefaultPrefix is the number of cells a State keeps up to date by default:
-// enough for some 11,500 differing items, in 640 KiB.
-const DefaultPrefix = 16384
+// enough for some 23,000 differing items, in 1.25 MiB. (Of a million keys of which one
+// in a hundred was changed, 20,000 items differ: each as it was and as it is.)
+const DefaultPrefix = 32768
 
 // Prefix keeps the first cells of a sketch as items come and go; an update
 // touches about 2·ln(cells/2) of them. It is not safe for concurrent use.
@@ -62,8 +63,6 @@ func (p *Prefix) own() []hsm.Cell {
 func (p *Prefix) join(cells []hsm.Cell) {
 	own := p.own()
 	for i := range own {
-		xor(&own[i].Item, &cells[i].Item)
-		own[i].Check ^= cells[i].Check
-		own[i].Count += cells[i].Count
+		join(&own[i], &cells[i])
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"iter"
 	"math/big"
 	"math/rand/v2"
+	"runtime"
 	"slices"
 	"sync"
 	"testing"
@@ -244,6 +245,36 @@ func TestCellsFrom(t *testing.T) {
 	}
 }
 
+// However many share a scan, and whether the last batch is full or not, the cells are the
+// same, also those of the next scan.
+func TestCellsOfManyWorkers(t *testing.T) {
+	for _, procs := range []int{1, 2, 9} {
+		defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(procs))
+		for _, n := range []int{1023, 1024, 1025, 9 << 10, 9<<10 + 77} {
+			objects := randomObjects(uint64(n), n)
+			want := stateOf(objects, 3000).Cells()
+			e := reconcile.NewEncoder(testKeys, func() iter.Seq2[hsm.Object, error] { return each(objects) })
+			for _, from := range []int{0, 2000} {
+				got, err := e.Cells(from, 1000)
+				if err != nil || !slices.Equal(got, want[from:from+1000]) {
+					t.Errorf("%d processors, %d objects, from %d: other cells, or %v", procs, n, from, err)
+				}
+			}
+		}
+	}
+}
+
+// A scan that fails, early or late, leaves nobody behind.
+func TestFailedScan(t *testing.T) {
+	objects := randomObjects(8, 5000)
+	for _, n := range []int{0, 1000, 1024, 4999} {
+		e := reconcile.NewEncoder(testKeys, func() iter.Seq2[hsm.Object, error] { return failAfter[hsm.Object](n, errBroken)(each(objects)) })
+		if _, err := e.Cells(0, 100); !errors.Is(err, errBroken) {
+			t.Errorf("after %d objects: %v, want %v", n, err, errBroken)
+		}
+	}
+}
+
 func each(objects []hsm.Object) objectSeq {
 	return func(yield func(hsm.Object, error) bool) {
 		for _, o := range objects {
@@ -263,9 +294,9 @@ func TestCellsFromScans(t *testing.T) {
 	if scans != 0 {
 		t.Errorf("%d scans for the prefix", scans)
 	}
-	take(t, 100_000, reconcile.CellsFrom(testKeys, prefix, 0, items))
+	take(t, 200_000, reconcile.CellsFrom(testKeys, prefix, 0, items))
 	if scans != 2 {
-		t.Errorf("%d scans for 100,000 cells, want 2", scans)
+		t.Errorf("%d scans for 200,000 cells, want 2", scans)
 	}
 }
 
