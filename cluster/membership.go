@@ -84,7 +84,7 @@ func (c *Cluster) mayReplace(ctx context.Context, members []hsm.Member, id hsm.H
 		return fmt.Errorf("%w: %s is no member of the cluster", hsm.ErrNotFound, id)
 	}
 	if info, err := c.look(ctx, members[i]); err == nil && info.State.Serves() {
-		return fmt.Errorf("%w: %s answers and is %s; a live HSM is not replaced but removed, with hsm remove", hsm.ErrDenied, id, info.State)
+		return fmt.Errorf("%w: %s answers and is %s; a live HSM is not replaced but removed, with hsm remove", ErrMember, id, info.State)
 	}
 	return nil
 }

@@ -17,6 +17,9 @@ import (
 // forced.
 var ErrRemoval = errors.New("the HSM cannot be removed")
 
+// ErrMember: a rule on members stands against it, whoever asks and whatever is forced.
+var ErrMember = fmt.Errorf("%w by the rules on members", hsm.ErrDenied)
+
 // Removed is what Remove did.
 type Removed struct {
 	Member hsm.Member
@@ -175,7 +178,7 @@ func (c *Cluster) spared(members []hsm.Member, id hsm.HSMID, force bool) (stayin
 	}
 	switch n := c.Policy().MinCopies; {
 	case staying == 0:
-		return 0, fmt.Errorf("%w: %s is the last HSM, and holds the only copy of every key; take a snapshot, and delete its folder%s", hsm.ErrDenied, id, leaving)
+		return 0, fmt.Errorf("%w: %s is the last HSM, and holds the only copy of every key; take a snapshot, and delete its folder%s", ErrMember, id, leaving)
 	case staying < n && !force:
 		return staying, fmt.Errorf("%w: %d HSMs would be left, min-copies is %d, and no key could be made; add one with hsm invite, or lower min-copies, or use --force%s", ErrRemoval, staying, n, leaving)
 	}

@@ -80,6 +80,7 @@ var verdicts = []verdict{
 	{cluster.ErrExpired, "expired", exitFailed, "an admin issues a new certificate with credential issue; if every one has expired, the operator of an HSM does with credential issue --dir"},
 	{cluster.ErrRevoked, "revoked", exitRefused, "an admin issues a new certificate with credential issue"},
 	{cluster.ErrRemoval, "removal", exitRefused, "cluster info shows which HSMs answer and how far they are; --force removes a dead HSM"},
+	{cluster.ErrMember, "denied", exitRefused, "cluster info shows the HSMs, and which of them answer"},
 	{server.ErrRemoved, "denied", exitRefused, "an admin makes a token with hsm invite, with which hsm join makes a new HSM in another folder; delete this one when nothing of it is needed"},
 	{server.ErrTokenRefused, "token_refused", exitRefused, "an admin makes a new token with hsm invite"},
 	{hsm.ErrLocked, "locked", exitRefused, "an admin unlocks the user with user unlock or user change-password"},

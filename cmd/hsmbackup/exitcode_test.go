@@ -39,6 +39,8 @@ func TestVerdicts(t *testing.T) {
 		{both(backup.ErrCorrupt, hsm.ErrCorrupt), "backup", exitFailed, "another snapshot"},
 		{opened(both(backup.ErrCorrupt, hsm.ErrCorrupt), exitDoubt), "backup", exitDoubt, "another snapshot"},
 		{fmt.Errorf("%w: hsm-1", backup.ErrCoverage), "coverage", exitRefused, "start the missing HSMs"},
+		{fmt.Errorf("%w: the last HSM", cluster.ErrMember), "denied", exitRefused, "cluster info"},
+		{fmt.Errorf("%w: hsm-9", errNoMember), "not_found", exitFailed, "cluster info"},
 		{both(hsm.ErrDenied, server.ErrRemoved), "denied", exitRefused, "hsm invite"},
 		{&cluster.CopiesError{Ahead: 1, Check: true}, "clock", exitRefused, "set the clocks"},
 		{&cluster.CopiesError{Check: true}, "availability", exitRefused, "min-copies"},
