@@ -38,6 +38,7 @@ type box struct {
 	disk     *disk       // of the present life
 	image    *vfs.MemFS  // what is on the disk while the HSM is down
 	old      *vfs.MemFS  // an older image of the disk
+	knows    []string    // revocations that it alone knew of at first
 	stopSync context.CancelFunc
 	end      *endpoint   // as a caller of its peers
 	conns    []*conn     // of its callers
@@ -278,7 +279,7 @@ func (b *box) rollBack() bool {
 	}
 	b.kill()
 	b.mu.Lock()
-	b.image, b.old = b.old, nil
+	b.image, b.old, b.knows = b.old, nil, nil
 	b.mu.Unlock()
 	b.setBack.Store(true)
 	b.w.trace.add("%s gets an old image of its disk back", b.name)

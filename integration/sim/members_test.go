@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -244,6 +245,7 @@ func (r *region) removes(name string, b *box, force bool, dies time.Duration) er
 	if dies > 0 {
 		defer time.AfterFunc(dies, v.end.die).Stop()
 	}
+	b.revokes(name)
 	removed, err := v.Remove(v.ctx, b.member().ID, force)
 	r.w.trace.add("%s/%s removes %s: %s", r.name, name, b.name, brief(err))
 	if err == nil {
@@ -251,4 +253,52 @@ func (r *region) removes(name string, b *box, force bool, dies time.Duration) er
 		r.w.trace.add("%s is removed, drained: %t", b.name, removed.Drained)
 	}
 	return err
+}
+
+// revokes has an HSM alone know of a revocation, if the script says so.
+func (b *box) revokes(name string) {
+	b.mu.Lock()
+	eye := b.eye
+	b.mu.Unlock()
+	if !b.w.revokes || eye == nil {
+		return
+	}
+	_, err := eye.Change(context.Background(), hsm.Change{Kind: hsm.ChangeRevoke, Revoked: &hsm.Revocation{Kind: "client", Name: name, Until: time.Now()}})
+	b.w.trace.add("%s knows of the revocation of %s: %s", b.name, name, brief(err))
+	if err == nil {
+		b.mu.Lock()
+		b.knows = append(b.knows, name)
+		b.mu.Unlock()
+	}
+}
+
+// bequeath notes what an HSM knew that is removed in good order: all others must know it.
+func (b *box) bequeath() {
+	b.mu.Lock()
+	knows := b.knows
+	b.mu.Unlock()
+	b.region.mu.Lock()
+	defer b.region.mu.Unlock()
+	b.region.revoked = append(b.region.revoked, knows...)
+}
+
+// revoked checks that every HSM knows of the revocations that one knew which was removed in
+// good order.
+func (c *checker) revoked(r *region) {
+	r.mu.Lock()
+	want := slices.Clone(r.revoked)
+	r.mu.Unlock()
+	for _, b := range r.members() {
+		h, _ := b.running()
+		known, err := h.HSM().Revocations(context.Background())
+		if err != nil {
+			c.w.violate("%s: %v", b.name, err)
+		}
+		for _, name := range want {
+			if !slices.ContainsFunc(known, func(k hsm.Revocation) bool { return k.Name == name }) {
+				c.w.violate("%s does not know that %s is revoked", b.name, name)
+			}
+		}
+	}
+	c.w.count(func(s *stats) { s.kinds["revoked"] += len(want) })
 }

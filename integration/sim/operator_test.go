@@ -175,6 +175,9 @@ func (r *region) endRemovals(v *visitor) error {
 			continue
 		}
 		known := b != nil && b.removed() // to an HSM that was removed itself, and it has stopped
+		if b != nil {
+			b.revokes("calm." + m.Name)
+		}
 		switch _, err := v.Remove(v.ctx, m.ID, known); {
 		case err == nil:
 			r.w.trace.add("%s is removed at last", m.Name)

@@ -76,6 +76,7 @@ func (c *checker) place(b *box, eye hsm.Session) {
 		if m.Removed && x.removal.CompareAndSwap(nil, &removal{since: c.w.trace.now(), drained: m.Drained}) {
 			c.w.trace.add("%s knows that %s was removed, drained: %t", b.name, x.name, m.Drained)
 			if m.Drained {
+				x.bequeath()
 				c.nothingLost(b.region)
 			}
 		}

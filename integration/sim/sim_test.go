@@ -74,6 +74,22 @@ func TestSeed(t *testing.T) {
 	check(t, res)
 }
 
+// TestRemovedHSMsLeaveTheirRevocations: what an HSM alone knows of the cluster when its
+// removal begins, the others know in the end, whatever fails.
+func TestRemovedHSMsLeaveTheirRevocations(t *testing.T) {
+	revoked := 0
+	for seed := uint64(205); seed < 210; seed++ {
+		s := usual(seed)
+		s.revokes, s.regions = true, 1
+		res := simulate(t, s)
+		check(t, res)
+		revoked += res.stats.kinds["revoked"]
+	}
+	if revoked == 0 {
+		t.Error("nothing was removed in good order that knew of one")
+	}
+}
+
 // tries is how often a seed may be run until two runs are the same: see the package's
 // documentation.
 const tries = 4

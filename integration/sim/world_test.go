@@ -31,6 +31,7 @@ type world struct {
 	seed    uint64
 	plant   plant
 	still   bool
+	revokes bool
 	planted planted
 	keyring *hsm.Keyring
 	ca      hsm.Secret
@@ -69,8 +70,9 @@ type region struct {
 	people    []*person // only the region's admin and the checker, in turns
 	custodian appointed // as people
 
-	mu    sync.Mutex
-	boxes []*box // lost ones too
+	mu      sync.Mutex
+	boxes   []*box   // lost ones too
+	revoked []string // what every HSM must know of
 }
 
 const (
@@ -261,6 +263,7 @@ type script struct {
 	rounds  int           // of storm and calm
 	storm   time.Duration // of one round
 	still   bool          // members neither join nor leave, unless HSMs are lost
+	revokes bool          // an HSM that is to be removed alone knows of a revocation
 	dir     string        // empty
 }
 
@@ -299,7 +302,7 @@ func simulate(t *testing.T, s script) (res result) {
 const tooLong = 6 * time.Hour
 
 func run(s script) (*world, result) {
-	w := &world{seed: s.seed, still: s.still, plant: s.plant, dir: s.dir, keyring: hsm.NewKeyring(), over: make(chan struct{}), stats: stats{kinds: map[string]int{}}}
+	w := &world{seed: s.seed, still: s.still, revokes: s.revokes, plant: s.plant, dir: s.dir, keyring: hsm.NewKeyring(), over: make(chan struct{}), stats: stats{kinds: map[string]int{}}}
 	ca, err := pki.NewAuthority(w.keyring.Lineage())
 	if err != nil {
 		panic(err)
@@ -406,6 +409,7 @@ func (w *world) calm(all []*side, synckey *agent) {
 		w.checker.settled(x.region)
 		w.checker.people(x.region)
 		w.checker.attributes(x.region)
+		w.checker.revoked(x.region)
 	}
 	w.history.Settled()
 }
