@@ -1,9 +1,9 @@
 package cluster
 
 // WithSessionKeysTogether makes all session keys on one HSM, the same for as long as
-// it is in use, so that one can wrap another or be derived with it. Otherwise they go
-// where there is least to do. Session keys of before are lost with their HSM either
-// way; the next one chooses another.
+// it is in use and has room, so that one can wrap another or be derived with it.
+// Otherwise they go where there is least to do. Session keys of before are lost with
+// their HSM either way, and stay on one that is full; the next one chooses another.
 func WithSessionKeysTogether() Option { return func(c *Cluster) { c.together = true } }
 
 // pickHome is pickToWrite for session keys that stay together.
