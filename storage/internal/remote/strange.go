@@ -60,19 +60,20 @@ func vouched(r *http.Request, resp *http.Response) bool {
 	return resp.Header.Get("ETag") != ""
 }
 
-// isXML looks at the type of the body, and where that says nothing at its
-// beginning, which stays readable.
+// isXML looks at the type of the body and at its beginning, which stays readable. A page
+// of HTML may be XML too, and is none of S3.
 func isXML(resp *http.Response) bool {
-	if strings.Contains(resp.Header.Get("Content-Type"), "xml") {
-		return true
-	}
 	b := bufio.NewReader(resp.Body)
-	start, _ := b.Peek(64)
+	start, _ := b.Peek(256)
 	resp.Body = struct {
 		io.Reader
 		io.Closer
 	}{b, resp.Body}
-	return bytes.HasPrefix(bytes.TrimLeft(start, "\ufeff \t\r\n"), []byte("<?xml"))
+	start = bytes.ToLower(bytes.TrimLeft(start, "\ufeff \t\r\n"))
+	if bytes.Contains(start, []byte("<html")) || bytes.Contains(start, []byte("<!doctype")) {
+		return false
+	}
+	return bytes.HasPrefix(start, []byte("<?xml")) || strings.Contains(resp.Header.Get("Content-Type"), "xml") && bytes.HasPrefix(start, []byte("<"))
 }
 
 func withoutSecrets(location string) string {

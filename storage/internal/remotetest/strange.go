@@ -29,12 +29,15 @@ func says(status int, contentType, page string) rule {
 func (s *suite) notOfS3(t *testing.T) {
 	store, p := s.proxied(t)
 	for name, answer := range map[string]rule{
-		"page":      says(200, "text/html; charset=utf-8", "<!doctype html><html><title>Console</title></html>"),
-		"nothing":   says(200, "text/plain", ""),
-		"no type":   says(200, "", "ok"),
-		"JSON":      says(200, "application/json", `{"ok":true}`),
-		"created":   says(201, "text/html", "<html></html>"),
-		"no answer": says(204, "", ""),
+		"page":        says(200, "text/html; charset=utf-8", "<!doctype html><html><title>Console</title></html>"),
+		"XHTML":       says(200, "application/xhtml+xml", `<?xml version="1.0"?><!DOCTYPE html><html xmlns="http://www.w3.org/1999/xhtml"></html>`),
+		"HTML as XML": says(200, "application/xml", "<html></html>"),
+		"empty XML":   says(200, "application/xml", ""),
+		"nothing":     says(200, "text/plain", ""),
+		"no type":     says(200, "", "ok"),
+		"JSON":        says(200, "application/json", `{"ok":true}`),
+		"created":     says(201, "text/html", "<html></html>"),
+		"no answer":   says(204, "", ""),
 	} {
 		t.Run(name, func(t *testing.T) {
 			p.set(answer)
