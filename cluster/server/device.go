@@ -24,16 +24,32 @@ type device struct {
 
 // deviceOptions are what a process adds to the folder.
 type deviceOptions struct {
-	create       bool    // make object store and audit log; otherwise they must be there
-	untidied     bool    // soft.Options.Untidied
-	fs           soft.FS // where the object store is; nil: in the folder
-	loaded       string  // where an interrupted load is gone on with (soft.Options.LoadDir)
+	create       bool      // make object store and audit log; otherwise they must be there
+	untidied     bool      // soft.Options.Untidied
+	fs           soft.FS   // where the object store is; nil: in the folder
+	audit        OpenAudit // nil: a file in the folder
+	loaded       string    // where an interrupted load is gone on with (soft.Options.LoadDir)
 	version      string
 	sealEnvelope SealEnvelope
 	changed      func() // members, invitations or revocations have changed
 	iterations   int
 	now          func() time.Time
 	log          *slog.Logger
+}
+
+// OpenAudit opens what the audit log is written to, for reading and writing from its
+// beginning.
+type OpenAudit func(path string) (audit.File, error)
+
+func (o deviceOptions) openAudit(path string) (*audit.Log, error) {
+	if o.audit == nil {
+		return audit.Open(path, o.now)
+	}
+	f, err := o.audit(path)
+	if err != nil {
+		return nil, err
+	}
+	return audit.OpenFile(f, o.now)
 }
 
 // openDevice opens the HSM of folder. Only a cluster in the making may make the
@@ -45,7 +61,7 @@ func openDevice(ctx context.Context, folder string, c *Config, keys *secrets, o 
 			err = errors.Join(err, d.close())
 		}
 	}()
-	if d.audit, err = audit.Open(filepath.Join(folder, AuditFile), o.now); err != nil {
+	if d.audit, err = o.openAudit(filepath.Join(folder, AuditFile)); err != nil {
 		return nil, err
 	}
 	dir := filepath.Join(folder, storeDir)

@@ -35,8 +35,9 @@ type JoinSpec struct {
 	Log     *slog.Logger     // nil: slog.Default
 	Now     func() time.Time // nil: time.Now
 
-	Network *Network // nil: TLS and gRPC
-	FS      soft.FS  // of the object store, which is in the folder store there; nil: Dir's
+	Network *Network  // nil: TLS and gRPC
+	FS      soft.FS   // of the object store, which is in the folder store there; nil: Dir's
+	Audit   OpenAudit // nil: the audit log is in Dir
 	// Step is told of each durable step before it is made. Nil: nobody is.
 	Step func(what string)
 }

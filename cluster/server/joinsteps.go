@@ -124,7 +124,7 @@ func (j *joiner) write(r rpc.JoinReply, keys *secrets) error {
 // is added meanwhile, and what other HSMs have, the HSM fetches when it is served,
 // before it counts.
 func (j *joiner) fill(ctx context.Context, r rpc.JoinReply, keys *secrets) (err error) {
-	d, err := openDevice(ctx, j.staging, j.config, keys, deviceOptions{create: true, version: j.spec.Version, now: j.spec.Now, log: j.spec.Log, fs: j.spec.FS})
+	d, err := openDevice(ctx, j.staging, j.config, keys, deviceOptions{create: true, version: j.spec.Version, now: j.spec.Now, log: j.spec.Log, fs: j.spec.FS, audit: j.spec.Audit})
 	if err != nil {
 		return err
 	}

@@ -37,6 +37,7 @@ type Options struct {
 	Metrics      string           // where to show metrics, HOST:PORT; empty: as the configuration says
 	Network      *Network         // nil: TLS and gRPC
 	FS           soft.FS          // of the object store, which is in the folder store there; nil: the folder's
+	Audit        OpenAudit        // nil: the audit log is in the folder
 	// Ready is called once Serve has made the HSM serve users; or after some
 	// seconds in which it could not, and then it does later, and says so in its
 	// log. Nil: nobody is told.
@@ -115,7 +116,7 @@ func Open(ctx context.Context, folder string, o Options) (_ *Server, err error) 
 		return nil, err
 	}
 	s.device, err = openDevice(ctx, folder, s.config, s.secrets, deviceOptions{
-		version: o.Version, sealEnvelope: o.SealEnvelope, iterations: o.Iterations, now: o.Now, log: o.Log, changed: s.place.poke, fs: o.FS,
+		version: o.Version, sealEnvelope: o.SealEnvelope, iterations: o.Iterations, now: o.Now, log: o.Log, changed: s.place.poke, fs: o.FS, audit: o.Audit,
 	})
 	if err != nil {
 		return nil, err

@@ -38,6 +38,7 @@ type box struct {
 	disk     *disk       // of the present life
 	image    *vfs.MemFS  // what is on the disk while the HSM is down
 	old      *vfs.MemFS  // an older image of the disk
+	audit    *auditLog   // of the present life
 	knows    []string    // revocations that it alone knew of at first
 	stopSync context.CancelFunc
 	end      *endpoint   // as a caller of its peers
@@ -115,7 +116,7 @@ func (b *box) start(fuse int) {
 	end := newEndpoint(fmt.Sprintf("%s.%d", b.name, life), hsm.Principal{Role: hsm.RoleHSM, Name: b.member().ID.String()})
 	dial := func(ctx context.Context, m hsm.Member) (hsm.Module, error) { return b.w.net.dial(end, m) }
 	s, err := server.Open(context.Background(), folder, server.Options{
-		Version: "sim", SyncInterval: time.Second, Log: b.log(), Now: b.now, Iterations: 1, FS: d,
+		Version: "sim", SyncInterval: time.Second, Log: b.log(), Now: b.now, Iterations: 1, FS: d, Audit: b.openAudit(),
 		Network: &server.Network{Dial: dial, End: b.hangUpOn},
 	})
 	if err != nil {
@@ -156,6 +157,7 @@ func (b *box) powerOn(fuse int) (d *disk, life int, folder string) {
 	b.life++
 	b.disk = &disk{MemFS: b.image, b: b, unsafe: b.w.plant == skipSync}
 	b.disk.fuse.Store(int64(fuse))
+	b.audit = b.audit.copy()
 	return b.disk, b.life, filepath.Join(b.folder, b.sub)
 }
 

@@ -11,8 +11,9 @@
 // dialer of its own); synckey. In place of gRPC and TLS stands network: it carries each
 // call of hsm.Module and hsm.Session, and each request to join, as a request and a reply,
 // and streams in pieces; it vouches for who is who, as TLS does. In place of the disk of
-// the object store stands disk: pebble's MemFS, which knows what was synced. The small
-// files of a folder are real ones, and durable when they are written.
+// the object store stands disk: pebble's MemFS, which knows what was synced. The file of
+// the audit log is in memory, too. The other small files of a folder are real ones, and
+// durable when they are written.
 //
 // # Faults
 //

@@ -75,7 +75,7 @@ func (b *box) join(fuse int) error {
 	b.w.trace.add("%s joins, life %d", b.name, life)
 	_, err := server.Join(ctx, server.JoinSpec{
 		Token: copied(b.token), Dir: filepath.Join(folder, joinerFolder), Address: b.member().Address, Zone: b.member().Zone, Version: "sim",
-		Log: b.log(), Now: b.now, FS: d, Step: func(what string) { d.step("folder", what) }, Network: b.joinerNetwork(end),
+		Log: b.log(), Now: b.now, FS: d, Audit: b.openAudit(), Step: func(what string) { d.step("folder", what) }, Network: b.joinerNetwork(end),
 	})
 	b.w.trace.add("%s has joined, life %d: %s", b.name, life, strings.ReplaceAll(brief(err), b.w.dir, ""))
 	if d.dead.Load() {

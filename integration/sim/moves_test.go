@@ -211,13 +211,13 @@ func (b *box) copy() *box {
 		b.mu.Unlock()
 		return nil
 	}
-	image, folder, sub := b.disk.CrashClone(vfs.CrashCloneCfg{}), b.folder, b.sub
+	image, folder, sub, log := b.disk.CrashClone(vfs.CrashCloneCfg{}), b.folder, b.sub, b.audit
 	b.mu.Unlock()
 	c := b.region.newBox(func(c *box) {
 		m := b.member()
 		m.Address, m.Zone = c.member().Address, c.member().Zone
 		c.said.Store(&m)
-		c.isCopy, c.image, c.sub, c.folder = true, image, sub, filepath.Join(b.w.dir, c.name+".0")
+		c.isCopy, c.image, c.audit, c.sub, c.folder = true, image, log, sub, filepath.Join(b.w.dir, c.name+".0")
 	})
 	if err := copyFolder(folder, c.folder); err != nil {
 		b.w.violate("%s: %v", c.name, err)

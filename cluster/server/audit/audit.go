@@ -48,8 +48,8 @@ const (
 	maxText = 2 << 10
 )
 
-// file is what a log is written to: an *os.File.
-type file interface {
+// File is what a log is written to: an *os.File, or one in memory.
+type File interface {
 	io.ReadWriteSeeker
 	io.Closer
 	Truncate(size int64) error
@@ -73,7 +73,7 @@ type file interface {
 // again.
 type Log struct {
 	mu      sync.Mutex
-	f       file
+	f       File
 	written state
 	next    state  // once what is noted is written too
 	noted   []byte // lines
@@ -99,15 +99,16 @@ func Open(path string, now func() time.Time) (*Log, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open the audit log: %w", err)
 	}
-	l, err := open(f, now)
+	l, err := OpenFile(f, now)
 	if err != nil {
 		return nil, fmt.Errorf("audit log %s: %w", path, err)
 	}
 	return l, nil
 }
 
-// open takes over f, which it closes if it fails.
-func open(f file, now func() time.Time) (*Log, error) {
+// OpenFile is Open of a file that stands at its beginning. It takes f over, and closes it
+// if it fails.
+func OpenFile(f File, now func() time.Time) (*Log, error) {
 	l := &Log{f: f, now: now, stop: make(chan struct{}), stopped: make(chan struct{})}
 	if err := l.resume(); err != nil {
 		return nil, errors.Join(err, f.Close())

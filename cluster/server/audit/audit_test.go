@@ -181,7 +181,7 @@ func openFaulty(t *testing.T) (*Log, *faultyFile, string) {
 		t.Fatal(err)
 	}
 	file := &faultyFile{File: f}
-	l, err := open(file, time.Now)
+	l, err := OpenFile(file, time.Now)
 	if err != nil {
 		t.Fatal(err)
 	}
