@@ -52,7 +52,7 @@ func (w *moduleWorld) application(t *testing.T, mode string, wrapper ...string) 
 
 func TestModule(t *testing.T) {
 	w := newModuleWorld(t)
-	for _, mode := range []string{"general", "keys", "own", "threads", "fork"} {
+	for _, mode := range []string{"general", "keys", "own", "pairs", "threads", "fork"} {
 		t.Run(mode, func(t *testing.T) {
 			if out, err := w.application(t, mode).CombinedOutput(); err != nil {
 				t.Fatalf("%v\n%s", err, out)
@@ -60,11 +60,14 @@ func TestModule(t *testing.T) {
 		})
 	}
 	t.Run("valgrind", func(t *testing.T) {
-		c := w.application(t, "own", "valgrind", "-q", "--leak-check=full", "--errors-for-leak-kinds=definite,indirect,possible", "--error-exitcode=9")
-		if out, err := c.CombinedOutput(); err != nil {
-			t.Fatalf("%v (make packages installs valgrind)\n%s", err, out)
+		for _, mode := range []string{"own", "pairs"} {
+			c := w.application(t, mode, "valgrind", "-q", "--leak-check=full", "--errors-for-leak-kinds=definite,indirect,possible", "--error-exitcode=9")
+			if out, err := c.CombinedOutput(); err != nil {
+				t.Fatalf("%s: %v (make packages installs valgrind)\n%s", mode, err, out)
+			}
 		}
 	})
+	t.Run("travel together", w.pairs)
 	t.Run("stock", w.stockClients)
 	t.Run("page", w.page)
 	t.Run("killed", w.applicationKilled)
@@ -154,7 +157,7 @@ func (w *moduleWorld) daemonStopped(t *testing.T) {
 		}
 	}
 	c := w.application(t, "stopped")
-	c.Env = append(c.Env, "HSMBACKUP_PKCS11_TIMEOUT=1")
+	c.Env = append(c.Env, "HSMBACKUP_PKCS11_TIMEOUT=3") // a login takes a part of a second
 	stop, resume := signal(syscall.SIGSTOP), signal(syscall.SIGCONT)
 	moduletest.Converse(t, c, "stopped", stop, resume, stop, resume)
 }

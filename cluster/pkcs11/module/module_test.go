@@ -24,7 +24,7 @@ const sanitizers = "address,undefined"
 // connection, now and then finds no token while others start.
 func TestAgainstStockServer(t *testing.T) {
 	socket := softhsm.Start(t)
-	for _, mode := range []string{"general", "keys", "threads"} {
+	for _, mode := range []string{"general", "keys", "pairs", "threads"} {
 		t.Run(mode, func(t *testing.T) { run(t, build(t, sanitizers), socket, mode) })
 	}
 }

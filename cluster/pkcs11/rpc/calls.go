@@ -85,7 +85,13 @@ const (
 	DeriveKey2         Call = 89
 	EncapsulateKey     Call = 256
 	DecapsulateKey     Call = 257
+	// Pair is the beginning of an operation and the call that does it, in one request. Its
+	// answer is that of the latter, or of the former if that fails.
+	Pair Call = 258
 )
+
+// does is which call does at once what another begins.
+var does = map[Call]Call{EncryptInit: Encrypt, DecryptInit: Decrypt, DigestInit: Digest, SignInit: Sign, VerifyInit: Verify}
 
 // Signature says what a call carries: one or two letters for each value.
 type Signature struct {
@@ -165,6 +171,7 @@ var signatures = map[Call]Signature{
 	InitToken2:          {"C_InitToken2", "uays", ""},
 	EncapsulateKey:      {"C_EncapsulateKey", "uMuaAfy", "ayu"},
 	DecapsulateKey:      {"C_DecapsulateKey", "uMuaAay", "u"},
+	Pair:                {"a pair of calls", "uayay", ""},
 }
 
 // prompt are the calls that are answered at once: nobody else is asked, or rarely.

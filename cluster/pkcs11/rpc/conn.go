@@ -129,21 +129,28 @@ func (c *conn) initialize(code uint32, args Args) error {
 	return c.write(encode(code, Initialize, nil))
 }
 
-// answer makes the call and writes what it returns. A connection that cannot be
-// written to is closed, which ends run.
+// answer makes the call and writes what it returns.
 func (c *conn) answer(ctx context.Context, code uint32, call Call, args Args) {
-	var out []byte
 	values, err := c.app.Call(ctx, call, args)
-	var rv ck.RV
-	switch {
-	case err == nil:
-		out = encode(code, call, values)
-	case errors.As(err, &rv):
-		out = encodeError(code, rv)
-	default:
-		out = encodeError(code, ck.GeneralError)
+	if err != nil {
+		c.reply(encodeFailure(code, err))
+		return
 	}
-	if c.write(out) != nil {
+	c.reply(encode(code, call, values))
+}
+
+// encodeFailure is the answer of a call that failed.
+func encodeFailure(code uint32, err error) []byte {
+	var rv ck.RV
+	if errors.As(err, &rv) {
+		return encodeError(code, rv)
+	}
+	return encodeError(code, ck.GeneralError)
+}
+
+// reply writes an answer. A connection that cannot be written to is closed, which ends run.
+func (c *conn) reply(b []byte) {
+	if c.write(b) != nil {
 		c.net.Close()
 	}
 }

@@ -125,6 +125,17 @@ func (c *conn) serve(ctx context.Context, f frame, done func()) (step, error) {
 		defer done()
 		c.answer(ctx, f.code, call, args)
 	}
+	if call == Pair {
+		begin, do, err := c.pair(args)
+		if err != nil {
+			done()
+			return over, err
+		}
+		answer = func() {
+			defer done()
+			c.answerPair(ctx, f.code, begin, do)
+		}
+	}
 	if !c.here(call, args) {
 		c.work.Add(1)
 		c.server.workers.do(func() {

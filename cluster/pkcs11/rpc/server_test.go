@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"path/filepath"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -23,6 +24,9 @@ type fakeApp struct {
 	closed int
 
 	waiting int // calls of C_SeedRandom so far
+
+	signs bool   // it digests, and signs with no key
+	calls []Call // of that
 }
 
 func (a *fakeApp) Call(ctx context.Context, call Call, args Args) ([]any, error) {
@@ -40,8 +44,25 @@ func (a *fakeApp) Call(ctx context.Context, call Call, args Args) ([]any, error)
 		return nil, nil
 	case GetSlotInfo:
 		return nil, errors.New("something else")
+	case DigestInit, Digest, SignInit, Sign:
+		if a.signs {
+			return a.operate(call)
+		}
 	}
 	return nil, ck.SessionHandleInvalid
+}
+
+func (a *fakeApp) operate(call Call) ([]any, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.calls = append(a.calls, call)
+	switch call {
+	case DigestInit:
+		return nil, nil
+	case Digest:
+		return []any{[]byte{7}}, nil
+	}
+	return nil, ck.KeyHandleInvalid
 }
 
 func (a *fakeApp) Close() { a.mu.Lock(); a.closed++; a.mu.Unlock() }
@@ -225,6 +246,49 @@ func TestFinalizeEndsTheApplication(t *testing.T) {
 	}
 }
 
+// halfOf is the body of a request of a session, with so many zeros after it.
+func halfOf(call Call, session uint64, zeros int) []byte {
+	return request(1, call, append(binary.BigEndian.AppendUint64(nil, session), make([]byte, zeros)...))[headerSize:]
+}
+
+// hmacInit is the body of C_SignInit: a mechanism in the module's form, and a key.
+func hmacInit(session uint64) []byte {
+	return halfOf(SignInit, session, 4+1+8)
+}
+
+func pairOf(session uint64, begin, do []byte) []byte {
+	w := &writer{b: binary.BigEndian.AppendUint64(nil, session)}
+	for _, b := range [][]byte{begin, do} {
+		w.b = append(w.b, 1)
+		w.bytes(b)
+	}
+	return w.b
+}
+
+// TestAPairIsAnsweredAsItsSecondCall, or with the error of the first, and then the second is
+// not tried.
+func TestAPairIsAnsweredAsItsSecondCall(t *testing.T) {
+	w := newWorld(t, 0)
+	p := w.dial(t, moduleByte, moduleByte)
+	p.initialize()
+	app := <-w.apps
+	app.signs = true
+	digest := request(1, DigestInit, unhex(t, "0000000000000001 00000250 00"))[headerSize:]
+	do := halfOf(Digest, 1, 9)
+	p.send(request(0x10, Pair, pairOf(1, digest, do)))
+	if code, call, values := p.answer(); code != 0x10 || call != Digest || !bytes.Equal(values, unhex(t, "01 00000001 07")) {
+		t.Errorf("%x %s %x", code, call, values)
+	}
+	sign := request(1, SignInit, unhex(t, "0000000000000001 00000251 00 0000000000000009"))[headerSize:]
+	p.send(request(0x11, Pair, pairOf(1, sign, halfOf(Sign, 1, 9))))
+	p.wantError(0x11, ck.KeyHandleInvalid)
+	app.mu.Lock()
+	defer app.mu.Unlock()
+	if want := []Call{DigestInit, Digest, SignInit}; !slices.Equal(app.calls, want) {
+		t.Errorf("calls %v, want %v", app.calls, want)
+	}
+}
+
 func TestMalformedEndsTheConnection(t *testing.T) {
 	for name, b := range map[string][]byte{
 		"code 0":              append(make([]byte, 11), 8),
@@ -237,11 +301,18 @@ func TestMalformedEndsTheConnection(t *testing.T) {
 		"signature of 4 GiB":  unhex(t, "00000010 00000000 00000009 00000003 fffffffe 75"),
 		"an end within":       request(0x10, OpenSession, make([]byte, 16))[:20],
 		"an end in a header":  {0, 0, 0},
+		"a pair of nothing":   request(0x10, Pair, pairOf(1, nil, nil)),
+		"a pair of strangers": request(0x10, Pair, pairOf(1, hmacInit(1), halfOf(Verify, 1, 10))),
+		"a pair in a pair":    request(0x10, Pair, pairOf(1, hmacInit(1), halfOf(Pair, 1, 10))),
+		"a pair upside down":  request(0x10, Pair, pairOf(1, halfOf(Sign, 1, 9), hmacInit(1))),
+		"two sessions":        request(0x10, Pair, pairOf(1, hmacInit(1), halfOf(Sign, 2, 9))),
+		"not its session":     request(0x10, Pair, pairOf(2, hmacInit(1), halfOf(Sign, 1, 9))),
+		"a bad half":          request(0x10, Pair, pairOf(1, hmacInit(1), halfOf(Sign, 1, 8))),
 		"an error as request": unhex(t, "00000010 00000000 00000009 00000001 00000001 75"),
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := newWorld(t, 0)
-			p := w.dial(t, 1, 1)
+			p := w.dial(t, moduleByte, moduleByte)
 			p.initialize()
 			p.send(b)
 			p.Conn.(*net.UnixConn).CloseWrite()

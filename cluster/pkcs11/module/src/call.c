@@ -1,5 +1,6 @@
 #include "call.h"
 #include "module.h"
+#include "pair.h"
 
 #include <string.h>
 
@@ -114,11 +115,25 @@ static void check(struct call *c)
 	call_fail(c, (CK_RV)rv);
 }
 
-void call_run(struct call *c)
+/* ready says whether there is a whole request. */
+static bool ready(struct call *c)
 {
 	if (c->rv == CKR_OK && c->out.failed)
 		call_fail(c, c->out.length > MAX_FRAME / 2 ? CKR_DATA_LEN_RANGE : CKR_HOST_MEMORY);
-	if (c->rv != CKR_OK)
+	return c->rv == CKR_OK;
+}
+
+void call_run(struct call *c)
+{
+	if (!ready(c) || (conn_form(c->conn) == FORM_OWN && pair_waits(c)))
+		return;
+	if (!c->asked)
+		call_ask(c);
+}
+
+void call_ask(struct call *c)
+{
+	if (!ready(c))
 		return;
 	exchange(c);
 	if (c->rv != CKR_OK)
@@ -132,6 +147,8 @@ CK_RV call_end(struct call *c)
 {
 	if (c->rv == CKR_OK && (c->in.bad || c->in.length != 0))
 		call_broken(c);
+	if (c->conn != NULL && conn_form(c->conn) == FORM_OWN)
+		pair_ended(c);
 	buffer_wipe(&c->out);
 	answer_wipe(&c->answer);
 	if (c->conn != NULL)
@@ -158,7 +175,7 @@ void put_session(struct call *c, CK_SESSION_HANDLE h)
 	if (conn_dead(c->conn) || !handle_to_wire(c->conn, h, &wire))
 		call_fail(c, CKR_SESSION_HANDLE_INVALID);
 	else
-		buffer_u64(&c->out, wire);
+		buffer_u64(&c->out, c->session = wire);
 }
 
 void put_object(struct call *c, CK_OBJECT_HANDLE h)
@@ -204,6 +221,7 @@ static void room_for(struct call *c, const void *p, const CK_ULONG *n)
 
 void put_room(struct call *c, const void *p, const CK_ULONG *n)
 {
+	c->sizing = p == NULL;
 	room_for(c, p, n);
 }
 

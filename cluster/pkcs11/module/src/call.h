@@ -25,6 +25,11 @@ struct call {
 	struct buffer out;
 	struct answer answer;
 	struct view in;
+
+	uint64_t session; /* of its first argument, as the wire has it; 0: none */
+	bool sizing;	  /* it asks how much room it needs */
+	bool asked;	  /* and answered, with what went before it */
+	unsigned epoch;	  /* of pair.h, when it was asked */
 };
 
 void call_begin(struct call *c, const struct call_info *info);
@@ -33,6 +38,8 @@ void call_begin_on(struct call *c, const struct call_info *info, struct conn *co
 void call_fail(struct call *c, CK_RV rv);
 /* Sends the request and waits. */
 void call_run(struct call *c);
+/* The same at once, and nothing else. */
+void call_ask(struct call *c);
 /* Checks that the answer was read to its end, wipes both, and gives the result. */
 CK_RV call_end(struct call *c);
 /* The result of a function that the wire has no words for. */

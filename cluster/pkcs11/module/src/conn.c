@@ -1,4 +1,5 @@
 #include "conn.h"
+#include "pair.h"
 
 #include <errno.h>
 #include <pthread.h>
@@ -35,6 +36,7 @@ struct conn {
 	uint32_t generation;
 	int bound; /* seconds that a call may take */
 	atomic_uint references;
+	struct pairs *pairs;
 
 	pthread_mutex_t writing; /* held while a frame is written */
 
@@ -51,6 +53,7 @@ struct conn {
 enum form conn_form(const struct conn *c) { return c->form; }
 uint32_t conn_generation(const struct conn *c) { return c->generation; }
 int conn_bound(const struct conn *c) { return c->bound; }
+struct pairs *conn_pairs(const struct conn *c) { return c->pairs; }
 bool conn_dead(struct conn *c) { return atomic_load(&c->dead); }
 
 struct conn *conn_ref(struct conn *c)
@@ -66,6 +69,7 @@ void conn_unref(struct conn *c)
 	close(c->fd);
 	pthread_mutex_destroy(&c->writing);
 	pthread_mutex_destroy(&c->lock);
+	pairs_free(c->pairs);
 	explicit_bzero(c->input, sizeof c->input);
 	free(c);
 }
@@ -429,7 +433,10 @@ struct conn *conn_open(const char *path, uint32_t generation, int bound)
 	if (fd < 0)
 		return NULL;
 	struct conn *c = calloc(1, sizeof *c);
-	if (c == NULL) {
+	if (c != NULL)
+		c->pairs = pairs_new();
+	if (c == NULL || c->pairs == NULL) {
+		free(c);
 		close(fd);
 		errno = ENOMEM;
 		return NULL;

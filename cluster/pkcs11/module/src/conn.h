@@ -30,6 +30,7 @@ enum form {
 #define BODY_AT (HEADER_LENGTH + sizeof OPTIONS - 1)
 
 struct conn;
+struct pairs;
 
 /* Connects, and agrees on the form. NULL, with errno, if nobody answers. The
  * caller has the one reference. bound is how many seconds a call may take. */
@@ -40,6 +41,8 @@ void conn_unref(struct conn *c);
 enum form conn_form(const struct conn *c);
 uint32_t conn_generation(const struct conn *c);
 int conn_bound(const struct conn *c);
+/* What is known of its sessions (pair.h). */
+struct pairs *conn_pairs(const struct conn *c);
 /* The connection has failed: no call on it will succeed. */
 bool conn_dead(struct conn *c);
 /* Ends the connection for all who use it. */

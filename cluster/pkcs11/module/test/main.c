@@ -12,7 +12,7 @@ static const struct {
 	{"general", mode_general}, {"keys", mode_keys},       {"own", mode_own},
 	{"threads", mode_threads}, {"fork", mode_fork},       {"restart", mode_restart},
 	{"wait", mode_wait},       {"hostile", mode_hostile}, {"encodings", mode_encodings},
-	{"stopped", mode_stopped}, {"address", mode_address},
+	{"stopped", mode_stopped}, {"address", mode_address}, {"pairs", mode_pairs},
 };
 
 void want_at(const char *file, int line, const char *call, CK_RV expected, CK_RV got)

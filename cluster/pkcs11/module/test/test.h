@@ -42,6 +42,7 @@ void make_rsa(const struct setting *s, CK_SESSION_HANDLE session, CK_OBJECT_HAND
 void mode_general(struct setting *s);   /* what needs no key */
 void mode_keys(struct setting *s);      /* keys and operations that the stock client passes too */
 void mode_own(struct setting *s);       /* what it does not pass */
+void mode_pairs(struct setting *s);     /* operations like the last, and what may come between */
 void mode_threads(struct setting *s);   /* 32 threads on one connection */
 void mode_fork(struct setting *s);      /* a child, while the parent works */
 void mode_restart(struct setting *s);   /* a daemon restarted under an application */
