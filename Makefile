@@ -19,6 +19,7 @@ check:
 	@unformatted=$$(gofmt -l .); if [ -n "$$unformatted" ]; then echo "run gofmt -w on:"; echo "$$unformatted"; exit 1; fi
 	$(GO) vet ./...
 	$(GO) run $(STATICCHECK) ./...
+	GOOS=windows CGO_ENABLED=0 $(GO) build -o /dev/null ./cmd/hsmbackup
 
 # The S3 servers of the tests, MinIO and versitygw, built once, side by side, and
 # kept in the user's cache folder.

@@ -13,7 +13,6 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
-	"golang.org/x/sys/unix"
 
 	"github.com/hsmbackup/hsmbackup/cluster/hsm"
 	"github.com/hsmbackup/hsmbackup/cluster/profile"
@@ -62,7 +61,7 @@ func Create(ctx context.Context, s Spec) (*profile.Profile, error) {
 	// If we die before the rename DIR is as it was, and the staging folder is
 	// rubbish; after it there is a whole cluster. Unlike os.Rename this replaces a
 	// folder that is empty, and no other.
-	if err := unix.Rename(staging, dir); err != nil {
+	if err := renameFolder(staging, dir); err != nil {
 		return nil, errors.Join(fmt.Errorf("%w %s: %w", ErrFolder, dir, err), os.RemoveAll(staging))
 	}
 	if err := syncDir(filepath.Dir(dir)); err != nil {

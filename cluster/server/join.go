@@ -13,7 +13,6 @@ import (
 	"time"
 
 	"github.com/fxamacker/cbor/v2"
-	"golang.org/x/sys/unix"
 
 	"github.com/hsmbackup/hsmbackup/cluster/hsm"
 	"github.com/hsmbackup/hsmbackup/cluster/hsm/soft"
@@ -90,7 +89,7 @@ func Join(ctx context.Context, s JoinSpec) (*Config, error) {
 	// If we die before the rename the same call does all but the first step anew;
 	// after it DIR holds a whole HSM.
 	j.step("rename the folder")
-	if err := unix.Rename(j.staging, dir); err != nil {
+	if err := renameFolder(j.staging, dir); err != nil {
 		return nil, fmt.Errorf("%w %s: %w", ErrFolder, dir, err)
 	}
 	if err := syncDir(filepath.Dir(dir)); err != nil {

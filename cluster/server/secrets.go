@@ -1,12 +1,12 @@
 package server
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 
 	"github.com/fxamacker/cbor/v2"
-	"golang.org/x/sys/unix"
 
 	"github.com/hsmbackup/hsmbackup/cluster/hsm"
 	"github.com/hsmbackup/hsmbackup/cluster/server/seal"
@@ -93,7 +93,12 @@ func lockPath(path, what string) (*os.File, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w %s: %w", ErrFolder, what, err)
 	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil || !isAt(f, path) {
+	err = lockExclusive(f)
+	if errors.Is(err, errors.ErrUnsupported) {
+		f.Close()
+		return nil, fmt.Errorf("%w %s: %w", ErrFolder, what, err)
+	}
+	if err != nil || !isAt(f, path) {
 		f.Close()
 		return nil, fmt.Errorf("%w %s is in use by another process; stop that one first, or wait for it", ErrFolder, what)
 	}
