@@ -154,7 +154,7 @@ func (p *PrunePlan) snapshots(inv *Inventory) {
 		case s.Removing: // its mark stands: nothing takes that back
 			v.Action, v.Reasons = PruneRemove, []string{"an earlier prune was interrupted, or a lock refused it"}
 		case s.Err != nil && s.State == StateReady:
-			v.Reasons = append(v.Reasons, "it cannot be read; delete it by name if nobody can")
+			v.Reasons = append(v.Reasons, "it cannot be read; give access to it, or delete it by name if it is damaged")
 		case s.State == StatePending && !p.options.Now && !s.DeleteAt.After(p.At) && running.After(p.At):
 			v.Action, v.Reasons = PruneWait, []string{"it is due, and goes after the grace period of what went before, at " + running.UTC().Format(time.RFC3339)}
 		case s.State == StatePending && (p.options.Now || !s.DeleteAt.After(p.At)):
@@ -264,7 +264,11 @@ func (p *PrunePlan) hold(inv *Inventory, going []bool) {
 			continue
 		}
 		s := inv.Snapshots[i]
-		if unknown = append(unknown, s.ID); s.stored.IsZero() {
+		switch unknown = append(unknown, s.ID); {
+		case Unreadable(s.Err): // and whole, it may be; a copy that was mended has packs later than its manifest
+			p.Held = fmt.Sprintf("what %s needs is not known, since the store does not give its manifest out; give access to it, or delete that in the store", s.ID)
+			continue
+		case s.stored.IsZero():
 			p.Held = fmt.Sprintf("what %s needs is not known, since it cannot be read; upgrade, or delete it by name", s.ID)
 			continue
 		}

@@ -62,10 +62,18 @@ func claimed(ctx context.Context) context.Context {
 	return withApplication(ctx, p)
 }
 
-// claimedStream is a stream whose context knows the application.
-type claimedStream struct {
+// servedStream is a stream whose context knows the application, and that sends what is
+// settled.
+type servedStream struct {
 	grpc.ServerStream
-	ctx context.Context
+	ctx    context.Context
+	settle func()
 }
 
-func (s *claimedStream) Context() context.Context { return s.ctx }
+func (s *servedStream) Context() context.Context { return s.ctx }
+
+// SendMsg implements grpc.ServerStream.
+func (s *servedStream) SendMsg(m any) error {
+	s.settle()
+	return s.ServerStream.SendMsg(m)
+}

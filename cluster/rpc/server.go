@@ -141,9 +141,7 @@ func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo,
 
 func (s *Server) stream(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
 	name := path.Base(info.FullMethod)
-	if ctx := claimed(stream.Context()); ctx != stream.Context() {
-		stream = &claimedStream{stream, ctx}
-	}
+	stream = &servedStream{stream, claimed(stream.Context()), s.settle}
 	if name == "Attach" { // as long as the session; it observes what happens in it
 		return s.status(name, s.guarded(name, func() error { return handler(srv, stream) }))
 	}

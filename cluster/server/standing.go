@@ -183,9 +183,12 @@ func (s *Server) inviteKey(name string) ([32]byte, error) {
 }
 
 // state is what the HSM does at the moment, and what an operator should know.
-func (s *Server) state() (state hsm.State, notice string) {
+func (s *Server) state() (state hsm.State, notice string) { return s.stateOf(s.place.left.Load()) }
+
+// stateOf is state, with what left was.
+func (s *Server) stateOf(left uint64) (state hsm.State, notice string) {
 	switch state = s.phase(); {
-	case state == hsm.StateLeaving && s.place.left.Load() == 0:
+	case state == hsm.StateLeaving && left == 0:
 		state = hsm.StateActive // until what is under way has ended
 	case state == hsm.StateActive && s.recordable() != nil:
 		state = hsm.StateDegraded

@@ -78,7 +78,7 @@ type Log struct {
 	next    state  // once what is noted is written too
 	noted   []byte // lines
 	dirty   bool
-	failed  error  // why the last entry was not written; then nothing is noted
+	failed  error  // why the last entry was not written
 	lost    uint64 // entries since
 	allLost uint64 // entries since the log was opened
 	dead    error  // why none will be
@@ -191,7 +191,10 @@ func (l *Log) heal() error {
 	if err := l.add(Entry{Event: "lost", Detail: fmt.Sprintf("%d entries", l.lost), Result: l.failed.Error()}); err != nil {
 		return err
 	}
+	before := l.next.seq - l.written.seq - 1 // noted and not written, if it was not the disk that failed
 	if err := l.write(); err != nil {
+		l.lost += before
+		l.allLost += before
 		return err
 	}
 	l.failed, l.lost = nil, 0

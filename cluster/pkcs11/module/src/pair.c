@@ -126,8 +126,7 @@ static void ask(struct call *c, struct buffer *request)
 	c->out = own;
 }
 
-/* begin_alone tells the daemon of a beginning that waited, before another call. Whether
- * it fails shows when the operation is done. */
+/* begin_alone tells the daemon of a beginning that waited. */
 static CK_RV begin_alone(struct call *c, const struct slot *s)
 {
 	const struct call_info info = {s->id, "", "", true, false};
@@ -165,6 +164,22 @@ static void ask_both(struct call *c, struct pairs *p, const struct slot *s)
 	c->asked = false;
 }
 
+/* of_operation says whether a function goes on with the operation that another has begun:
+ * at once, in parts, or to its end. */
+static bool of_operation(uint32_t begin, uint32_t id)
+{
+	return id > begin && id <= begin + (begin == 37 ? 4 : 3); /* of C_DigestInit also C_DigestKey */
+}
+
+/* begin_before tells of a beginning before a call that it does not travel with. If it
+ * fails, so does what goes on with the operation, for the same reason. */
+static void begin_before(struct call *c, const struct slot *s)
+{
+	CK_RV rv = begin_alone(c, s);
+	if (of_operation(s->id, c->info->id))
+		call_fail(c, rv);
+}
+
 bool pair_waits(struct call *c)
 {
 	struct pairs *p = conn_pairs(c->conn);
@@ -191,7 +206,7 @@ bool pair_waits(struct call *c)
 	if (c->info->id == waiting.id + 1 && c->out.length < LARGE)
 		ask_both(c, p, &waiting);
 	else
-		begin_alone(c, &waiting);
+		begin_before(c, &waiting);
 	return false;
 }
 
@@ -199,9 +214,13 @@ void pair_ended(struct call *c)
 {
 	struct pairs *p = conn_pairs(c->conn);
 	size_t n = c->out.length > BODY_AT ? c->out.length - BODY_AT : 0;
-	if (c->session == 0)
-		return;
 	pthread_mutex_lock(&p->lock);
+	if (unsettles(c->info->id)) /* again: what began meanwhile may have been before it */
+		p->epoch++;
+	if (c->session == 0) {
+		pthread_mutex_unlock(&p->lock);
+		return;
+	}
 	struct slot *s = slot_of(p, c->session);
 	if (s == NULL || s->state == WAITS) {
 		pthread_mutex_unlock(&p->lock);

@@ -178,6 +178,18 @@ static void gone(struct setting *s, CK_OBJECT_HANDLE stays)
 	want(CKR_OPERATION_NOT_INITIALIZED, s->f->C_SignUpdate(s->session, text, 1));
 	warm(s, stays);
 
+	key = make_token_key(s, label, sizeof label - 1);
+	warm(s, key);
+	destroy_elsewhere(*s, label, sizeof label - 1);
+	CK_RV rv = s->f->C_SignInit(s->session, &hmac, key);
+	CK_ULONG length = sizeof m.bytes;
+	if (rv == CKR_OK)
+		rv = s->f->C_SignUpdate(s->session, text, 1);
+	if (rv == CKR_OK)
+		rv = s->f->C_SignFinal(s->session, m.bytes, &length);
+	is(rv != CKR_OK && rv != CKR_OPERATION_NOT_INITIALIZED);
+	warm(s, stays);
+
 	ok(s->f->C_Logout(s->session));
 	is(s->f->C_SignInit(s->session, &hmac, stays) != CKR_OK);
 }
