@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -123,8 +124,19 @@ func newShell(ctx context.Context, t *testing.T, m *machine) *shell {
 	t.Cleanup(func() {
 		syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL)
 		cmd.Wait()
+		eventually(t, "processes of the document have ended", func() bool { return !worksBelow(filepath.Dir(m.dir)) })
 	})
 	return &shell{in, bufio.NewReader(out)}
+}
+
+// worksBelow tells whether a process works in a folder or below. One that was killed may
+// still be making a file.
+func worksBelow(folder string) bool {
+	all, _ := filepath.Glob("/proc/[0-9]*/cwd")
+	return slices.ContainsFunc(all, func(path string) bool {
+		cwd, err := os.Readlink(path)
+		return err == nil && strings.HasPrefix(cwd, folder+"/")
+	})
 }
 
 // run runs a command and returns what it printed and its exit code.
