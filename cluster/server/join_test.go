@@ -341,6 +341,7 @@ func TestAVoterThatLeavesVotes(t *testing.T) {
 	w := newWorld(t, 2)
 	token := w.invite(time.Hour, w.boxes...)
 	w.leave(w.boxes[1])
+	w.rounds2(2) // the one that is asked can ask the other
 	w.join(token, "new").start()
 	id := w.boxes[2].id()
 	w.eventually("it does not join", func() bool { return !w.boxes[0].member(id).Joining })
