@@ -124,7 +124,7 @@ func newShell(ctx context.Context, t *testing.T, m *machine) *shell {
 	t.Cleanup(func() {
 		syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL)
 		cmd.Wait()
-		eventually(t, "processes of the document have ended", func() bool { return !worksBelow(filepath.Dir(m.dir)) })
+		eventually(t, "processes of the document have not ended", func() bool { return !worksBelow(filepath.Join(filepath.Dir(m.dir), "tmp")) })
 	})
 	return &shell{in, bufio.NewReader(out)}
 }
