@@ -256,7 +256,8 @@ func (p *PrunePlan) spare(stored, limit time.Time) bool {
 // hold sets why no object may be removed, or none that is older than a manifest
 // which cannot be read. What that needs is not known, but a manifest is written
 // after all it names: so whatever the store took later, the grace period allowed
-// for, it does not need. Anybody who may create objects can put such a manifest.
+// for, it does not need. Anybody who may create objects can put such a manifest, and
+// nobody else can have the store not give one out: beside that none is removed.
 func (p *PrunePlan) hold(inv *Inventory, going []bool) {
 	var unknown []string
 	for _, i := range inv.unknown {
