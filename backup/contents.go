@@ -107,10 +107,10 @@ func (c *contents) add(ctx context.Context, packs []packed, replaced map[hsm.Key
 			c.count(o, 1)
 		}
 		c.root = addRoots(c.root, p.root)
-		addCells(c.cells, p.cells[:len(c.cells)])
+		reconcile.JoinCells(c.cells, p.cells[:len(c.cells)])
 	}
 	c.root = addRoots(c.root, negative(gone.root.Root()))
-	addCells(c.cells, gone.prefix.Cells())
+	reconcile.JoinCells(c.cells, gone.prefix.Cells())
 	c.added = append(c.added, packs...)
 	c.anything = true
 	return nil
@@ -182,17 +182,6 @@ func negative(r hsm.Root) (n hsm.Root) {
 	}
 	n.Count = -r.Count
 	return n
-}
-
-// addCells adds b to a: coded symbols are linear.
-func addCells(a, b []hsm.Cell) {
-	for i := range a {
-		for j := range a[i].Item {
-			a[i].Item[j] ^= b[i].Item[j]
-		}
-		a[i].Check ^= b[i].Check
-		a[i].Count += b[i].Count
-	}
 }
 
 // Lineage implements hsm.Source.

@@ -74,6 +74,14 @@ func subtract(a, b hsm.Cell) hsm.Cell {
 	return a
 }
 
+// JoinCells adds to cells those of the same indices of items that they do not have: coded
+// symbols are linear. other has at least as many.
+func JoinCells(own, other []hsm.Cell) {
+	for i := range own {
+		join(&own[i], &other[i])
+	}
+}
+
 // join adds the cell of items that own does not have.
 func join(own, other *hsm.Cell) {
 	xor(&own.Item, &other.Item)

@@ -101,9 +101,7 @@ func (e *Encoder) scan(from uint64, n int) ([]hsm.Cell, error) {
 	all := e.sums[0]
 	for _, s := range e.sums[1:] {
 		join(&all.whole, &s.whole)
-		for i := range all.cells {
-			join(&all.cells[i], &s.cells[i])
-		}
+		JoinCells(all.cells, s.cells)
 	}
 	if e.begun && all.whole != e.whole {
 		return nil, fmt.Errorf("sketch cells from %d on: %w", from, ErrChanged)

@@ -60,9 +60,4 @@ func (p *Prefix) own() []hsm.Cell {
 }
 
 // join adds the cells of another set.
-func (p *Prefix) join(cells []hsm.Cell) {
-	own := p.own()
-	for i := range own {
-		join(&own[i], &cells[i])
-	}
-}
+func (p *Prefix) join(cells []hsm.Cell) { JoinCells(p.own(), cells) }
