@@ -123,15 +123,16 @@ func TestARemovalWaitsForMaskingKeys(t *testing.T) {
 		}
 	}
 	take(w.boxes[0])
-	c := w.open(asAdmin)
-	if _, err := c.Remove(t.Context(), w.boxes[0].member.ID, false); !errors.Is(err, ErrRemoval) || !strings.Contains(err.Error(), "lacks the masking key") {
+	brief := fast
+	brief.connect = 400 * time.Millisecond
+	if _, err := w.open(asAdmin, withTiming(brief)).Remove(t.Context(), w.boxes[0].member.ID, false); !errors.Is(err, ErrRemoval) || !strings.Contains(err.Error(), "lacks the masking key") {
 		t.Fatalf("%v, want ErrRemoval", err)
 	}
 	if m := w.boxes[1].known(w.boxes[0].member.ID); m.Leaving || m.Removed {
 		t.Errorf("it does not stay: %+v", m)
 	}
 	take(w.boxes[1:]...)
-	if removed, err := c.Remove(t.Context(), w.boxes[0].member.ID, false); err != nil || !removed.Drained {
+	if removed, err := w.open(asAdmin).Remove(t.Context(), w.boxes[0].member.ID, false); err != nil || !removed.Drained {
 		t.Errorf("%+v, %v", removed, err)
 	}
 }

@@ -439,9 +439,10 @@ func (s *faultySession) Sign(ctx context.Context, p hsm.Purpose, message []byte)
 }
 func (s *faultySession) Close() error { return s.inner.Close() }
 
-// fast are intervals for tests.
+// fast are intervals for tests: short between tries, and patient with answers, which a busy
+// machine may delay. HSMs that are away say so at once.
 var fast = timing{
-	connect: 400 * time.Millisecond, call: 400 * time.Millisecond, grace: 200 * time.Millisecond, ready: 200 * time.Millisecond,
+	connect: 4 * time.Second, call: 4 * time.Second, grace: 2 * time.Second, ready: 2 * time.Second,
 	backoffMin: 5 * time.Millisecond, backoffMax: 50 * time.Millisecond,
 	refresh: 50 * time.Millisecond, recheck: 50 * time.Millisecond,
 	clock: time.Minute, cleanup: 600 * time.Millisecond, close: time.Second,
