@@ -65,7 +65,7 @@ bench-synckey:
 
 # PKCS #11: operations per second and their duration with 1, 4 and 32 threads, through
 # p11-kit's client and our module to three HSM processes, beside SoftHSM behind
-# p11-kit's server, and beside Go's cryptography alone. About three minutes.
+# p11-kit's server, and beside Go's cryptography alone. About four minutes.
 bench-pkcs11: packages
 	$(GO) test -v -run '^$$' -bench PKCS11 -benchtime 1x -timeout 20m ./integration/figures
 

@@ -297,7 +297,7 @@ func (s *session) destroyObject(ctx context.Context, args rpc.Args) ([]any, erro
 	}
 	_, err = l.Change(ctx, hsm.Change{Kind: hsm.ChangeDestroy, Ref: o.ref})
 	if err == nil || errors.Is(err, hsm.ErrDestroyed) {
-		s.app.objects.drop(func(other *object) bool { return other == o })
+		s.app.objects.remove(o)
 	}
 	return nil, as(err, map[error]ck.RV{hsm.ErrAttribute: ck.ActionProhibited, hsm.ErrDenied: ck.ActionProhibited})
 }

@@ -96,6 +96,16 @@ func (t *objects) of(slot *slot, ref hsm.KeyRef) *object {
 	return t.byRef[slotRef{slot, ref}]
 }
 
+// remove forgets one object.
+func (t *objects) remove(o *object) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.byHandle[o.handle] == o {
+		delete(t.byHandle, o.handle)
+		delete(t.byRef, slotRef{o.slot, o.ref})
+	}
+}
+
 // drop forgets the objects that which selects, and returns them.
 func (t *objects) drop(which func(*object) bool) (dropped []*object) {
 	t.mu.Lock()
@@ -130,7 +140,7 @@ func (s *session) object(ctx context.Context, handle uint64, age time.Duration) 
 	k, err := l.KeyInfo(ctx, o.ref)
 	if errors.Is(err, hsm.ErrNotFound) || errors.Is(err, hsm.ErrDestroyed) {
 		if !errors.Is(err, hsm.ErrUnavailable) {
-			s.app.objects.drop(func(other *object) bool { return other == o })
+			s.app.objects.remove(o)
 		}
 		return nil, k, ck.ObjectHandleInvalid
 	}

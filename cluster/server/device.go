@@ -102,7 +102,7 @@ func (d *device) recordCall(ctx context.Context, event string, who hsm.Principal
 		e.Result = outcome.Error()
 	}
 	write := d.audit.Append
-	if event == "create" || event == "commit" { // which come in crowds
+	if event == "create" || event == "commit" || event == string(hsm.ChangeDestroy) { // which come in crowds
 		write = d.audit.Note
 	}
 	d.recorded(event, write(e))
