@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/hsmbackup/hsmbackup/cluster/hsm"
@@ -215,31 +216,33 @@ func TestRefusalBeforeAnythingIsMadeNamesNoKey(t *testing.T) {
 
 // TestWaitSaysWhatIsNotInSync in place of the name of the context's error.
 func TestWaitSaysWhatIsNotInSync(t *testing.T) {
-	w := newWorld(t, 3, 2, true)
-	c := w.open(asUser)
-	w.boxes[2].away.Store(true)
-	c.answering(t.Context(), 3) // it notices
-	check := func(target error, want string) {
-		t.Helper()
-		err := c.Wait(timeout(t, 300*time.Millisecond), 0)
-		if !errors.Is(err, context.DeadlineExceeded) || !errors.Is(err, target) {
-			t.Errorf("Wait: %v; want %v and DeadlineExceeded", err, target)
-			return
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, 3, 2, true)
+		c := w.open(asUser)
+		w.boxes[2].away.Store(true)
+		c.answering(t.Context(), 3) // it notices
+		check := func(target error, want string) {
+			t.Helper()
+			err := c.Wait(timeout(t, 300*time.Millisecond), 0)
+			if !errors.Is(err, context.DeadlineExceeded) || !errors.Is(err, target) {
+				t.Errorf("Wait: %v; want %v and DeadlineExceeded", err, target)
+				return
+			}
+			if text := err.Error(); !strings.HasPrefix(text, "not within ") || !strings.Contains(text, want) || strings.Contains(text, "deadline") {
+				t.Errorf("Wait: %q; want %q", text, want)
+			}
 		}
-		if text := err.Error(); !strings.HasPrefix(text, "not within ") || !strings.Contains(text, want) || strings.Contains(text, "deadline") {
-			t.Errorf("Wait: %q; want %q", text, want)
+		check(hsm.ErrUnavailable, ": 2 of 3 HSMs answer; "+w.boxes[2].member.Address+": ")
+		for range 2 {
+			mustCreate(t, c, aes())
 		}
-	}
-	check(hsm.ErrUnavailable, ": 2 of 3 HSMs answer; "+w.boxes[2].member.Address+": ")
-	for range 2 {
-		mustCreate(t, c, aes())
-	}
-	w.boxes[2].away.Store(false)
-	w.awaitUp(c)
-	check(ErrDrift, "2 objects are not on all 3 HSMs")
-	ctx, cancel := context.WithCancel(t.Context())
-	cancel()
-	if err := c.Wait(ctx, 0); !errors.Is(err, context.Canceled) || strings.Contains(err.Error(), "not within") {
-		t.Errorf("Wait when cancelled: %v", err)
-	}
+		w.boxes[2].away.Store(false)
+		w.awaitUp(c)
+		check(ErrDrift, "2 objects are not on all 3 HSMs")
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		if err := c.Wait(ctx, 0); !errors.Is(err, context.Canceled) || strings.Contains(err.Error(), "not within") {
+			t.Errorf("Wait when cancelled: %v", err)
+		}
+	})
 }

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/hsmbackup/hsmbackup/cluster/hsm"
@@ -106,16 +107,18 @@ func TestEveryCreatePathEveryOutcome(t *testing.T) {
 	for name, o := range outcomes() {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			quick := fast
-			quick.cleanup = 300 * time.Millisecond
-			w := newWorld(t, 3, 2, true)
-			c := w.open(asUser, withTiming(quick))
-			for path, p := range w.createPaths(c) {
-				if o.committed && p.kept && path == "insert" {
-					continue // TestFailedInsertDestroysNothing
+			synctest.Test(t, func(t *testing.T) {
+				quick := fast
+				quick.cleanup = 300 * time.Millisecond
+				w := newWorld(t, 3, 2, true)
+				c := w.open(asUser, withTiming(quick))
+				for path, p := range w.createPaths(c) {
+					if o.committed && p.kept && path == "insert" {
+						continue // TestFailedInsertDestroysNothing
+					}
+					w.drive(c, path, p, o)
 				}
-				w.drive(c, path, p, o)
-			}
+			})
 		})
 	}
 }

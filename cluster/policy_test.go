@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/hsmbackup/hsmbackup/cluster/hsm"
@@ -43,38 +44,40 @@ func TestCopiesInZones(t *testing.T) {
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			w := newZonedWorld(t, 2, 2, "a", "a", "b")
-			c := w.open(asUser)
-			if p := c.Policy(); p.MinZones != 2 {
-				t.Fatalf("policy %+v; want the settings' zones", p)
-			}
-			if tt.away >= 0 {
-				w.boxes[tt.away].away.Store(true)
-			}
-			w.setFaults(func(b *box, call string) fault {
-				// Commit and Insert of the last box; it cannot be the creator either.
-				if b == w.boxes[2] && tt.faulty != "" && (call == tt.faulty || call == "Create" || tt.faulty == "Commit" && call == "Insert") {
-					return drop
+			synctest.Test(t, func(t *testing.T) {
+				w := newZonedWorld(t, 2, 2, "a", "a", "b")
+				c := w.open(asUser)
+				if p := c.Policy(); p.MinZones != 2 {
+					t.Fatalf("policy %+v; want the settings' zones", p)
 				}
-				return pass
+				if tt.away >= 0 {
+					w.boxes[tt.away].away.Store(true)
+				}
+				w.setFaults(func(b *box, call string) fault {
+					// Commit and Insert of the last box; it cannot be the creator either.
+					if b == w.boxes[2] && tt.faulty != "" && (call == tt.faulty || call == "Create" || tt.faulty == "Commit" && call == "Insert") {
+						return drop
+					}
+					return pass
+				})
+				limit := Policy{}
+				if tt.fails {
+					limit.Timeout = 300 * time.Millisecond
+				}
+				made, err := c.Create(t.Context(), aes(), limit)
+				if !tt.fails {
+					if err != nil || !slices.Contains(made.Coverage, w.boxes[2].member.ID) {
+						t.Fatalf("Create: %+v, %v; want a copy in each zone", made, err)
+					}
+					return
+				}
+				if !errors.Is(err, ErrMinCopies) || !strings.Contains(err.Error(), "min-zones is 2") || strings.Contains(err.Error(), "\n") {
+					t.Fatalf("Create: %v; want ErrMinCopies with min-zones", err)
+				}
+				c.Close()
+				w.converge()
+				w.checkNoKeys()
 			})
-			limit := Policy{}
-			if tt.fails {
-				limit.Timeout = 300 * time.Millisecond
-			}
-			made, err := c.Create(t.Context(), aes(), limit)
-			if !tt.fails {
-				if err != nil || !slices.Contains(made.Coverage, w.boxes[2].member.ID) {
-					t.Fatalf("Create: %+v, %v; want a copy in each zone", made, err)
-				}
-				return
-			}
-			if !errors.Is(err, ErrMinCopies) || !strings.Contains(err.Error(), "min-zones is 2") || strings.Contains(err.Error(), "\n") {
-				t.Fatalf("Create: %v; want ErrMinCopies with min-zones", err)
-			}
-			c.Close()
-			w.converge()
-			w.checkNoKeys()
 		})
 	}
 }
@@ -178,41 +181,43 @@ func TestWarnedOnce(t *testing.T) {
 
 // TestResidueIsVisible until it is settled, which the HSMs do without the client.
 func TestResidueIsVisible(t *testing.T) {
-	w := newWorld(t, 3, 3, false)
-	c := w.open(asUser)
-	// The client dies when two HSMs hold the key provisionally.
-	w.setFaults(func(b *box, call string) fault {
-		if slices.Contains([]string{"Commit", "Abort", "Change", "Insert"}, call) || b == w.boxes[2] && slices.Contains([]string{"Create", "Prepare"}, call) {
-			return drop
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, 3, 3, false)
+		c := w.open(asUser)
+		// The client dies when two HSMs hold the key provisionally.
+		w.setFaults(func(b *box, call string) fault {
+			if slices.Contains([]string{"Commit", "Abort", "Change", "Insert"}, call) || b == w.boxes[2] && slices.Contains([]string{"Create", "Prepare"}, call) {
+				return drop
+			}
+			return pass
+		})
+		_, err := c.Create(t.Context(), aes(), Policy{})
+		var short *CopiesError
+		if !errors.As(err, &short) {
+			t.Fatalf("Create: %v", err)
 		}
-		return pass
+		c.Close()
+		w.heal()
+		look := w.open(Credential{})
+		if info, err := look.Info(t.Context()); err != nil || info.InDoubt != 0 || info.Residue == nil || len(info.Residue) != 0 {
+			t.Errorf("before the lease is over: %+v, %v", info, err)
+		}
+		w.ahead.Add(int64(time.Hour))
+		info, err := look.Info(t.Context())
+		if err != nil || info.InDoubt != 2 || len(info.Residue) != 2 {
+			t.Fatalf("in doubt %d, residue %+v, %v; want 2", info.InDoubt, info.Residue, err)
+		}
+		for i, r := range info.Residue {
+			if r.HSM != w.boxes[i].member.ID || len(r.Op) != 32 || !slices.Equal(r.Refs, short.Refs) || r.Since.IsZero() {
+				t.Errorf("residue %+v", r)
+			}
+		}
+		w.converge()
+		w.checkNoKeys()
+		if info, err := look.Info(t.Context()); err != nil || info.InDoubt != 0 || len(info.Residue) != 0 {
+			t.Errorf("after it was settled: %+v, %v", info, err)
+		}
 	})
-	_, err := c.Create(t.Context(), aes(), Policy{})
-	var short *CopiesError
-	if !errors.As(err, &short) {
-		t.Fatalf("Create: %v", err)
-	}
-	c.Close()
-	w.heal()
-	look := w.open(Credential{})
-	if info, err := look.Info(t.Context()); err != nil || info.InDoubt != 0 || info.Residue == nil || len(info.Residue) != 0 {
-		t.Errorf("before the lease is over: %+v, %v", info, err)
-	}
-	w.ahead.Add(int64(time.Hour))
-	info, err := look.Info(t.Context())
-	if err != nil || info.InDoubt != 2 || len(info.Residue) != 2 {
-		t.Fatalf("in doubt %d, residue %+v, %v; want 2", info.InDoubt, info.Residue, err)
-	}
-	for i, r := range info.Residue {
-		if r.HSM != w.boxes[i].member.ID || len(r.Op) != 32 || !slices.Equal(r.Refs, short.Refs) || r.Since.IsZero() {
-			t.Errorf("residue %+v", r)
-		}
-	}
-	w.converge()
-	w.checkNoKeys()
-	if info, err := look.Info(t.Context()); err != nil || info.InDoubt != 0 || len(info.Residue) != 0 {
-		t.Errorf("after it was settled: %+v, %v", info, err)
-	}
 }
 
 // TestRouting: by default a use never meets an HSM without the key; the routing of

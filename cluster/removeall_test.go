@@ -5,6 +5,7 @@ import (
 	"errors"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/hsmbackup/hsmbackup/cluster/hsm"
@@ -109,30 +110,32 @@ func TestARemovalTakesEverythingAlong(t *testing.T) {
 // undone by its removal.
 func TestARemovalWaitsForMaskingKeys(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, 3, 1, false)
-	rotated, err := w.keyring.Rotated(time.Now())
-	if err != nil {
-		t.Fatal(err)
-	}
-	take := func(boxes ...*box) {
-		for _, b := range boxes {
-			h, _ := b.running()
-			if err := h.SetKeyring(rotated); err != nil {
-				t.Fatal(err)
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, 3, 1, false)
+		rotated, err := w.keyring.Rotated(time.Now())
+		if err != nil {
+			t.Fatal(err)
+		}
+		take := func(boxes ...*box) {
+			for _, b := range boxes {
+				h, _ := b.running()
+				if err := h.SetKeyring(rotated); err != nil {
+					t.Fatal(err)
+				}
 			}
 		}
-	}
-	take(w.boxes[0])
-	brief := fast
-	brief.connect = 400 * time.Millisecond
-	if _, err := w.open(asAdmin, withTiming(brief)).Remove(t.Context(), w.boxes[0].member.ID, false); !errors.Is(err, ErrRemoval) || !strings.Contains(err.Error(), "lacks the masking key") {
-		t.Fatalf("%v, want ErrRemoval", err)
-	}
-	if m := w.boxes[1].known(w.boxes[0].member.ID); m.Leaving || m.Removed {
-		t.Errorf("it does not stay: %+v", m)
-	}
-	take(w.boxes[1:]...)
-	if removed, err := w.open(asAdmin).Remove(t.Context(), w.boxes[0].member.ID, false); err != nil || !removed.Drained {
-		t.Errorf("%+v, %v", removed, err)
-	}
+		take(w.boxes[0])
+		brief := fast
+		brief.connect = 400 * time.Millisecond
+		if _, err := w.open(asAdmin, withTiming(brief)).Remove(t.Context(), w.boxes[0].member.ID, false); !errors.Is(err, ErrRemoval) || !strings.Contains(err.Error(), "lacks the masking key") {
+			t.Fatalf("%v, want ErrRemoval", err)
+		}
+		if m := w.boxes[1].known(w.boxes[0].member.ID); m.Leaving || m.Removed {
+			t.Errorf("it does not stay: %+v", m)
+		}
+		take(w.boxes[1:]...)
+		if removed, err := w.open(asAdmin).Remove(t.Context(), w.boxes[0].member.ID, false); err != nil || !removed.Drained {
+			t.Errorf("%+v, %v", removed, err)
+		}
+	})
 }

@@ -16,7 +16,7 @@ func TestALaterChangeWinsAfterARestart(t *testing.T) {
 	c := w.open(asUser)
 	w.awaitUp(c)
 	ref := mustCreate(t, c, aes())
-	if err := c.Wait(timeout(t, 10*time.Second), ref); err != nil {
+	if err := c.Wait(timeout(t, time.Minute), ref); err != nil {
 		t.Fatal(err)
 	}
 	label := func(on *box, to string) {

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/hsmbackup/hsmbackup/cluster/hsm"
@@ -41,58 +42,62 @@ func (l *logged) text() string {
 
 // TestScenario1OneOfThreeAwayDuringCreate: success, and the third catches up.
 func TestScenario1OneOfThreeAwayDuringCreate(t *testing.T) {
-	for away := range 3 {
-		w := newWorld(t, 3, 2, true)
-		c := w.open(asUser)
-		w.boxes[away].away.Store(true)
-		ref := mustCreate(t, c, aes())
-		if n := w.holders(ref); n != 2 {
-			t.Errorf("%d copies while one HSM is away; want 2", n)
+	synctest.Test(t, func(t *testing.T) {
+		for away := range 3 {
+			w := newWorld(t, 3, 2, true)
+			c := w.open(asUser)
+			w.boxes[away].away.Store(true)
+			ref := mustCreate(t, c, aes())
+			if n := w.holders(ref); n != 2 {
+				t.Errorf("%d copies while one HSM is away; want 2", n)
+			}
+			w.converge() // checks that the roots are equal
+			if n := w.holders(ref); n != 3 {
+				t.Errorf("%d copies after it healed; want 3", n)
+			}
 		}
-		w.converge() // checks that the roots are equal
-		if n := w.holders(ref); n != 3 {
-			t.Errorf("%d copies after it healed; want 3", n)
-		}
-	}
+	})
 }
 
 // TestScenario2OneOfTwoAwayDuringCreate: failure, and no residue; what could not be
 // cleaned up is logged in CloudHSM's words.
 func TestScenario2OneOfTwoAwayDuringCreate(t *testing.T) {
-	w := newWorld(t, 2, 2, true)
-	log := &logged{}
-	c := w.open(asUser, WithLog(slog.New(log)))
-	w.boxes[1].away.Store(true)
-	if _, err := c.Create(t.Context(), aes(), Policy{}); !errors.Is(err, ErrMinCopies) || !errors.Is(err, ErrAvailability) {
-		t.Errorf("Create: %v", err)
-	}
-	w.converge()
-	w.checkNoKeys()
-
-	// The HSM goes away after it has prepared, so that the cleanup does not reach it.
-	w.awaitUp(c)
-	w.setFaults(func(b *box, call string) fault {
-		if b == w.boxes[1] && (call == "Commit" || call == "Abort" || call == "Insert") {
-			return drop
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, 2, 2, true)
+		log := &logged{}
+		c := w.open(asUser, WithLog(slog.New(log)))
+		w.boxes[1].away.Store(true)
+		if _, err := c.Create(t.Context(), aes(), Policy{}); !errors.Is(err, ErrMinCopies) || !errors.Is(err, ErrAvailability) {
+			t.Errorf("Create: %v", err)
 		}
-		return pass
+		w.converge()
+		w.checkNoKeys()
+
+		// The HSM goes away after it has prepared, so that the cleanup does not reach it.
+		w.awaitUp(c)
+		w.setFaults(func(b *box, call string) fault {
+			if b == w.boxes[1] && (call == "Commit" || call == "Abort" || call == "Insert") {
+				return drop
+			}
+			return pass
+		})
+		_, err := c.Create(t.Context(), aes(), Policy{Timeout: 300 * time.Millisecond})
+		var short *CopiesError
+		if !errors.As(err, &short) || len(short.Refs) != 1 || !slices.Equal(short.Undelivered, []hsm.HSMID{w.boxes[1].member.ID}) {
+			t.Fatalf("Create: %v", err)
+		}
+		want := "liquidSecurity ERR: print_node_ts_status:\n[create_object_min_nodes]Key: " + short.Refs[0].String() + " failed to tombstone on node:" + w.boxes[1].member.ID.String()
+		if text := log.text(); !strings.Contains(text, want) {
+			t.Errorf("the log says:\n%s\nwant:\n%s", text, want)
+		}
+		c.Close() // it does not come back
+		w.converge()
+		w.checkNoKeys()
+		again := mustCreate(t, w.open(asUser), aes())
+		if again == short.Refs[0] {
+			t.Error("the reference was used again")
+		}
 	})
-	_, err := c.Create(t.Context(), aes(), Policy{Timeout: 300 * time.Millisecond})
-	var short *CopiesError
-	if !errors.As(err, &short) || len(short.Refs) != 1 || !slices.Equal(short.Undelivered, []hsm.HSMID{w.boxes[1].member.ID}) {
-		t.Fatalf("Create: %v", err)
-	}
-	want := "liquidSecurity ERR: print_node_ts_status:\n[create_object_min_nodes]Key: " + short.Refs[0].String() + " failed to tombstone on node:" + w.boxes[1].member.ID.String()
-	if text := log.text(); !strings.Contains(text, want) {
-		t.Errorf("the log says:\n%s\nwant:\n%s", text, want)
-	}
-	c.Close() // it does not come back
-	w.converge()
-	w.checkNoKeys()
-	again := mustCreate(t, w.open(asUser), aes())
-	if again == short.Refs[0] {
-		t.Error("the reference was used again")
-	}
 }
 
 // TestScenario3CreatorDiesAndIsReplaced: the key lives on, and the new HSM in its

@@ -148,7 +148,7 @@ func TestWireRefuses(t *testing.T) {
 		t.Fatal(err)
 	}
 	open := func(p *profile.Profile, cred Credential) error {
-		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
 		c, err := Open(ctx, p, cred)
 		if err == nil {

@@ -445,7 +445,7 @@ var fast = timing{
 	connect: 4 * time.Second, call: 4 * time.Second, grace: 2 * time.Second, ready: 2 * time.Second,
 	backoffMin: 5 * time.Millisecond, backoffMax: 50 * time.Millisecond,
 	refresh: 50 * time.Millisecond, recheck: 50 * time.Millisecond,
-	clock: time.Minute, cleanup: 600 * time.Millisecond, close: time.Second,
+	clock: time.Minute, cleanup: 4 * time.Second, close: time.Second,
 }
 
 func (w *world) profile() *profile.Profile {
@@ -598,7 +598,7 @@ func (w *world) holders(ref hsm.KeyRef) int {
 func checkGoroutines(t *testing.T) {
 	before := stacks()
 	t.Cleanup(func() {
-		deadline := time.Now().Add(5 * time.Second)
+		deadline := time.Now().Add(time.Minute)
 		for {
 			left := stacks()
 			maps.DeleteFunc(left, func(id string, _ string) bool { _, was := before[id]; return was })

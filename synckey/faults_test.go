@@ -127,8 +127,8 @@ func TestSilentHSM(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	src.patience = 50 * time.Millisecond
-	time.AfterFunc(200*time.Millisecond, func() { close(block) })
+	src.patience = 2 * time.Second // the others have answered by then
+	time.AfterFunc(src.patience+200*time.Millisecond, func() { close(block) })
 	p, err := newPlan(t.Context(), src, dst, Options{}, false)
 	if err != nil || p.Result.Missing != 3 || p.Result.Src.HSMs != 1 {
 		t.Errorf("an HSM that does not answer: %v, %+v", err, p)

@@ -58,7 +58,7 @@ func TestACertificateIsRenewedWhileServing(t *testing.T) {
 	w := newWorld(t, 1)
 	b := w.boxes[0]
 	b.stop()
-	b.replaceCertificate(4 * time.Second) // not due yet when it starts
+	b.replaceCertificate(10 * time.Second) // not due yet when it starts
 	b.start()
 	session := b.root()
 	first := b.server.tls.Expires()

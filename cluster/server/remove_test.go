@@ -171,7 +171,7 @@ func TestARevocationUnderWayWhenTheHSMLeaves(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-	case <-time.After(10 * time.Second):
+	case <-time.After(patienceOfTest):
 		t.Fatal("the revocation and the removal wait for each other")
 	}
 	w.eventually("it does not leave", func() bool { return b.info().State == hsm.StateLeaving })

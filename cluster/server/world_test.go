@@ -61,7 +61,7 @@ type box struct {
 	served chan error
 }
 
-// newWorld lays out a cluster and starts all of its HSMs.
+// newWorld lays out a cluster and starts all of its HSMs. They are connected.
 func newWorld(t *testing.T, hsms int) *world {
 	t.Helper()
 	return startWorld(t, newSpec(filepath.Join(t.TempDir(), "east"), hsms))
@@ -85,6 +85,7 @@ func startWorld(t *testing.T, spec Spec) *world {
 	for _, b := range w.boxes {
 		b.start()
 	}
+	w.connect()
 	return w
 }
 
@@ -284,6 +285,15 @@ func (w *world) eventually(what string, is func() bool) {
 		}
 		time.Sleep(5 * time.Millisecond)
 	}
+}
+
+// connect waits until the HSMs that are up are connected to each other.
+func (w *world) connect() {
+	w.t.Helper()
+	w.eventually("the HSMs are not connected", func() bool {
+		up := w.up()
+		return !slices.ContainsFunc(up, func(b *box) bool { return len(b.server.sync.connected()) < len(up)-1 })
+	})
 }
 
 // rounds waits until every HSM that is up has synced with all of its peers once
