@@ -23,9 +23,14 @@ type answer struct {
 
 // askOne collects an answer of every key of every user of region one.
 func (d *drill) askOne(ctx context.Context) error {
+	info, err := d.one.auto.Info(ctx)
+	if err != nil {
+		return err
+	}
 	d.answers = nil
+	asked := d.tally(int(info.Keys))
 	for name, c := range d.one.users {
-		if err := d.askUser(ctx, name, c); err != nil {
+		if err := d.askUser(ctx, name, c, asked); err != nil {
 			return err
 		}
 	}
@@ -35,7 +40,7 @@ func (d *drill) askOne(ctx context.Context) error {
 	return nil
 }
 
-func (d *drill) askUser(ctx context.Context, name string, c *cluster.Cluster) error {
+func (d *drill) askUser(ctx context.Context, name string, c *cluster.Cluster, asked func()) error {
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(writers)
 	var mu sync.Mutex
@@ -55,6 +60,7 @@ func (d *drill) askUser(ctx context.Context, name string, c *cluster.Cluster) er
 			if err != nil {
 				return fmt.Errorf("use %s %s: %w", k.Class, k.Label, err)
 			}
+			asked()
 			mu.Lock()
 			defer mu.Unlock()
 			d.answers = append(d.answers, answer{key: k.KeyInfo, user: name, given: given, how: how})

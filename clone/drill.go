@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"path/filepath"
+	"sync/atomic"
 	"time"
 
 	"filippo.io/age"
@@ -31,6 +32,11 @@ type DrillOptions struct {
 	Version    string
 	Log        io.Writer         // what the HSM processes say
 	Step       func(what string) // told when a step begins
+
+	// Progress is told within a step of how many objects are through, of how many, and of
+	// how many bytes, or 0 where it is not bytes that take the time. A count of keys begins
+	// with none of them. Several goroutines call it.
+	Progress func(done, total, bytes int64)
 }
 
 // drill is a drill under way.
@@ -197,13 +203,29 @@ func (r *region) stop() error {
 	return errors.Join(errs...)
 }
 
+func (d *drill) progress(done, total, bytes int64) {
+	if d.o.Progress != nil {
+		d.o.Progress(done, total, bytes)
+	}
+}
+
+// tally returns what to call when one more of total keys is through.
+func (d *drill) tally(total int) func() {
+	var done atomic.Int64
+	d.progress(0, int64(total), 0)
+	return func() { d.progress(done.Add(1), int64(total), 0) }
+}
+
 func (d *drill) stop() error { return errors.Join(d.one.stop(), d.two.stop()) }
 
 func (d *drill) snapshot(ctx context.Context) error {
 	d.started = time.Now()
 	taken, err := backup.Take(ctx, Origin(d.one.auto), d.o.Store, backup.TakeOptions{
 		Recipients: []string{d.identity.Recipient().String()}, RequireAll: true,
-		Progress: func(p backup.Progress) { d.report.Snapshot.BytesRead = p.Bytes },
+		Progress: func(p backup.Progress) {
+			d.report.Snapshot.BytesRead = p.Bytes
+			d.progress(int64(p.Objects), int64(p.TotalObjects), p.Bytes)
+		},
 	})
 	if err != nil {
 		return err
@@ -224,7 +246,7 @@ func (d *drill) restore(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	restored, err := Restore(ctx, s, d.spec("region-two"), nil)
+	restored, err := Restore(ctx, s, d.spec("region-two"), d.progress)
 	if err != nil {
 		return err
 	}

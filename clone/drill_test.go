@@ -6,6 +6,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/hsmbackup/hsmbackup/backup"
@@ -31,6 +32,7 @@ func TestADrillPasses(t *testing.T) {
 	o := drillOptions(t)
 	var steps []string
 	o.Step = func(what string) { steps = append(steps, what) }
+	counts := countSteps(&o)
 	d, err := newDrill(o)
 	if err != nil {
 		t.Fatal(err)
@@ -53,6 +55,11 @@ func TestADrillPasses(t *testing.T) {
 	if err := r.Verify(r.Lineage); err != nil {
 		t.Errorf("signature: %v", err)
 	}
+	for _, what := range []string{"make users and keys of every type", "use every key", "take a snapshot", "restore it as region two", "prove it: roots, check values, every key used"} {
+		if c := counts[what]; c == nil || c.done != c.total || c.total == 0 {
+			t.Errorf("%s: told of %+v, want all of them", what, c)
+		}
+	}
 	b, err := json.Marshal(r)
 	if err != nil {
 		t.Fatal(err)
@@ -62,6 +69,29 @@ func TestADrillPasses(t *testing.T) {
 			t.Error("the report holds a password")
 		}
 	}
+}
+
+// count is the furthest that a step told of its last count.
+type count struct{ done, total int64 }
+
+// countSteps notes what each step tells. Calls overtake each other, so the most counts.
+func countSteps(o *DrillOptions) map[string]*count {
+	counts, step, now := map[string]*count{}, o.Step, ""
+	var mu sync.Mutex
+	o.Step = func(what string) {
+		mu.Lock()
+		defer mu.Unlock()
+		now = what
+		step(what)
+	}
+	o.Progress = func(done, total, _ int64) {
+		mu.Lock()
+		defer mu.Unlock()
+		if c := counts[now]; c == nil || c.total != total || c.done < done {
+			counts[now] = &count{done, total}
+		}
+	}
+	return counts
 }
 
 // spoils are what may go wrong between synckey and the proof, and what the report

@@ -128,9 +128,11 @@ func (d *drill) useEveryKey(ctx context.Context) error {
 	var g errgroup.Group
 	g.SetLimit(writers)
 	var mu sync.Mutex
+	used := d.tally(len(d.answers))
 	for _, a := range d.answers {
 		g.Go(func() error {
 			err := a.check(ctx, d.one, d.two)
+			used()
 			mu.Lock()
 			defer mu.Unlock()
 			if err != nil {

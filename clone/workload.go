@@ -68,10 +68,10 @@ func (d *drill) populate(ctx context.Context) error {
 		}
 	}
 	alice := d.one.users["alice"]
-	if err := createAll(ctx, alice, d.types); err != nil {
+	if err := d.createAll(ctx, alice, d.types); err != nil {
 		return err
 	}
-	if err := createAll(ctx, alice, bulk("bulk", d.o.Keys)); err != nil {
+	if err := d.createAll(ctx, alice, bulk("bulk", d.o.Keys)); err != nil {
 		return err
 	}
 	if err := otherWays(ctx, alice); err != nil {
@@ -103,7 +103,8 @@ func bulk(label string, n int) []hsm.CreateRequest {
 }
 
 // createAll makes keys with several callers at once.
-func createAll(ctx context.Context, c *cluster.Cluster, requests []hsm.CreateRequest) error {
+func (d *drill) createAll(ctx context.Context, c *cluster.Cluster, requests []hsm.CreateRequest) error {
+	made := d.tally(len(requests))
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(writers)
 	for _, r := range requests {
@@ -111,6 +112,7 @@ func createAll(ctx context.Context, c *cluster.Cluster, requests []hsm.CreateReq
 			if _, err := c.Create(ctx, r, cluster.Policy{}); err != nil {
 				return fmt.Errorf("make %s: %w", r.Attributes["label"], err)
 			}
+			made()
 			return nil
 		})
 	}
@@ -242,11 +244,11 @@ func (d *drill) goOn(ctx context.Context) error {
 	if err := d.one.login(ctx, d.people.carol); err != nil {
 		return err
 	}
-	if err := createAll(ctx, d.one.users["carol"], bulk("carol", 5)); err != nil {
+	if err := d.createAll(ctx, d.one.users["carol"], bulk("carol", 5)); err != nil {
 		return err
 	}
 	alice := d.one.users["alice"]
-	if err := createAll(ctx, alice, append(bulk("later", 20), ecPair("later-ec"))); err != nil {
+	if err := d.createAll(ctx, alice, append(bulk("later", 20), ecPair("later-ec"))); err != nil {
 		return err
 	}
 	changes := []struct {

@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 
 	"github.com/urfave/cli/v2"
 
@@ -77,8 +78,11 @@ func (p *program) drillWhole(cc *cli.Context, dir string) (*clone.Report, error)
 	if cc.Bool("verbose") {
 		log = p.err
 	}
+	steps := &drillSteps{p: p}
+	defer steps.end()
 	return clone.Drill(cc.Context, clone.DrillOptions{
-		Executable: exe, Store: store, Dir: dir, Keys: cc.Int("keys"), HSMs: cc.Int("hsms"), Version: version(), Log: log, Step: p.step,
+		Executable: exe, Store: store, Dir: dir, Keys: cc.Int("keys"), HSMs: cc.Int("hsms"), Version: version(), Log: log,
+		Step: steps.begin, Progress: steps.update,
 	})
 }
 
@@ -121,6 +125,34 @@ func drillSpec(dir string, hsms int) server.Spec {
 	return server.Spec{
 		Name: "drill", Region: "drill", Dir: dir, HSMs: hsms, MinCopies: 1, Version: version(), SealEnvelope: backup.SealEnvelope,
 		Seal: func(string) (seal.Seal, error) { return seal.Passphrase(hsm.NewSecret([]byte(rand.Text())), cheap) },
+	}
+}
+
+// drillSteps are the steps of a whole drill as they are shown: what begins, and how far
+// it is if it takes longer than a second.
+type drillSteps struct {
+	p   *program
+	bar atomic.Pointer[progress]
+}
+
+func (s *drillSteps) begin(what string) {
+	s.end()
+	s.p.step(what)
+	s.bar.Store(s.p.progress("drill"))
+}
+
+func (s *drillSteps) update(done, total, bytes int64) {
+	if done == 0 { // of another count: it has a rate of its own
+		s.end()
+		s.bar.Store(s.p.progress("drill"))
+		return
+	}
+	s.bar.Load().update(done, total, bytes)
+}
+
+func (s *drillSteps) end() {
+	if bar := s.bar.Load(); bar != nil {
+		bar.done()
 	}
 }
 

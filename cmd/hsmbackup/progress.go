@@ -49,9 +49,13 @@ func (g *progress) update(done, total, bytes int64) {
 		g.report(done, total, bytes, rate, left)
 		return
 	}
-	line := fmt.Sprintf("%s: %d objects, %s, %s/s", g.what, done, size(bytes), size(int64(rate)))
+	pace := fmt.Sprintf("%s, %s/s", size(bytes), size(int64(rate)))
+	if bytes == 0 {
+		pace = fmt.Sprintf("%.0f/s", float64(done)/elapsed)
+	}
+	line := fmt.Sprintf("%s: %d objects, %s", g.what, done, pace)
 	if left >= 0 {
-		line = fmt.Sprintf("%s: %3d%%, %d of %d objects, %s, %s/s, %s left", g.what, min(100, 100*done/total), done, total, size(bytes), size(int64(rate)),
+		line = fmt.Sprintf("%s: %3d%%, %d of %d objects, %s, %s left", g.what, min(100, 100*done/total), done, total, pace,
 			time.Duration(left*float64(time.Second)).Round(time.Second))
 	}
 	if g.terminal {

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"fmt"
 	"io"
 	"log/slog"
 	"strings"
@@ -72,5 +73,36 @@ func checkProgress(t *testing.T, out []byte, want []string, done, total, size in
 	}
 	if left := number("seconds_left"); total > 0 && done > 0 && (left < 30 || left > 300) { // a quarter is done
 		t.Errorf("%d seconds left", left)
+	}
+}
+
+// TestProgressOfADrill: each count has its own rate, from when it begins, and what is not
+// bytes is told as a number a second.
+func TestProgressOfADrill(t *testing.T) {
+	var errOut bytes.Buffer
+	p := &program{streams: streams{in: strings.NewReader(""), out: io.Discard, err: &errOut}, log: slog.New(slog.DiscardHandler)}
+	s := &drillSteps{p: p}
+	s.begin("use every key")
+	for range 2 {
+		old := s.bar.Load()
+		old.started = old.started.Add(-time.Hour)
+		s.update(0, 1000, 0)
+		bar := s.bar.Load()
+		if bar == old {
+			t.Fatal("a new count goes on with the time of the one before")
+		}
+		bar.started, bar.next = bar.started.Add(-10*time.Second), time.Now()
+		s.update(500, 1000, 0)
+	}
+	s.end()
+	lines := strings.Split(strings.TrimSpace(errOut.String()), "\n")
+	if len(lines) != 3 || lines[0] != "drill: use every key" {
+		t.Fatalf("it says %q", lines)
+	}
+	for _, line := range lines[1:] {
+		var rate float64
+		if _, err := fmt.Sscanf(line, "drill:  50%%, 500 of 1000 objects, %f/s, ", &rate); err != nil || rate > 50 || rate < 5 || strings.Contains(line, " B") {
+			t.Errorf("it says %q: %v", line, err)
+		}
 	}
 }
