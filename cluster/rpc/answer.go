@@ -63,7 +63,7 @@ func (a *answering) read(in *frames) error {
 		}
 		for i, p := range calls {
 			last := i == len(calls)-1 && len(req.GetGone()) == 0 && len(in.buf) == 0
-			if err := a.begin(p, last && quick(p)); err != nil {
+			if err := a.begin(p, last); err != nil {
 				return err
 			}
 		}
@@ -74,7 +74,7 @@ func (a *answering) read(in *frames) error {
 // begin begins one call. The last that has come, if it is done in no time, is done at
 // once, here: to wake another goroutine for it would cost as much again. What comes
 // meanwhile waits no longer for it than it would for the processor.
-func (a *answering) begin(p *pb.Call, here bool) error {
+func (a *answering) begin(p *pb.Call, last bool) error {
 	select {
 	case a.room <- struct{}{}:
 	case <-a.ctx.Done():
@@ -99,10 +99,10 @@ func (a *answering) begin(p *pb.Call, here bool) error {
 	a.running[p.GetId()] = cancel
 	a.under++
 	a.mu.Unlock()
-	if here {
-		a.run(ctx, p)
+	if brief := quick(p); brief && last {
+		a.run(ctx, p, brief)
 	} else {
-		a.service.server.work(func() { a.run(ctx, p) })
+		a.service.server.work(func() { a.run(ctx, p, brief) })
 	}
 	return nil
 }
@@ -150,9 +150,9 @@ func (a *answering) leave(gone []uint64) {
 	}
 }
 
-// run does one call and sends its answer.
-func (a *answering) run(ctx context.Context, p *pb.Call) {
-	out := a.do(ctx, p)
+// run does one call, which is quick or not, and sends its answer.
+func (a *answering) run(ctx context.Context, p *pb.Call, brief bool) {
+	out := a.do(ctx, p, brief)
 	b, err := proto.Marshal(out)
 	if err != nil { // a text that is none; failures have none such
 		b, _ = proto.Marshal(&pb.Answer{Id: p.GetId(), Failure: a.service.server.failure("Calls", err)})
@@ -167,8 +167,8 @@ func (a *answering) run(ctx context.Context, p *pb.Call) {
 	a.mu.Unlock()
 }
 
-func (a *answering) do(ctx context.Context, p *pb.Call) *pb.Answer {
-	if slow := &a.service.server.slow; !quick(p) && p.GetCommit() == nil {
+func (a *answering) do(ctx context.Context, p *pb.Call, brief bool) *pb.Answer {
+	if slow := &a.service.server.slow; !brief && p.GetCommit() == nil {
 		slow.Add(1)
 		defer slow.Add(-1)
 	}
