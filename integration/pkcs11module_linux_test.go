@@ -157,7 +157,7 @@ func (w *moduleWorld) daemonStopped(t *testing.T) {
 		}
 	}
 	c := w.application(t, "stopped")
-	c.Env = append(c.Env, "HSMBACKUP_PKCS11_TIMEOUT=3") // a login takes a part of a second
+	c.Env = append(c.Env, "HSMBACKUP_PKCS11_TIMEOUT=10") // a login takes a part of a second, and seconds on a busy machine
 	stop, resume := signal(syscall.SIGSTOP), signal(syscall.SIGCONT)
 	moduletest.Converse(t, c, "stopped", stop, resume, stop, resume)
 }

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -124,7 +125,9 @@ func newShell(ctx context.Context, t *testing.T, m *machine) *shell {
 	t.Cleanup(func() {
 		syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL)
 		cmd.Wait()
-		eventually(t, "processes of the document have not ended", func() bool { return !worksBelow(filepath.Join(filepath.Dir(m.dir), "tmp")) })
+		eventually(t, "processes of the document have not ended", func() bool {
+			return !worksBelow(filepath.Join(filepath.Dir(m.dir), "tmp")) && !groupWorks(cmd.Process.Pid)
+		})
 	})
 	return &shell{in, bufio.NewReader(out)}
 }
@@ -136,6 +139,18 @@ func worksBelow(folder string) bool {
 	return slices.ContainsFunc(all, func(path string) bool {
 		cwd, err := os.Readlink(path)
 		return err == nil && strings.HasPrefix(cwd, folder+"/")
+	})
+}
+
+// groupWorks tells whether a process of a group has not ended, wherever it works: nobody may
+// have asked yet how those ended that have.
+func groupWorks(group int) bool {
+	all, _ := filepath.Glob("/proc/[0-9]*/stat")
+	return slices.ContainsFunc(all, func(path string) bool {
+		stat, err := os.ReadFile(path)
+		_, rest, found := strings.Cut(string(stat), ") ") // after the name: state, parent, group
+		words := strings.Fields(rest)
+		return err == nil && found && len(words) > 2 && words[2] == strconv.Itoa(group) && words[0] != "Z" && words[0] != "X"
 	})
 }
 
