@@ -14,6 +14,7 @@ import (
 
 	"github.com/hsmbackup/hsmbackup/cluster/hsm"
 	"github.com/hsmbackup/hsmbackup/cluster/profile"
+	"github.com/hsmbackup/hsmbackup/cluster/rpc"
 )
 
 // Cluster is a connection to every reachable HSM of one cluster, under one
@@ -100,8 +101,8 @@ func withTiming(t timing) Option { return func(c *Cluster) { c.timing = t } }
 // Open connects to the HSMs of the profile and to every other member it learns
 // of, all in parallel, and logs in. One HSM is enough; the others are kept trying
 // for. The password is sent to one HSM, so that a wrong one counts once; the
-// others take that one's ticket. While HSMs answer that they are starting (hsm.ErrStarting), Open waits for
-// a while.
+// others take that one's ticket. While HSMs answer that they are starting (hsm.ErrStarting), or
+// are there and do not answer in time, Open waits for a while.
 //
 // ErrNoHSM, with each address and why, if none answers; hsm.ErrLogin or
 // hsm.ErrLocked if the credential is refused; ErrMinCopies if WithPolicy names a
@@ -157,7 +158,7 @@ var errNoAnswer = errors.New("no answer")
 func (c *Cluster) starting() bool {
 	return slices.ContainsFunc(c.all(), func(r *remote) bool {
 		err := r.downError()
-		return errors.Is(err, hsm.ErrStarting) || errors.Is(err, errNoAnswer)
+		return errors.Is(err, hsm.ErrStarting) || errors.Is(err, errNoAnswer) || errors.Is(err, rpc.ErrSlow)
 	})
 }
 

@@ -23,6 +23,7 @@ type remote struct {
 	avoided atomic.Int64         // until when not to create or change on it, in Unix nanoseconds
 	kick    chan struct{}        // wakes the keeper
 	member  atomic.Pointer[hsm.Member]
+	slow    int // logins in a row that were not done in time, on an HSM that answers; the keeper's
 
 	mu    sync.Mutex
 	tries uint64 // finished attempts to connect
@@ -194,15 +195,25 @@ func (r *remote) revive(ctx context.Context, l *link) error {
 	return nil
 }
 
-// dialNew connects anew and logs in, and retires the connection before.
+// maxSlow bounds how much longer a login may take than the time to connect: four times.
+const maxSlow = 2
+
+// dialNew connects anew and logs in, and retires the connection before. A password costs an
+// HSM work, which it begins anew with each attempt: one that answers, and has not done it in
+// time, gets twice as long the next time.
 func (r *remote) dialNew(ctx context.Context, old *link) error {
-	limited, cancel := r.c.auth.patience(ctx, r.c.timing.connect)
+	limit := r.c.timing.connect << min(r.slow, maxSlow)
+	limited, cancel := r.c.auth.patience(ctx, limit)
 	defer cancel()
-	l, err := r.dial(limited)
-	if err != nil {
-		if limited.Err() != nil && ctx.Err() == nil {
-			return fmt.Errorf("%w: %w from %s within %s", hsm.ErrUnavailable, errNoAnswer, r.describe().Address, r.c.timing.connect)
-		}
+	l, answered, err := r.dial(limited)
+	late := err != nil && limited.Err() != nil && ctx.Err() == nil
+	if r.slow++; !late || !answered {
+		r.slow = 0
+	}
+	switch {
+	case late:
+		return fmt.Errorf("%w: %w from %s within %s", hsm.ErrUnavailable, errNoAnswer, r.describe().Address, limit)
+	case err != nil:
 		return err
 	}
 	l.up.Store(true)
@@ -216,23 +227,24 @@ func (r *remote) dialNew(ctx context.Context, old *link) error {
 	return nil
 }
 
-func (r *remote) dial(ctx context.Context) (*link, error) {
+// dial tells, beside the link, whether the HSM could be connected to.
+func (r *remote) dial(ctx context.Context) (_ *link, answered bool, _ error) {
 	module, err := r.c.dial(ctx, r.describe())
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	if opener := r.c.opener.Load(); opener != nil {
 		ctx = hsm.SameApplication(ctx, *opener)
 	}
 	session, err := r.c.auth.open(ctx, module)
 	if err != nil {
-		return nil, errors.Join(err, module.Close())
+		return nil, true, errors.Join(err, module.Close())
 	}
 	l := &link{module: module, session: session}
 	if err := r.check(ctx, session); err != nil {
-		return nil, errors.Join(err, l.close())
+		return nil, true, errors.Join(err, l.close())
 	}
-	return l, nil
+	return l, true, nil
 }
 
 // check asks the HSM who it is, and takes note of the cluster's settings.

@@ -82,6 +82,9 @@ func Dial(ctx context.Context, address string, cfg *tls.Config, opts ...DialOpti
 	}
 	m.conn, m.api = conn, pb.NewHSMClient(conn)
 	if err := m.ping(ctx, o.timeout); err != nil {
+		if m.link.Load() != nil && errors.Is(err, errLate) {
+			err = &textError{err.Error(), []error{hsm.ErrUnavailable, ErrSlow}}
+		}
 		m.Close()
 		return nil, err
 	}
@@ -256,6 +259,10 @@ func plain(err error) error {
 }
 
 var errLate = errors.New("no answer in time")
+
+// ErrSlow is in the error of a Dial to an HSM that is there and has not answered in time: its
+// machine may be busy.
+var ErrSlow = errors.New("the HSM is there and does not answer in time")
 
 func (m *module) note(err error) {
 	err = plain(err)
