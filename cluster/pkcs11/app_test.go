@@ -42,13 +42,16 @@ func TestSessionsAndLogin(t *testing.T) {
 	if state(ro) != ck.StateROPublic || state(rw) != ck.StateRWPublic {
 		t.Errorf("states %d %d", state(ro), state(rw))
 	}
-	a.want(ck.UserTypeInvalid, rpc.Login, ro, ck.UserSO, []byte(bobPIN))
+	a.want(ck.SessionReadOnlyExists, rpc.Login, rw, ck.UserSO, []byte(bobPIN))
+	a.want(ck.UserTypeInvalid, rpc.Login, ro, uint64(7), []byte(bobPIN))
+	a.want(ck.OperationNotInitialized, rpc.Login, ro, ck.UserContextSpecific, []byte(bobPIN))
 	a.want(ck.PinIncorrect, rpc.Login, ro, ck.UserUser, []byte("bob:wrong-password"))
 	a.want(ck.PinIncorrect, rpc.Login, ro, ck.UserUser, []byte("no colon"))
 	a.want(ck.PinIncorrect, rpc.Login, ro, ck.UserUser, []byte("root:root-password")) // an admin uses no keys
 	a.want(ck.UserNotLoggedIn, rpc.Logout, ro)
 	a.call(rpc.Login, ro, ck.UserUser, []byte(bobPIN))
 	a.want(ck.UserAlreadyLoggedIn, rpc.Login, rw, ck.UserUser, []byte(bobPIN))
+	a.want(ck.UserAnotherAlreadyLoggedIn, rpc.Login, rw, ck.UserSO, []byte(bobPIN))
 	if state(ro) != ck.StateROUser || state(rw) != ck.StateRWUser {
 		t.Errorf("states %d %d", state(ro), state(rw))
 	}
@@ -64,6 +67,7 @@ func TestSessionsAndLogin(t *testing.T) {
 	a.call(rpc.Login, ro, ck.UserUser, []byte(bobPIN))
 	a.call(rpc.CloseAllSessions, uint64(0))
 	a.want(ck.SessionHandleInvalid, rpc.GetSessionInfo, ro)
+	a.want(ck.UserTypeInvalid, rpc.Login, a.open(ck.SessionRW), ck.UserSO, []byte(bobPIN))
 	if s := a.open(0); state(s) != ck.StateROPublic {
 		t.Error("the last session did not log out")
 	}

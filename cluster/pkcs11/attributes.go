@@ -285,6 +285,16 @@ func curveDER(name string) []byte {
 	return b
 }
 
+// unknownCurve is the return value for CKA_EC_PARAMS that curveOf does not know: there is
+// such a curve, perhaps, or it is no DER at all.
+func unknownCurve(der []byte) error {
+	var any asn1.RawValue
+	if rest, err := asn1.Unmarshal(der, &any); err != nil || len(rest) > 0 {
+		return ck.DomainParamsInvalid
+	}
+	return ck.CurveNotSupported
+}
+
 // curveOf reads CKA_EC_PARAMS: an object identifier, or for Ed25519 also its name.
 func curveOf(der []byte) (string, bool) {
 	var oid asn1.ObjectIdentifier

@@ -94,7 +94,9 @@ func (t template) onCurve(keyType string, value ck.Attr, make func(curve string,
 	}
 	curve, ok := curveOf(params)
 	switch {
-	case !ok || (curve == "ed25519") != (keyType == "ed25519"):
+	case !ok:
+		return nil, unknownCurve(params)
+	case (curve == "ed25519") != (keyType == "ed25519"):
 		return nil, ck.CurveNotSupported
 	case len(t.bytes(value)) == 0:
 		return nil, ck.TemplateIncomplete

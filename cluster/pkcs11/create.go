@@ -181,7 +181,10 @@ func curveSize(r *hsm.CreateRequest, public, private template) error {
 		return ck.TemplateIncomplete
 	}
 	curve, ok := curveOf(params)
-	if !ok || (curve == "ed25519") != (r.Type == "ed25519") {
+	switch {
+	case !ok:
+		return unknownCurve(params)
+	case (curve == "ed25519") != (r.Type == "ed25519"):
 		return ck.CurveNotSupported
 	}
 	if r.Type == "ec" {
@@ -214,75 +217,6 @@ func (s *session) createObject(ctx context.Context, args rpc.Args) ([]any, error
 	return s.one(ctx, l, r, templateErrors)
 }
 
-func (s *session) copyObject(ctx context.Context, args rpc.Args) ([]any, error) {
-	o, k, err := s.object(ctx, args.Ulong(1), fresh)
-	if err != nil {
-		return nil, err
-	}
-	t, err := parseTemplate(args.Attributes(2))
-	if err != nil {
-		return nil, err
-	}
-	for at := range t {
-		if at != ck.Token && (at == ck.Class || t.fixed(at)) {
-			return nil, ck.AttributeReadOnly
-		}
-	}
-	token := k.Token
-	if t.has(ck.Token) {
-		token = t.flag(ck.Token)
-	}
-	l, err := s.begin(token)
-	if err != nil {
-		return nil, err
-	}
-	if !copyable(k) {
-		return nil, ck.ActionProhibited
-	}
-	r := hsm.CreateRequest{Method: hsm.MethodCopy, Token: token, Key: o.ref}
-	wants := template{}
-	for at, a := range t {
-		wants[at] = a
-	}
-	if r.Attributes, err = wants.changes(k); err != nil {
-		return nil, err
-	}
-	return s.one(ctx, l, r, map[error]ck.RV{hsm.ErrAttribute: ck.AttributeReadOnly, hsm.ErrInvalid: ck.AttributeValueInvalid, hsm.ErrDenied: ck.ActionProhibited})
-}
-
-// fixed tells whether an attribute is the object's material, which no copy changes.
-func (t template) fixed(at ck.Attr) bool {
-	for _, m := range material {
-		if m == at && m != ck.Token {
-			return true
-		}
-	}
-	return false
-}
-
-// changes turns a template into the attributes to change; nothing is added to it.
-func (t template) changes(k hsm.KeyInfo) (map[string]string, error) {
-	set, out := attributeSet(k.Class, k.Type), map[string]string{}
-	for at, a := range t {
-		switch {
-		case at == ck.Token:
-			continue
-		case !set[at]:
-			return nil, ck.AttributeTypeInvalid
-		case t.fixed(at) || at == ck.Local || at == ck.AlwaysSensitive || at == ck.NeverExtractable || at == ck.KeyGenMechanism || at == ck.UniqueID:
-			return nil, ck.AttributeReadOnly
-		}
-		name, value, err := attributeText(at, a)
-		if err != nil {
-			return nil, err
-		}
-		if name != "" {
-			out[name] = value
-		}
-	}
-	return out, nil
-}
-
 func (s *session) destroyObject(ctx context.Context, args rpc.Args) ([]any, error) {
 	o, k, err := s.object(ctx, args.Ulong(1), fresh)
 	if err != nil {
@@ -300,54 +234,6 @@ func (s *session) destroyObject(ctx context.Context, args rpc.Args) ([]any, erro
 		s.app.objects.remove(o)
 	}
 	return nil, as(err, map[error]ck.RV{hsm.ErrAttribute: ck.ActionProhibited, hsm.ErrDenied: ck.ActionProhibited})
-}
-
-func (s *session) setAttributeValue(ctx context.Context, args rpc.Args) ([]any, error) {
-	o, k, err := s.object(ctx, args.Ulong(1), fresh)
-	if err != nil {
-		return nil, err
-	}
-	t, err := parseTemplate(args.Attributes(2))
-	if err != nil {
-		return nil, err
-	}
-	l, err := s.begin(k.Token || t.flag(ck.Token))
-	if err != nil {
-		return nil, err
-	}
-	changes, err := t.changes(k)
-	if err != nil {
-		return nil, err
-	}
-	defer o.stale()
-	for name, value := range changes {
-		if k.Attributes[name] == value {
-			continue
-		}
-		if k.Attributes["modifiable"] == "false" {
-			return nil, ck.ActionProhibited
-		}
-		_, err := l.Change(ctx, hsm.Change{Kind: hsm.ChangeAttribute, Ref: o.ref, Name: name, Value: value})
-		if err != nil {
-			return nil, as(err, map[error]ck.RV{hsm.ErrAttribute: ck.AttributeReadOnly, hsm.ErrInvalid: ck.AttributeValueInvalid, hsm.ErrDenied: ck.ActionProhibited})
-		}
-	}
-	return nil, s.setToken(ctx, l, o, k, t)
-}
-
-// setToken makes a token object of a session object, which an HSM does once.
-func (s *session) setToken(ctx context.Context, l *login, o *object, k hsm.KeyInfo, t template) error {
-	switch {
-	case !t.has(ck.Token) || t.flag(ck.Token) == k.Token:
-		return nil
-	case k.Token:
-		return ck.AttributeReadOnly
-	}
-	_, err := l.Create(ctx, hsm.CreateRequest{Method: hsm.MethodPromote, Token: true, Key: o.ref}, cluster.Policy{})
-	if err == nil {
-		s.app.objects.promoted(o)
-	}
-	return err
 }
 
 func (s *session) getObjectSize(ctx context.Context, args rpc.Args) ([]any, error) {

@@ -46,6 +46,7 @@ func TestTemplatesAreChecked(t *testing.T) {
 	a.want(ck.TemplateIncomplete, rpc.GenerateKey, s, mech(ck.AESKeyGen), []rpc.Attribute{})
 	a.want(ck.AttributeValueInvalid, rpc.GenerateKey, s, mech(ck.AESKeyGen), []rpc.Attribute{attr(ck.ValueLen, 17)})
 	a.want(ck.MechanismInvalid, rpc.GenerateKey, s, mech(ck.AESECB), []rpc.Attribute{attr(ck.ValueLen, 16)})
+	a.want(ck.AttributeTypeInvalid, rpc.GenerateKey, s, mech(ck.AESKeyGen), []rpc.Attribute{attr(ck.ValueLen, 16), attr(ck.ModulusBits, 2048)})
 	a.want(ck.AttributeValueInvalid, rpc.GenerateKeyPair, s, mech(ck.RSAPKCSKeyPairGen), []rpc.Attribute{attr(ck.ModulusBits, 2048), attr(ck.PublicExponent, []byte{3})}, []rpc.Attribute{})
 	a.want(ck.AttributeValueInvalid, rpc.GenerateKeyPair, s, mech(ck.RSAPKCSKeyPairGen), []rpc.Attribute{attr(ck.ModulusBits, 1024)}, []rpc.Attribute{})
 	a.want(ck.TemplateInconsistent, rpc.GenerateKeyPair, s, mech(ck.RSAPKCSKeyPairGen), []rpc.Attribute{attr(ck.ModulusBits, 2048), attr(ck.Token, true)}, []rpc.Attribute{})
@@ -85,6 +86,13 @@ func TestAttributes(t *testing.T) {
 	a.want(ck.AttributeReadOnly, rpc.SetAttributeValue, s, key, []rpc.Attribute{attr(ck.Extractable, true)})
 	a.want(ck.AttributeReadOnly, rpc.SetAttributeValue, s, key, []rpc.Attribute{attr(ck.Sensitive, false)})
 	a.want(ck.AttributeReadOnly, rpc.SetAttributeValue, s, key, []rpc.Attribute{attr(ck.ValueLen, 16)})
+	// One that may not change keeps the others from being changed.
+	a.want(ck.AttributeReadOnly, rpc.SetAttributeValue, s, key, []rpc.Attribute{attr(ck.Label, "half"), attr(ck.Derive, true), attr(ck.Sensitive, false)})
+	for at, want := range map[ck.Attr]string{ck.Label: "new", ck.Derive: ""} {
+		if v, _ := a.value(s, key, at); string(v.Bytes) != want || v.Num != 0 {
+			t.Errorf("attribute %x is %+v after a change that was refused", at, v)
+		}
+	}
 	a.want(ck.AttributeTypeInvalid, rpc.SetAttributeValue, s, key, []rpc.Attribute{attr(ck.Subject, []byte{1})})
 	a.call(rpc.SetAttributeValue, s, key, []rpc.Attribute{attr(ck.Modifiable, false)})
 	a.want(ck.ActionProhibited, rpc.SetAttributeValue, s, key, []rpc.Attribute{attr(ck.Label, "late")})
@@ -140,6 +148,25 @@ func TestObjectsInClear(t *testing.T) {
 	a.want(ck.KeyHandleInvalid, rpc.SignInit, s, mech(ck.ECDSA), cert)
 }
 
+// copyData: of all objects, only the value of a data object may be another in a copy.
+func (a *app) copyData(s uint64) {
+	a.t.Helper()
+	first := a.call(rpc.CreateObject, s, []rpc.Attribute{attr(ck.Class, ck.ObjectData), attr(ck.Application, "app"), attr(ck.Label, "data"), attr(ck.Value, []byte("old"))})[0].(uint64)
+	second := a.call(rpc.CopyObject, s, first, []rpc.Attribute{attr(ck.Value, []byte("new")), attr(ck.Label, "copy"), attr(ck.Modifiable, false)})[0].(uint64)
+	for at, want := range map[ck.Attr]string{ck.Value: "new", ck.Application: "app", ck.Label: "copy"} {
+		if v, rv := a.value(s, second, at); rv != ck.OK || string(v.Bytes) != want {
+			a.t.Errorf("attribute %x of the copy is %q, %v; want %q", at, v.Bytes, rv, want)
+		}
+	}
+	if v, _ := a.value(s, first, ck.Value); string(v.Bytes) != "old" {
+		a.t.Errorf("the first one's value is %q now", v.Bytes)
+	}
+	a.want(ck.AttributeReadOnly, rpc.CopyObject, s, second, []rpc.Attribute{attr(ck.Value, []byte("x")), attr(ck.Modifiable, true)})
+	a.want(ck.AttributeReadOnly, rpc.CopyObject, s, first, []rpc.Attribute{attr(ck.Value, []byte("x")), attr(ck.Class, ck.ObjectSecretKey)})
+	uncopyable := a.call(rpc.CopyObject, s, first, []rpc.Attribute{attr(ck.Value, []byte("x")), attr(ck.Copyable, false)})[0].(uint64)
+	a.want(ck.ActionProhibited, rpc.CopyObject, s, uncopyable, []rpc.Attribute{attr(ck.Value, []byte("y"))})
+}
+
 func TestCopyAndDestroy(t *testing.T) {
 	a := newWorld(t, 1, onlyOne).app()
 	s := a.session(bobPIN)
@@ -151,6 +178,7 @@ func TestCopyAndDestroy(t *testing.T) {
 	a.want(ck.AttributeReadOnly, rpc.CopyObject, s, second, []rpc.Attribute{attr(ck.Extractable, true)})
 	a.want(ck.AttributeReadOnly, rpc.CopyObject, s, key, []rpc.Attribute{attr(ck.Value, "x")})
 	a.want(ck.ActionProhibited, rpc.CopyObject, s, a.aes(s, attr(ck.Extractable, false)), []rpc.Attribute{})
+	a.copyData(s)
 	ro := a.open(0)
 	a.want(ck.SessionReadOnly, rpc.CopyObject, ro, key, []rpc.Attribute{attr(ck.Token, true)})
 	a.want(ck.SessionReadOnly, rpc.DestroyObject, ro, second)

@@ -305,6 +305,9 @@ func TestECAndEdwards(t *testing.T) {
 		}
 	}
 	a.want(ck.CurveNotSupported, rpc.GenerateKeyPair, s, mech(ck.ECKeyPairGen), []rpc.Attribute{attr(ck.ECParams, []byte{6, 1, 42})}, []rpc.Attribute{})
+	for _, der := range [][]byte{{1, 2, 3}, append(curveDER("secp256r1"), 0)} {
+		a.want(ck.DomainParamsInvalid, rpc.GenerateKeyPair, s, mech(ck.ECKeyPairGen), []rpc.Attribute{attr(ck.ECParams, der)}, []rpc.Attribute{})
+	}
 	a.want(ck.TemplateIncomplete, rpc.GenerateKeyPair, s, mech(ck.ECKeyPairGen), []rpc.Attribute{}, []rpc.Attribute{})
 }
 

@@ -217,6 +217,8 @@ func (s *session) logIn(ctx context.Context, as uint64, pin []byte) error {
 	case ck.UserUser:
 	case ck.UserContextSpecific:
 		return s.authenticate(pin)
+	case ck.UserSO:
+		return s.refuseOfficer()
 	default:
 		return ck.UserTypeInvalid
 	}
@@ -240,6 +242,18 @@ func (s *session) logIn(ctx context.Context, as uint64, pin []byte) error {
 	s.app.d.stats.Logins.Add(1)
 	s.app.log.Info("logged in", "slot", s.slot.Profile.Name, "user", user)
 	return nil
+}
+
+// refuseOfficer: a cluster has no security officer. What any token answers before it
+// looks at the PIN is answered first (PKCS #11 v2.40 §5.6).
+func (s *session) refuseOfficer() error {
+	if _, err := s.login(); err == nil {
+		return ck.UserAnotherAlreadyLoggedIn
+	}
+	if all, rw := s.app.countSessions(s.slot); all > rw {
+		return ck.SessionReadOnlyExists
+	}
+	return ck.UserTypeInvalid
 }
 
 func loginCode(err error) error {
@@ -289,16 +303,16 @@ func (s *session) logout(context.Context, rpc.Args) ([]any, error) {
 // authenticate is C_Login with CKU_CONTEXT_SPECIFIC: the same PIN once more, for one
 // use of a key with CKA_ALWAYS_AUTHENTICATE.
 func (s *session) authenticate(pin []byte) error {
-	l, err := s.login()
-	if err != nil {
-		return err
-	}
 	waiting := false
 	for _, op := range s.ops {
 		waiting = waiting || op != nil && op.locked
 	}
 	if !waiting {
 		return ck.OperationNotInitialized
+	}
+	l, err := s.login()
+	if err != nil {
+		return err
 	}
 	user, password, err := parsePIN(pin)
 	if err != nil {

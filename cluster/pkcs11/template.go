@@ -48,12 +48,18 @@ var usage = []ck.Attr{ck.Encrypt, ck.Decrypt, ck.Sign, ck.SignRecover, ck.Verify
 var material = []ck.Attr{ck.Class, ck.KeyType, ck.Value, ck.ValueLen, ck.Modulus, ck.ModulusBits, ck.PublicExponent, ck.PrivateExponent, ck.Prime1, ck.Prime2,
 	ck.Exponent1, ck.Exponent2, ck.Coefficient, ck.ECParams, ck.ECPoint, ck.CertificateType, ck.CheckValue, ck.PublicKeyInfo, ck.Token, ck.ParameterSet, ck.Seed}
 
+// ofPairs is the material that no secret key has.
+var ofPairs = []ck.Attr{ck.Modulus, ck.ModulusBits, ck.PublicExponent, ck.PrivateExponent, ck.Prime1, ck.Prime2, ck.Exponent1, ck.Exponent2, ck.Coefficient,
+	ck.ECParams, ck.ECPoint, ck.CertificateType}
+
 // wanted turns a template into the attributes of an HSM's key. Material is for others
 // to read.
 func (t template) wanted(class hsm.Class, keyType string) (map[string]string, error) {
 	set, out := attributeSet(class, keyType), map[string]string{}
 	for at, a := range t {
 		switch {
+		case class == hsm.ClassSecret && !set[at] && slices.Contains(ofPairs, at):
+			return nil, ck.AttributeTypeInvalid
 		case slices.Contains(material, at):
 			continue
 		case at == ck.Derive && class == hsm.ClassPublic:

@@ -52,6 +52,7 @@ const (
 	SessionParallelNotSupported RV = 0x0B4
 	SessionReadOnly             RV = 0x0B5
 	SessionExists               RV = 0x0B6
+	SessionReadOnlyExists       RV = 0x0B7
 	SignatureInvalid            RV = 0x0C0
 	SignatureLenRange           RV = 0x0C1
 	TemplateIncomplete          RV = 0x0D0
@@ -97,7 +98,7 @@ var rvNames = map[RV]string{
 	OperationActive: "CKR_OPERATION_ACTIVE", OperationNotInitialized: "CKR_OPERATION_NOT_INITIALIZED", PinIncorrect: "CKR_PIN_INCORRECT",
 	PinInvalid: "CKR_PIN_INVALID", PinLenRange: "CKR_PIN_LEN_RANGE", PinLocked: "CKR_PIN_LOCKED", SessionClosed: "CKR_SESSION_CLOSED",
 	SessionCount: "CKR_SESSION_COUNT", SessionHandleInvalid: "CKR_SESSION_HANDLE_INVALID", SessionParallelNotSupported: "CKR_SESSION_PARALLEL_NOT_SUPPORTED",
-	SessionReadOnly: "CKR_SESSION_READ_ONLY", SessionExists: "CKR_SESSION_EXISTS", SignatureInvalid: "CKR_SIGNATURE_INVALID",
+	SessionReadOnly: "CKR_SESSION_READ_ONLY", SessionExists: "CKR_SESSION_EXISTS", SessionReadOnlyExists: "CKR_SESSION_READ_ONLY_EXISTS", SignatureInvalid: "CKR_SIGNATURE_INVALID",
 	SignatureLenRange: "CKR_SIGNATURE_LEN_RANGE", TemplateIncomplete: "CKR_TEMPLATE_INCOMPLETE", TemplateInconsistent: "CKR_TEMPLATE_INCONSISTENT",
 	TokenNotPresent: "CKR_TOKEN_NOT_PRESENT", TokenWriteProtected: "CKR_TOKEN_WRITE_PROTECTED", UnwrappingKeyHandleInvalid: "CKR_UNWRAPPING_KEY_HANDLE_INVALID",
 	UnwrappingKeySizeRange: "CKR_UNWRAPPING_KEY_SIZE_RANGE", UnwrappingKeyTypeInconsist: "CKR_UNWRAPPING_KEY_TYPE_INCONSISTENT",

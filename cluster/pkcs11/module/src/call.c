@@ -143,10 +143,45 @@ void call_ask(struct call *c)
 	check(c);
 }
 
+/* operation_of is the flag, as of C_SessionCancel, of the operation that a function goes on
+ * with or ends; 0 if it does neither. */
+static CK_FLAGS operation_of(uint32_t id)
+{
+	if (id >= 30 && id <= 32) /* C_Encrypt … */
+		return 1 << 8;
+	if (id >= 34 && id <= 36)
+		return 1 << 9;
+	if (id >= 38 && id <= 41 && id != 40) /* C_DigestKey may fail */
+		return 1 << 10;
+	if (id >= 43 && id <= 45)
+		return 1 << 11;
+	if (id == 47)
+		return 1 << 12;
+	if (id >= 49 && id <= 51)
+		return 1 << 13;
+	return id == 53 ? 1 << 14 : 0; /* C_VerifyRecover */
+}
+
+/* abandon ends the operation of a call whose arguments made no sense: the daemon, which has
+ * not heard of it, would have it under way still. Any error ends an operation but too
+ * little room (PKCS #11 v2.40, section 5.8 and on). */
+static void abandon(const struct call *c)
+{
+	static const struct call_info info = {67, "uu", "", true, false};
+	struct call cancel;
+	call_begin_on(&cancel, &info, c->conn);
+	buffer_u64(&cancel.out, cancel.session = c->session);
+	put_number(&cancel, operation_of(c->info->id));
+	call_run(&cancel);
+	call_end(&cancel);
+}
+
 CK_RV call_end(struct call *c)
 {
 	if (c->rv == CKR_OK && (c->in.bad || c->in.length != 0))
 		call_broken(c);
+	if (c->rv == CKR_ARGUMENTS_BAD && c->session != 0 && operation_of(c->info->id) != 0 && conn_form(c->conn) == FORM_OWN)
+		abandon(c);
 	if (c->conn != NULL && conn_form(c->conn) == FORM_OWN)
 		pair_ended(c);
 	buffer_wipe(&c->out);

@@ -131,6 +131,7 @@ static void digests(struct setting *s)
 	is(n == 32);
 	want(CKR_ARGUMENTS_BAD, s->f->C_Digest(h, NULL, 3, out, &n));
 	want(CKR_ARGUMENTS_BAD, s->f->C_Digest(h, text, 3, out, NULL));
+	s->f->C_DigestInit(h, &m); /* our daemon has ended it */
 	want(CKR_BUFFER_TOO_SMALL, s->f->C_Digest(h, text, 3, out, &zero));
 	is(zero == 32);
 	ok(s->f->C_Digest(h, text, 3, out, &n));

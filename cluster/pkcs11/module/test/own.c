@@ -257,11 +257,43 @@ static void mldsa(struct setting *s)
 	}
 }
 
+/* senseless arguments end an operation, though the daemon does not see them, and whether
+ * it has heard of the operation or is to hear of it with the next call. */
+static void senseless(struct setting *s)
+{
+	CK_OBJECT_HANDLE aes = make_aes(s, s->session), generic = make_generic(s, s->session);
+	CK_MECHANISM sha = {CKM_SHA256, NULL, 0}, ecb = {CKM_AES_ECB, NULL, 0}, hmac = {CKM_SHA256_HMAC, NULL, 0};
+	CK_BYTE out[64];
+	for (int i = 0; i < 3; i++) {
+		CK_ULONG n = sizeof out;
+		ok(s->f->C_DigestInit(s->session, &sha));
+		want(CKR_ARGUMENTS_BAD, s->f->C_Digest(s->session, data, 3, out, NULL));
+		want(CKR_OPERATION_NOT_INITIALIZED, s->f->C_Digest(s->session, data, 3, out, &n));
+		ok(s->f->C_EncryptInit(s->session, &ecb, aes));
+		want(CKR_ARGUMENTS_BAD, s->f->C_Encrypt(s->session, NULL, 16, out, &n));
+		ok(s->f->C_EncryptInit(s->session, &ecb, aes));
+		want(CKR_ARGUMENTS_BAD, s->f->C_EncryptUpdate(s->session, data, 16, out, NULL));
+		ok(s->f->C_SignInit(s->session, &hmac, generic));
+		want(CKR_OPERATION_NOT_INITIALIZED, s->f->C_EncryptFinal(s->session, out, &n));
+		want(CKR_ARGUMENTS_BAD, s->f->C_SignUpdate(s->session, NULL, 5));
+		ok(s->f->C_VerifyInit(s->session, &hmac, generic));
+		want(CKR_ARGUMENTS_BAD, s->f->C_Verify(s->session, data, 3, NULL, 32));
+		want(CKR_OPERATION_NOT_INITIALIZED, s->f->C_VerifyUpdate(s->session, data, 3));
+		ok(s->f->C_SignInit(s->session, &hmac, generic));
+		n = sizeof out;
+		ok(s->f->C_Sign(s->session, data, 3, out, &n)); /* the next one like it waits */
+		ok(s->f->C_SignInit(s->session, &hmac, generic));
+		want(CKR_ARGUMENTS_BAD, s->f->C_Sign(s->session, data, 3, out, NULL));
+		want(CKR_OPERATION_NOT_INITIALIZED, s->f->C_SignUpdate(s->session, data, 3));
+	}
+}
+
 void mode_own(struct setting *s)
 {
 	ok(s->f->C_Initialize(NULL));
 	log_in(s);
 	aes(s);
+	senseless(s);
 	des3(s);
 	iv_of_hsm(s);
 	gcm_tampered(s);

@@ -1,0 +1,116 @@
+package pkcs11
+
+import (
+	"context"
+	"maps"
+	"slices"
+
+	"github.com/hsmbackup/hsmbackup/cluster"
+	"github.com/hsmbackup/hsmbackup/cluster/hsm"
+	"github.com/hsmbackup/hsmbackup/cluster/pkcs11/ck"
+	"github.com/hsmbackup/hsmbackup/cluster/pkcs11/rpc"
+)
+
+// changes turns a template into the attributes to change; nothing is added to it.
+func (t template) changes(k hsm.KeyInfo) (map[string]string, error) {
+	set, out := attributeSet(k.Class, k.Type), map[string]string{}
+	for at, a := range t {
+		switch {
+		case at == ck.Token:
+			continue
+		case !set[at]:
+			return nil, ck.AttributeTypeInvalid
+		case t.fixed(at) || at == ck.Local || at == ck.AlwaysSensitive || at == ck.NeverExtractable || at == ck.KeyGenMechanism || at == ck.UniqueID:
+			return nil, ck.AttributeReadOnly
+		}
+		name, value, err := attributeText(at, a)
+		if err != nil {
+			return nil, err
+		}
+		if name != "" {
+			out[name] = value
+		}
+	}
+	return out, nil
+}
+
+func (s *session) setAttributeValue(ctx context.Context, args rpc.Args) ([]any, error) {
+	o, k, err := s.object(ctx, args.Ulong(1), fresh)
+	if err != nil {
+		return nil, err
+	}
+	t, err := parseTemplate(args.Attributes(2))
+	if err != nil {
+		return nil, err
+	}
+	l, err := s.begin(k.Token || t.flag(ck.Token))
+	if err != nil {
+		return nil, err
+	}
+	changes, err := t.changes(k)
+	if err == nil {
+		err = mayChange(k, changes, inPlace)
+	}
+	if err == nil && t.has(ck.Token) && k.Token && !t.flag(ck.Token) {
+		err = ck.AttributeReadOnly
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer o.stale()
+	for _, name := range slices.Sorted(maps.Keys(changes)) {
+		value := changes[name]
+		if k.Attributes[name] == value {
+			continue
+		}
+		_, err := l.Change(ctx, hsm.Change{Kind: hsm.ChangeAttribute, Ref: o.ref, Name: name, Value: value})
+		if err != nil {
+			return nil, as(err, map[error]ck.RV{hsm.ErrAttribute: ck.AttributeReadOnly, hsm.ErrInvalid: ck.AttributeValueInvalid, hsm.ErrDenied: ck.ActionProhibited})
+		}
+	}
+	return nil, s.setToken(ctx, l, o, k, t)
+}
+
+// How attributes change: in an object, or in a copy of it, which may be had of an object
+// that is not modifiable.
+const (
+	inPlace = false
+	copied  = true
+)
+
+// mayChange refuses what an HSM would, before anything is changed: of several attributes
+// some would be otherwise and some not.
+func mayChange(k hsm.KeyInfo, changes map[string]string, copied bool) error {
+	for name, value := range changes {
+		was := k.Attributes[name]
+		if was == value {
+			continue
+		}
+		if k.Attributes["modifiable"] == "false" && !copied {
+			return ck.ActionProhibited
+		}
+		a, err := hsm.LookupAttribute(name)
+		if err != nil {
+			return err
+		}
+		if a.Modifiable == hsm.Never || a.Modifiable == hsm.ToTrue && was == "true" || a.Modifiable == hsm.ToFalse && was != "true" && value == "true" {
+			return ck.AttributeReadOnly
+		}
+	}
+	return nil
+}
+
+// setToken makes a token object of a session object, which an HSM does once.
+func (s *session) setToken(ctx context.Context, l *login, o *object, k hsm.KeyInfo, t template) error {
+	switch {
+	case !t.has(ck.Token) || t.flag(ck.Token) == k.Token:
+		return nil
+	case k.Token:
+		return ck.AttributeReadOnly
+	}
+	_, err := l.Create(ctx, hsm.CreateRequest{Method: hsm.MethodPromote, Token: true, Key: o.ref}, cluster.Policy{})
+	if err == nil {
+		s.app.objects.promoted(o)
+	}
+	return err
+}
