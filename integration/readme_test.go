@@ -5,7 +5,6 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -17,6 +16,7 @@ import (
 	"testing"
 
 	"github.com/hsmbackup/hsmbackup/integration/miniotest"
+	"github.com/hsmbackup/hsmbackup/integration/pinned"
 )
 
 // step is one command of a document and the output shown below it.
@@ -182,7 +182,7 @@ func TestReadme(t *testing.T) {
 	if _, err := miniotest.Binary(); err != nil { // says so while it builds
 		t.Fatal(err)
 	}
-	runDocument(t, "README.md", 10, "127.0.0.1:9000", freePort(t))
+	runDocument(t, "README.md", 10, "127.0.0.1:9000", pinned.FreeAddress(t))
 }
 
 // runDocument runs a document that has at least so many commands, with one text of
@@ -222,14 +222,6 @@ func goEnvironment(t *testing.T) []string {
 	}
 	// The checkout may belong to another user than the one who tests.
 	return append(env, "GIT_CONFIG_COUNT=1", "GIT_CONFIG_KEY_0=safe.directory", "GIT_CONFIG_VALUE_0=*")
-}
-
-func freePort(t *testing.T) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	must(t, err)
-	defer l.Close()
-	return l.Addr().String()
 }
 
 // TestLinksLeadSomewhere follows the links of the documents inside the

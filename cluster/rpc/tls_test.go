@@ -161,7 +161,7 @@ func TestDialUnreachable(t *testing.T) {
 
 	silent := newProxy(t, s.address) // accepts, and says nothing
 	silent.swallowed.Store(true)
-	_, err = Dial(t.Context(), silent.address(), s.config(pki.KindClient, "c"), WithTimeout(300*time.Millisecond))
+	_, err = Dial(t.Context(), silent.address(), s.config(pki.KindClient, "c"), WithTimeout(3*time.Second)) // time enough to connect
 	if !errors.Is(err, hsm.ErrUnavailable) || !errors.Is(err, ErrSlow) || !strings.HasPrefix(err.Error(), "HSM at "+silent.address()+" cannot be reached: ") {
 		t.Errorf("silence: %v", err)
 	}

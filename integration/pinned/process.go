@@ -3,6 +3,7 @@ package pinned
 import (
 	"bytes"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"os/exec"
 	"strings"
@@ -57,15 +58,26 @@ func (p *Process) Kill() {
 	<-p.done
 }
 
+// Ports below those of HSMs, and of outgoing connections: a server that is down for a while
+// finds its own free when it is started again.
+const (
+	lowPort  = 12000
+	highPort = 20000
+)
+
 // FreeAddress returns a loopback address that nobody listened on a moment ago.
 func FreeAddress(t testing.TB) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatalf("find a free port: %v", err)
+	var err error
+	for range 100 {
+		var l net.Listener
+		if l, err = net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", lowPort+rand.IntN(highPort-lowPort))); err == nil {
+			defer l.Close()
+			return l.Addr().String()
+		}
 	}
-	defer l.Close()
-	return l.Addr().String()
+	t.Fatalf("find a free port: %v", err)
+	return ""
 }
 
 // output collects what a server says.
