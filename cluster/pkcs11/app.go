@@ -62,11 +62,12 @@ func (a *App) Close() {
 	logins := a.logins
 	a.sessions, a.logins = map[uint64]*session{}, map[*slot]*login{}
 	a.mu.Unlock()
+	objects := map[*slot][]*object{}
 	for _, s := range sessions {
-		a.forget(s, logins[s.slot])
+		objects[s.slot] = append(objects[s.slot], a.forget(s)...)
 	}
-	for _, l := range logins {
-		l.leave()
+	for slot, l := range logins {
+		l.leave(func() { a.discard(l, objects[slot]) })
 	}
 }
 

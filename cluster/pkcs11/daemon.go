@@ -149,7 +149,7 @@ func (s *slot) login(ctx context.Context, log *slog.Logger, user string, passwor
 		if l.works(ctx) {
 			return l, nil
 		}
-		l.leave()
+		l.leave(nothing)
 	}
 	options := append([]cluster.Option{cluster.WithLog(log), cluster.WithSessionKeysTogether()}, s.Options...)
 	c, err := cluster.Open(ctx, s.Profile, cluster.Credential{Role: hsm.RoleCryptoUser, Name: user, Password: password}, options...)
@@ -198,8 +198,10 @@ func (l *login) now(password hsm.Secret) {
 	l.password = hsm.NewSecret(append([]byte{}, password.Reveal()...))
 }
 
-// leave ends one application's part. The last one closes the connection.
-func (l *login) leave() {
+// leave ends one application's part. The last one closes the connection, and HSMs destroy
+// all session keys with it, at once. While there are others, discard destroys those of
+// this application; if the last of them leaves meanwhile, there is nothing left to destroy.
+func (l *login) leave(discard func()) {
 	l.shelf.mu.Lock()
 	l.users--
 	last := l.users == 0
@@ -217,5 +219,10 @@ func (l *login) leave() {
 		l.shelf.tidy(0)
 		l.Close()
 		l.password.Wipe()
+		return
 	}
+	discard()
 }
+
+// nothing is what an application has to destroy that has used no keys.
+func nothing() {}

@@ -67,7 +67,7 @@ func (a *App) closeSession(_ context.Context, args rpc.Args) ([]any, error) {
 	if err != nil {
 		return nil, err
 	}
-	a.end(s)
+	a.end(s.slot, s)
 	return nil, nil
 }
 
@@ -84,43 +84,72 @@ func (a *App) closeAllSessions(_ context.Context, args rpc.Args) ([]any, error) 
 		}
 	}
 	a.mu.Unlock()
-	for _, s := range all {
-		a.end(s)
-	}
+	a.end(slot, all...)
 	return nil, nil
 }
 
-// end closes a session. The last one of a slot logs out (PKCS #11 v2.40 §5.6).
-func (a *App) end(s *session) {
+// end closes sessions of a slot, and destroys their objects. The last one of a slot logs
+// out (PKCS #11 v2.40 §5.6).
+func (a *App) end(slot *slot, sessions ...*session) {
+	var l *login
+	var objects []*object
+	for _, s := range sessions {
+		if was, more, ok := a.take(s); ok {
+			l, objects = was, append(objects, more...)
+		}
+	}
+	if l == nil { // nobody is logged in, so that there are no objects
+		return
+	}
+	if !a.leaves(slot, l) {
+		a.discard(l, objects)
+		return
+	}
+	a.objects.drop(func(o *object) bool { return o.slot == slot })
+	l.leave(func() { a.discard(l, objects) })
+}
+
+// take closes a session, and returns the login that it had and what is to be destroyed
+// with it; ok is false if another thread was faster.
+func (a *App) take(s *session) (l *login, objects []*object, ok bool) {
 	s.turn.Lock() // whatever it does is finished first
 	defer s.turn.Unlock()
 	a.mu.Lock()
-	if a.sessions[s.id] != s {
-		a.mu.Unlock()
-		return
+	ok = a.sessions[s.id] == s
+	if ok {
+		delete(a.sessions, s.id)
 	}
-	delete(a.sessions, s.id)
-	l, last := a.logins[s.slot], true
-	for _, o := range a.sessions {
-		last = last && o.slot != s.slot
-	}
-	if last {
-		delete(a.logins, s.slot)
-	}
+	l = a.logins[s.slot]
 	a.mu.Unlock()
-	a.forget(s, l)
-	if last && l != nil {
-		a.objects.drop(func(o *object) bool { return o.slot == s.slot })
-		l.leave()
+	if !ok {
+		return nil, nil, false
 	}
+	return l, a.forget(s), true
 }
 
-// forget destroys the session's objects.
-func (a *App) forget(s *session, l *login) {
+// leaves tells whether a login is to end, since its slot has no sessions any more, and
+// takes it away.
+func (a *App) leaves(slot *slot, l *login) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, s := range a.sessions {
+		if s.slot == slot {
+			return false
+		}
+	}
+	if a.logins[slot] != l {
+		return false // another thread has ended it
+	}
+	delete(a.logins, slot)
+	return true
+}
+
+// forget ends what a session does, and returns its objects, which have no handles any more.
+func (a *App) forget(s *session) []*object {
 	a.d.stats.Sessions.Add(-1)
 	s.over = true
 	s.drop()
-	a.discard(l, a.objects.drop(func(o *object) bool { return o.session == s }))
+	return a.objects.drop(func(o *object) bool { return o.session == s })
 }
 
 // discarding is how many session objects are destroyed at once.
@@ -236,7 +265,7 @@ func (s *session) logIn(ctx context.Context, as uint64, pin []byte) error {
 		return loginCode(err)
 	}
 	if err := s.app.takeLogin(s, l); err != nil {
-		l.leave()
+		l.leave(nothing)
 		return err
 	}
 	s.app.d.stats.Logins.Add(1)
@@ -293,9 +322,9 @@ func (s *session) logout(context.Context, rpc.Args) ([]any, error) {
 	if l == nil {
 		return nil, ck.UserNotLoggedIn
 	}
-	a.discard(l, a.objects.drop(func(o *object) bool { return o.slot == s.slot }))
+	objects := a.objects.drop(func(o *object) bool { return o.slot == s.slot })
 	s.ops, s.find = [opKinds]*operation{}, nil
-	l.leave()
+	l.leave(func() { a.discard(l, objects) })
 	a.log.Info("logged out", "slot", s.slot.Profile.Name)
 	return nil, nil
 }
