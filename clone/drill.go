@@ -37,6 +37,8 @@ type DrillOptions struct {
 	// how many bytes, or 0 where it is not bytes that take the time. A count of keys begins
 	// with none of them. Several goroutines call it.
 	Progress func(done, total, bytes int64)
+
+	iterations int // as of server.Spec; tests take few
 }
 
 // drill is a drill under way.
@@ -144,7 +146,7 @@ func (d *drill) spec(name string) server.Spec {
 	return server.Spec{
 		Name: name, Region: name, Dir: filepath.Join(d.o.Dir, name), HSMs: d.o.HSMs, MinCopies: min(2, d.o.HSMs), CheckOnUse: d.o.HSMs > 1,
 		Version: d.o.Version, SealEnvelope: backup.SealEnvelope, Admin: d.people.root.name, Password: d.people.root.password,
-		Custodians: []string{d.identity.Recipient().String()}, Threshold: 1,
+		Custodians: []string{d.identity.Recipient().String()}, Threshold: 1, Iterations: d.o.iterations,
 	}
 }
 

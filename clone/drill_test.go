@@ -22,7 +22,7 @@ func drillOptions(t *testing.T) DrillOptions {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return DrillOptions{Executable: exe, Store: newVault(t).store, Dir: t.TempDir(), Keys: 5, HSMs: 2, Version: "test"}
+	return DrillOptions{Executable: exe, Store: newVault(t).store, Dir: t.TempDir(), Keys: 5, HSMs: 2, Version: "test", iterations: testIterations}
 }
 
 // TestADrillPasses with HSMs as processes, keys of every type, and the report
