@@ -109,3 +109,30 @@ func TestObjectsAreOfTheirApplication(t *testing.T) {
 	one.want(ck.KeyHandleInvalid, rpc.EncryptInit, second, mech(ck.AESECB), mine)
 	one.call(rpc.EncryptInit, second, mech(ck.AESECB), shared)
 }
+
+// What is under way in any session ends with the login, and nobody goes on with it after
+// the next one.
+func TestOperationsEndWithTheLogin(t *testing.T) {
+	a := newWorld(t, 1, onlyOne).app()
+	s := a.session(bobPIN)
+	other := a.open(0)
+	_, priv := a.pair(s, ck.ECKeyPairGen, []rpc.Attribute{attr(ck.ECParams, curveDER("secp256r1")), attr(ck.Token, true)},
+		[]rpc.Attribute{attr(ck.Sign, true), attr(ck.AlwaysAuthenticate, true), attr(ck.Token, true)})
+	begin := func() {
+		t.Helper()
+		a.call(rpc.SignInit, other, mech(ck.ECDSA), priv)
+		a.call(rpc.Login, other, ck.UserContextSpecific, []byte(bobPIN))
+		a.call(rpc.DigestInit, other, mech(ck.SHA256))
+		a.call(rpc.Logout, s)
+	}
+	begin()
+	a.want(ck.OperationNotInitialized, rpc.Sign, other, make([]byte, 32), room)
+	a.call(rpc.Digest, other, []byte("abc"), room) // it needs nobody
+	a.call(rpc.Login, s, ck.UserUser, []byte(bobPIN))
+	priv = a.find(s, attr(ck.Class, ck.ObjectPrivateKey))[0]
+	begin()
+	a.call(rpc.Login, s, ck.UserUser, []byte(bobPIN))
+	a.want(ck.OperationNotInitialized, rpc.Sign, other, make([]byte, 32), room)
+	priv = a.find(s, attr(ck.Class, ck.ObjectPrivateKey))[0]
+	a.call(rpc.SignInit, other, mech(ck.ECDSA), priv)
+}

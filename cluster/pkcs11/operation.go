@@ -32,6 +32,7 @@ type operation struct {
 	kind   opKind
 	m      ck.Mech
 	key    *object
+	login  *login // under which it was begun; nil: it has no key
 	info   hsm.KeyInfo
 	use    hsm.Use
 	locked bool // until a login with CKU_CONTEXT_SPECIFIC
@@ -97,6 +98,7 @@ func (s *session) newOperation(ctx context.Context, kind opKind, m rpc.Mechanism
 		op.hash = hashes[known.hash].New()
 		return op, nil
 	}
+	op.login, _ = s.login() // without one there are no keys
 	if op.key, op.info, err = s.key(ctx, args.Ulong(2), ck.KeyHandleInvalid); err != nil {
 		return nil, err
 	}
@@ -204,16 +206,26 @@ func (op *operation) signatureSize() int {
 }
 
 // op returns the operation under way. CKR_USER_NOT_LOGGED_IN as long as the key
-// wants a PIN for each use.
+// wants a PIN for each use. An operation ends with the login that it was begun under,
+// whichever session logs out: whoever logs in next has not begun it.
 func (s *session) op(kind opKind) (*operation, error) {
 	op := s.ops[kind]
 	switch {
 	case op == nil:
 		return nil, ck.OperationNotInitialized
+	case op.login != nil && !s.is(op.login):
+		s.ops[kind] = nil
+		return nil, ck.OperationNotInitialized
 	case op.locked:
 		return nil, ck.UserNotLoggedIn
 	}
 	return op, nil
+}
+
+// is tells whether a login is still that of the session.
+func (s *session) is(l *login) bool {
+	now, err := s.login()
+	return err == nil && now == l
 }
 
 // updateCall takes a part of what is signed, verified or digested.
@@ -344,54 +356,4 @@ func (s *session) verifyRecover(_ context.Context, args rpc.Args) ([]any, error)
 		}
 		return recoverData(op.info, op.m, signature)
 	})
-}
-
-// digestCall is C_Digest.
-func (s *session) digestCall(_ context.Context, args rpc.Args) ([]any, error) {
-	op, err := s.op(opDigest)
-	if err != nil {
-		return nil, err
-	}
-	if op.parts {
-		return nil, ck.OperationActive
-	}
-	return s.deliver(op, args.Room(2), op.hash.Size(), func() ([]byte, error) {
-		op.hash.Write(args.Bytes(1))
-		return op.hash.Sum(nil), nil
-	})
-}
-
-func (s *session) digestFinal(_ context.Context, args rpc.Args) ([]any, error) {
-	op, err := s.op(opDigest)
-	if err != nil {
-		return nil, err
-	}
-	return s.deliver(op, args.Room(1), op.hash.Size(), func() ([]byte, error) { return op.hash.Sum(nil), nil })
-}
-
-// digestKey hashes a key that may be read.
-func (s *session) digestKey(ctx context.Context, args rpc.Args) ([]any, error) {
-	op, err := s.op(opDigest)
-	if err != nil {
-		return nil, err
-	}
-	o, k, err := s.key(ctx, args.Ulong(1), ck.KeyHandleInvalid)
-	if err != nil {
-		return nil, err
-	}
-	if k.Class != hsm.ClassSecret || !readable(k) {
-		return nil, ck.KeyIndigestible
-	}
-	l, err := s.login()
-	if err != nil {
-		return nil, err
-	}
-	value, err := l.Use(ctx, hsm.Use{Kind: hsm.UseValue, Key: o.ref})
-	if err != nil {
-		return nil, as(err, map[error]ck.RV{hsm.ErrAttribute: ck.KeyIndigestible, hsm.ErrDenied: ck.KeyIndigestible})
-	}
-	op.parts = true
-	op.hash.Write(value)
-	clear(value)
-	return nil, nil
 }

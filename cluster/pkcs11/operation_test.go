@@ -327,6 +327,9 @@ func TestDeriveByECDH(t *testing.T) {
 		}
 		return v.Bytes
 	}
+	point, _ := a.value(s, pub2, ck.ECPoint)
+	m := rpc.Mechanism{Type: ck.ECDH1Derive, Has: true, Nums: []uint64{ck.KDFNull}, Bufs: [][]byte{nil, point.Bytes}}
+	a.want(ck.KeySizeRange, rpc.DeriveKey, s, m, priv1, []rpc.Attribute{attr(ck.ValueLen, 33)})
 	for _, kdf := range []uint64{ck.KDFNull, ck.KDFSHA1, ck.KDFSHA256, ck.KDFSHA512} {
 		if !bytes.Equal(derive(priv1, pub2, kdf), derive(priv2, pub1, kdf)) {
 			t.Errorf("kdf %d: the two sides differ", kdf)

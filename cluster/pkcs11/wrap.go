@@ -187,6 +187,9 @@ func (s *session) deriveKey(ctx context.Context, args rpc.Args) ([]any, error) {
 		}
 		r.Size = sizes[k.Curve]
 	}
+	if known.param == paramECDH && p.Hash == "" && r.Size > sizes[k.Curve] {
+		return nil, ck.KeySizeRange // no more bytes come out than a coordinate has
+	}
 	t.yield(&r, k, hsm.DeriveTemplate)
 	r.Method, r.Key, r.Params = hsm.MethodDerive, key.ref, p
 	return s.one(ctx, l, r, map[error]ck.RV{hsm.ErrInvalid: ck.MechanismParamInvalid, hsm.ErrCrypto: ck.MechanismParamInvalid, hsm.ErrAttribute: ck.TemplateInconsistent,
