@@ -392,3 +392,22 @@ func TestWhatIsLeftBesideAWholeCluster(t *testing.T) {
 	again(dir, 0)
 	again(other, 3)
 }
+
+// TestAPortIsGivenOnce: of several clusters of one process, an HSM that is down finds its
+// port free when it is started.
+func TestAPortIsGivenOnce(t *testing.T) {
+	given := map[string]bool{}
+	for range 500 {
+		l, err := listenFree("127.0.0.1")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if given[l.Addr().String()] {
+			t.Fatalf("%s was given to two", l.Addr())
+		}
+		given[l.Addr().String()] = true
+		if err := l.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}

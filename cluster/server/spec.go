@@ -7,6 +7,7 @@ import (
 	"net"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/hsmbackup/hsmbackup/cluster/hsm"
@@ -148,11 +149,19 @@ const (
 	highPort = 32000
 )
 
+// givenPorts are those that this process has given out: an HSM that is down, or not up yet,
+// does not listen on its own.
+var givenPorts sync.Map
+
 // listenFree listens on a free port of host.
 func listenFree(host string) (net.Listener, error) {
 	for range 64 {
 		port := strconv.Itoa(lowPort + rand.N(highPort-lowPort))
+		if _, given := givenPorts.Load(port); given {
+			continue
+		}
 		if l, err := net.Listen("tcp", net.JoinHostPort(host, port)); err == nil {
+			givenPorts.Store(port, true)
 			return l, nil
 		}
 	}
