@@ -11,8 +11,13 @@ import (
 	"github.com/hsmbackup/hsmbackup/cluster/hsm"
 )
 
-// maxCovered bounds the coverage cache: about 10 MiB.
+// maxCovered bounds the coverage cache: about 10 MiB. Session keys stay in it beyond that,
+// as many as HSMs let a session have.
 const maxCovered = 1 << 16
+
+// trimLooks is how many keys are looked at to find one to forget: where nearly all are
+// session keys, a walk over them all for each new one would take longer than to make it.
+const trimLooks = 64
 
 // covered is where a key is known to be. It is replaced, never changed.
 type covered struct {
@@ -51,8 +56,9 @@ func (cc *coverageCache) put(ref hsm.KeyRef, k covered) {
 
 // trim forgets some other keys if they have become too many. cc.mu is held.
 func (cc *coverageCache) trim(keep hsm.KeyRef) {
-	for other, k := range cc.keys {
-		if len(cc.keys) <= maxCovered {
+	looks := 0
+	for other, k := range cc.keys { // which begins anywhere
+		if looks++; len(cc.keys) <= maxCovered || looks > trimLooks {
 			return
 		}
 		if other != keep && !k.session {
