@@ -1,6 +1,7 @@
 package integration
 
 import (
+	"maps"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -99,25 +100,77 @@ func (c *testCluster) addToProfile(t testing.TB, id string) {
 	}
 }
 
-// TestTwentyEightHSMs: as many as CloudHSM has in a cluster; a key gets to all of
-// them, and the death of some is not noticed.
+// TestTwentyEightHSMs: as many as CloudHSM has in a cluster, from a snapshot of a cluster of
+// one, by a restore that is killed when it has filled some of them. Each has every key; a new
+// key gets to all of them, and the death of some is not noticed.
 func TestTwentyEightHSMs(t *testing.T) {
-	c := createCluster(t, newMachine(t), "east", 28)
+	createCluster(t, newMachine(t), "east", 28)
+	b := newBackedUp(t, newMachine(t))
+	kept := b.references(t)
+	c := b.restoreTwentyEight(t)
 	c.startAll(t)
 	c.nobody().ok(t, "cluster", "wait", "--timeout", deadline.String()) // 756 handshakes, on a machine that may be small
-	c.createUser(t, alicePIN)
-	c.generate(t, "everywhere")
-	c.wait(t)
-	if i := c.info(t); len(i.HSMs) != 28 || !i.InSync {
+	i := c.info(t)
+	if len(i.HSMs) != 28 || !i.InSync || i.Keys != len(kept) || i.UnderReplicated != 0 {
 		t.Errorf("%+v", i)
 	}
+	for _, h := range i.HSMs {
+		if h.Root != b.root {
+			t.Errorf("%s has root %s, the snapshot %s", h.ID, h.Root, b.root)
+		}
+	}
+	if got := c.references(t); !maps.Equal(got, kept) {
+		t.Errorf("it shows %v, want %v", got, kept)
+	}
+	c.generate(t, "everywhere")
+	c.wait(t)
 	for _, p := range c.hsms[:9] {
 		p.kill()
 	}
 	ref := c.generate(t, "with nine HSMs down", "--min-copies", "19")
-	if got := c.references(t); len(got) != 2 || !got[ref] {
+	if got := c.references(t); len(got) != len(kept)+2 || !got[ref] {
 		t.Errorf("it shows %v", got)
 	}
+}
+
+// restoreTwentyEight restores into 28 HSMs, killed when some have been filled and others have
+// not; then the same command goes on with what had been loaded.
+func (b backedUp) restoreTwentyEight(t *testing.T) *testCluster {
+	t.Helper()
+	restore := []string{"restore", "--from", b.store, "--identity", b.identity, "--name", "payments", "--region", "west", "--hsms", "28", "--dir", b.path("west"), "--json"}
+	filled := func(folder string) int {
+		stores, err := filepath.Glob(b.path(folder, "hsm-*", "store"))
+		must(t, err)
+		return len(stores)
+	}
+	for tries := 0; ; tries++ {
+		if tries == 20 {
+			t.Fatal("the restore was over before it could be killed, twenty times in a row")
+		}
+		p := b.start(t, restore...)
+		for end := time.Now().Add(deadline); filled(".west.hsmbackup-new") < 3 && p.alive(); time.Sleep(time.Millisecond) {
+			if time.Now().After(end) {
+				t.Fatal("the restore fills no HSM")
+			}
+		}
+		p.kill()
+		if n := filled(".west.hsmbackup-new"); n >= 3 && n < 28 && filled("west") == 0 {
+			t.Logf("killed with %d of 28 HSMs begun", n)
+			break
+		}
+		b.removed(t, "west")
+	}
+	var r struct {
+		Objects int
+		Resumed int `json:"resumed_objects"`
+		Root    string
+	}
+	b.json(t, &r, restore...)
+	if r.Root != b.root || r.Resumed == 0 || filled("west") != 28 {
+		t.Errorf("%+v, want root %s and objects that were there; %d HSMs", r, b.root, filled("west"))
+	}
+	b.leftNothing(t, "west")
+	return &testCluster{machine: b.machine, dir: b.path("west")}
 }
 
 // TestTokensAreRefusedClearly: each with one line, the right exit code, and
