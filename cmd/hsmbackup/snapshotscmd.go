@@ -81,7 +81,7 @@ Examples:
 			&cli.StringFlag{Name: "key", Usage: "forecast: until when the key of this `REFERENCE` can be restored, and when it is erased"},
 			&cli.DurationFlag{Name: "every", Usage: "forecast: a snapshot is taken so often (default: as lately)"},
 			&cli.BoolFlag{Name: "dry-run", Usage: "prune: show the plan, do nothing"},
-			&cli.BoolFlag{Name: "now", Usage: "prune: remove at once, without the seven days in which undelete helps"},
+			&cli.BoolFlag{Name: "now", Usage: "prune: remove at once, without the seven days in which undelete helps; each removal begins --grace anew, so objects are freed by a run that comes --grace after the last one that removed a snapshot"},
 			&cli.DurationFlag{Name: "grace", Value: backup.DefaultGrace, Usage: "prune: leave objects alone that are younger, or whose snapshot went more recently; must be longer than any snapshot or copy takes"},
 		}, policyFlags()),
 	}
