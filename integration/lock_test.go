@@ -52,7 +52,7 @@ func lockedSnapshots(t *testing.T, m *machine, location string) {
 	if out := m.ok(t, "snapshot", "--to", location, "--full", "--lock-for", "1h", "--lock-mode", "compliance"); strings.Contains(out, "note: ") {
 		t.Errorf("nothing of a full snapshot was locked before: %s", out)
 	}
-	later := time.Now().Add(30 * time.Hour).UTC()
+	later := time.Now().Add(30 * time.Hour).UTC().Truncate(time.Minute).Add(30 * time.Second) // the answer may be a second later, of the same minute
 	if r := lock("2", "--until", later.Format(time.RFC3339)); r.code != 0 || !strings.Contains(r.stdout, "(compliance) at least until "+later.Format("2006-01-02T15:04")) {
 		t.Errorf("extended: %v", r)
 	}
