@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 
 	"github.com/goccy/go-yaml"
@@ -236,6 +237,9 @@ func fill(f *os.File, b []byte, like fs.FileInfo) error {
 }
 
 func syncFolder(folder string) error {
+	if runtime.GOOS == "windows" { // refuses it; NTFS logs names itself
+		return nil
+	}
 	d, err := os.Open(folder)
 	if err != nil {
 		return err

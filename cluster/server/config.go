@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"syscall"
 
@@ -180,6 +181,9 @@ func replaceFile(path string, b []byte, mode os.FileMode) error {
 }
 
 func syncDir(path string) error {
+	if runtime.GOOS == "windows" { // refuses it; NTFS logs names itself
+		return nil
+	}
 	d, err := os.Open(path)
 	if err != nil {
 		return err

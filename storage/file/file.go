@@ -22,6 +22,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"syscall"
@@ -241,6 +242,9 @@ func makeOne(path string) error {
 }
 
 func syncFolder(path string) error {
+	if runtime.GOOS == "windows" { // refuses it; NTFS logs names itself
+		return nil
+	}
 	d, err := os.Open(path)
 	if err != nil {
 		return err

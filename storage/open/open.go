@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"net/url"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -90,7 +91,16 @@ func openFile(u *url.URL, query url.Values) (storage.Store, error) {
 	if u.Path == "" || u.Path == "/" {
 		return nil, wrong(withoutQuery(u), "it names no folder")
 	}
-	return file.Open(u.Path)
+	return file.Open(folderOf(u.Path, runtime.GOOS))
+}
+
+// folderOf is the folder that the path of a URL names: of file:///C:/snapshots on Windows
+// that is C:/snapshots, and not a folder C: of the current drive.
+func folderOf(path, goos string) string {
+	if goos == "windows" && len(path) > 2 && path[0] == '/' && path[2] == ':' {
+		return path[1:]
+	}
+	return path
 }
 
 func openS3(ctx context.Context, u *url.URL, query url.Values, keys storage.Keys) (storage.Store, error) {
