@@ -53,6 +53,9 @@ type auth struct {
 	stale    *hsm.Secret // the password that was refused
 }
 
+// errTurn: another HSM was looking at the password all the time.
+var errTurn = errors.New("waiting for another HSM to check the password")
+
 func newAuth(c Credential) *auth {
 	a := &auth{role: c.Role, name: c.Name, factor: c.SecondFactor, turn: make(chan struct{}, 1)}
 	a.setPassword(c.Password)
@@ -122,7 +125,7 @@ func (a *auth) login(ctx context.Context, m hsm.Module, tried *hsm.Secret) (hsm.
 	case a.turn <- struct{}{}:
 		defer func() { <-a.turn }()
 	case <-ctx.Done():
-		return nil, ctx.Err()
+		return nil, fmt.Errorf("%w: %w", errTurn, ctx.Err())
 	}
 	if newer := a.ticket.Load(); newer != tried {
 		s, err := m.Redeem(ctx, *newer)

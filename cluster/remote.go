@@ -113,6 +113,9 @@ func (r *remote) keepUp(ctx context.Context) {
 				continue
 			}
 		}
+		if r.slow > 0 { // another HSM may be faster with the password, and has its turn first
+			pause(ctx, min(time.Second, t.connect), nil)
+		}
 		pause(ctx, jitter(chance, wait), r.kick)
 		wait = min(2*wait, t.backoffMax)
 	}
@@ -207,7 +210,7 @@ func (r *remote) dialNew(ctx context.Context, old *link) error {
 	defer cancel()
 	l, answered, err := r.dial(limited)
 	late := err != nil && limited.Err() != nil && ctx.Err() == nil
-	if r.slow++; !late || !answered {
+	if r.slow++; !late || !answered || errors.Is(err, errTurn) {
 		r.slow = 0
 	}
 	switch {

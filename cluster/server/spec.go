@@ -157,11 +157,10 @@ var givenPorts sync.Map
 func listenFree(host string) (net.Listener, error) {
 	for range 64 {
 		port := strconv.Itoa(lowPort + rand.N(highPort-lowPort))
-		if _, given := givenPorts.Load(port); given {
+		if _, given := givenPorts.LoadOrStore(port, true); given {
 			continue
 		}
 		if l, err := net.Listen("tcp", net.JoinHostPort(host, port)); err == nil {
-			givenPorts.Store(port, true)
 			return l, nil
 		}
 	}
