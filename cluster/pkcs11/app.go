@@ -62,13 +62,16 @@ func (a *App) Close() {
 	logins := a.logins
 	a.sessions, a.logins = map[uint64]*session{}, map[*slot]*login{}
 	a.mu.Unlock()
-	objects := map[*slot][]*object{}
+	var objects []*object
 	for _, s := range sessions {
-		objects[s.slot] = append(objects[s.slot], a.forget(s)...)
+		objects = append(objects, a.forget(s)...)
 	}
-	for slot, l := range logins {
-		l.leave(func() { a.discard(l, objects[slot]) })
+	for _, l := range logins {
+		var made []*object
+		made, objects = split(objects, l)
+		l.leave(func() { a.discard(made) })
 	}
+	a.discard(objects)
 }
 
 // handler serves one call.

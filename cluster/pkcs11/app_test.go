@@ -134,5 +134,11 @@ func TestOperationsEndWithTheLogin(t *testing.T) {
 	a.call(rpc.Login, s, ck.UserUser, []byte(bobPIN))
 	a.want(ck.OperationNotInitialized, rpc.Sign, other, make([]byte, 32), room)
 	priv = a.find(s, attr(ck.Class, ck.ObjectPrivateKey))[0]
-	a.call(rpc.SignInit, other, mech(ck.ECDSA), priv)
+	a.call(rpc.Logout, s)
+	a.call(rpc.Login, s, ck.UserUser, []byte(bobPIN))
+	a.want(ck.OperationNotInitialized, rpc.Login, other, ck.UserContextSpecific, []byte(bobPIN))
+	a.call(rpc.SignInit, other, mech(ck.ECDSA), a.find(s, attr(ck.Class, ck.ObjectPrivateKey))[0])
+	a.call(rpc.Logout, s)
+	a.call(rpc.Login, s, ck.UserUser, []byte(bobPIN))
+	a.call(rpc.SignInit, other, mech(ck.ECDSA), a.find(s, attr(ck.Class, ck.ObjectPrivateKey))[0]) // the one before is not under way
 }

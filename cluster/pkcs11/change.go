@@ -1,6 +1,7 @@
 package pkcs11
 
 import (
+	"cmp"
 	"context"
 	"maps"
 	"slices"
@@ -58,7 +59,7 @@ func (s *session) setAttributeValue(ctx context.Context, args rpc.Args) ([]any, 
 		return nil, err
 	}
 	defer o.stale()
-	for _, name := range slices.Sorted(maps.Keys(changes)) {
+	for _, name := range inTurn(changes) {
 		value := changes[name]
 		if k.Attributes[name] == value {
 			continue
@@ -71,6 +72,22 @@ func (s *session) setAttributeValue(ctx context.Context, args rpc.Args) ([]any, 
 	return nil, s.setToken(ctx, l, o, k, t)
 }
 
+// inTurn is the order in which attributes change: modifiable last, for after it nothing
+// does.
+func inTurn(changes map[string]string) []string {
+	return slices.SortedFunc(maps.Keys(changes), func(a, b string) int {
+		switch {
+		case a == b:
+			return 0
+		case a == "modifiable":
+			return 1
+		case b == "modifiable":
+			return -1
+		}
+		return cmp.Compare(a, b)
+	})
+}
+
 // How attributes change: in an object, or in a copy of it, which may be had of an object
 // that is not modifiable.
 const (
@@ -78,8 +95,9 @@ const (
 	copied  = true
 )
 
-// mayChange refuses what an HSM would, before anything is changed: of several attributes
-// some would be otherwise and some not.
+// mayChange refuses what an HSM would for the attribute's own rules, before anything is
+// changed: of several attributes some would be otherwise and some not. What the HSM refuses
+// besides, of a trusted key say, can come after some have changed.
 func mayChange(k hsm.KeyInfo, changes map[string]string, copied bool) error {
 	for name, value := range changes {
 		was := k.Attributes[name]
@@ -100,7 +118,9 @@ func mayChange(k hsm.KeyInfo, changes map[string]string, copied bool) error {
 	return nil
 }
 
-// setToken makes a token object of a session object, which an HSM does once.
+// setToken makes a token object of a session object, which an HSM does once. For the
+// application it is one before the HSMs begin: a session or login that ends meanwhile must
+// not destroy a key that they promise to keep.
 func (s *session) setToken(ctx context.Context, l *login, o *object, k hsm.KeyInfo, t template) error {
 	switch {
 	case !t.has(ck.Token) || t.flag(ck.Token) == k.Token:
@@ -108,9 +128,13 @@ func (s *session) setToken(ctx context.Context, l *login, o *object, k hsm.KeyIn
 	case k.Token:
 		return ck.AttributeReadOnly
 	}
+	token := s.app.objects.promote(o)
+	if token == nil {
+		return ck.ObjectHandleInvalid
+	}
 	_, err := l.Create(ctx, hsm.CreateRequest{Method: hsm.MethodPromote, Token: true, Key: o.ref}, cluster.Policy{})
-	if err == nil {
-		s.app.objects.promoted(o)
+	if err != nil {
+		s.app.demote(token, o)
 	}
 	return err
 }

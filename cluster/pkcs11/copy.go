@@ -41,10 +41,10 @@ func (s *session) copyObject(ctx context.Context, args rpc.Args) ([]any, error) 
 		return nil, err
 	}
 	if replaced {
-		defer r.Data.Wipe()
 		if err := dataWith(&r, k, value); err != nil {
 			return nil, err
 		}
+		defer r.Data.Wipe()
 	}
 	return s.one(ctx, l, r, map[error]ck.RV{hsm.ErrAttribute: ck.AttributeReadOnly, hsm.ErrInvalid: ck.AttributeValueInvalid, hsm.ErrDenied: ck.ActionProhibited})
 }

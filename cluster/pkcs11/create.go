@@ -34,7 +34,7 @@ func (s *session) make(ctx context.Context, l *login, r hsm.CreateRequest) ([]*o
 	}
 	out := make([]*object, len(made.Keys))
 	for i, k := range made.Keys {
-		out[i] = s.app.objects.note(s.slot, k.KeyInfo, owner)
+		out[i] = s.app.objects.note(s.slot, k.KeyInfo, owner, l)
 	}
 	return out, nil
 }

@@ -75,7 +75,7 @@ func (s *session) visible(k hsm.KeyInfo) *object {
 		}
 		return o
 	}
-	return s.app.objects.note(s.slot, k, nil)
+	return s.app.objects.note(s.slot, k, nil, nil)
 }
 
 // filterOf lets the HSMs choose as far as they can; possible is false if no object

@@ -28,6 +28,7 @@ type object struct {
 	slot    *slot
 	ref     hsm.KeyRef
 	session *session // nil for a token object
+	login   *login   // that has made it, of a session object
 
 	mu    sync.Mutex
 	known hsm.KeyInfo
@@ -47,8 +48,9 @@ type slotRef struct {
 	ref  hsm.KeyRef
 }
 
-// note gives an object its handle, or finds the one it has.
-func (t *objects) note(slot *slot, k hsm.KeyInfo, session *session) *object {
+// note gives an object its handle, or finds the one it has. A session object is a session's,
+// made under a login; a token object is nobody's.
+func (t *objects) note(slot *slot, k hsm.KeyInfo, session *session, login *login) *object {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.byHandle == nil {
@@ -57,7 +59,7 @@ func (t *objects) note(slot *slot, k hsm.KeyInfo, session *session) *object {
 	o := t.byRef[slotRef{slot, k.Ref}]
 	if o == nil {
 		t.last++
-		o = &object{handle: t.last, slot: slot, ref: k.Ref, session: session}
+		o = &object{handle: t.last, slot: slot, ref: k.Ref, session: session, login: login}
 		t.byHandle[o.handle], t.byRef[slotRef{slot, k.Ref}] = o, o
 	}
 	o.learn(k)
@@ -161,10 +163,51 @@ func (s *session) key(ctx context.Context, handle uint64, invalid ck.RV) (*objec
 	return o, k, err
 }
 
-// promoted makes a token object of a session object. Its handle stays.
-func (t *objects) promoted(o *object) {
+// promote makes a token object of a session object: from now on no end of a session or
+// login has it destroyed. Its handle stays. It returns nil if such an end has taken the
+// object already.
+func (t *objects) promote(o *object) (token *object) {
+	token = &object{handle: o.handle, slot: o.slot, ref: o.ref}
+	if !t.replace(o, token) {
+		return nil
+	}
+	return token
+}
+
+// replace puts one object in the place of another under its handle, if it has it still.
+func (t *objects) replace(o, by *object) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	token := &object{handle: o.handle, slot: o.slot, ref: o.ref}
-	t.byHandle[o.handle], t.byRef[slotRef{o.slot, o.ref}] = token, token
+	if t.byHandle[o.handle] != o {
+		return false
+	}
+	t.byHandle[o.handle], t.byRef[slotRef{o.slot, o.ref}] = by, by
+	return true
+}
+
+// demote takes a promotion back that came to nothing. If its session or login has ended
+// meanwhile, the object ends now.
+func (a *App) demote(token, o *object) {
+	if a.objects.replace(token, o) {
+		a.mu.Lock()
+		lives := a.sessions[o.session.id] == o.session && a.logins[o.slot] == o.login
+		a.mu.Unlock()
+		if lives { // otherwise whoever ends it now finds it
+			return
+		}
+		a.objects.remove(o)
+	}
+	a.discard([]*object{o})
+}
+
+// split parts the objects that a login has made from others.
+func split(objects []*object, l *login) (made, others []*object) {
+	for _, o := range objects {
+		if o.login == l {
+			made = append(made, o)
+		} else {
+			others = append(others, o)
+		}
+	}
+	return made, others
 }

@@ -93,7 +93,12 @@ func TestAttributes(t *testing.T) {
 		}
 	}
 	a.want(ck.AttributeTypeInvalid, rpc.SetAttributeValue, s, key, []rpc.Attribute{attr(ck.Subject, []byte{1})})
-	a.call(rpc.SetAttributeValue, s, key, []rpc.Attribute{attr(ck.Modifiable, false)})
+	a.call(rpc.SetAttributeValue, s, key, []rpc.Attribute{attr(ck.Modifiable, false), attr(ck.Wrap, true), attr(ck.Copyable, false)}) // after which nothing does
+	for at, want := range map[ck.Attr]uint64{ck.Modifiable: 0, ck.Wrap: 1, ck.Copyable: 0} {
+		if got, rv := a.value(s, key, at); rv != ck.OK || got.Num != want {
+			t.Errorf("attribute %#x is %v, %v; want %d", uint64(at), got.Num, rv, want)
+		}
+	}
 	a.want(ck.ActionProhibited, rpc.SetAttributeValue, s, key, []rpc.Attribute{attr(ck.Label, "late")})
 }
 

@@ -70,6 +70,7 @@ func initCall(kind opKind) sessionHandler {
 			s.ops[kind] = nil
 			return nil, nil
 		}
+		s.endOperations()
 		// Old clients can neither cancel nor tell an empty buffer from a question for
 		// the size, so that what they have finished may still be under way here.
 		if s.ops[kind] != nil && s.app.form != rpc.FormOld {
@@ -82,6 +83,15 @@ func initCall(kind opKind) sessionHandler {
 		}
 		s.ops[kind] = op
 		return nil, nil
+	}
+}
+
+// endOperations ends those whose login has ended.
+func (s *session) endOperations() {
+	for kind, op := range s.ops {
+		if op != nil && op.login != nil && !s.is(op.login) {
+			s.ops[kind] = nil
+		}
 	}
 }
 

@@ -91,57 +91,55 @@ func (a *App) closeAllSessions(_ context.Context, args rpc.Args) ([]any, error) 
 // end closes sessions of a slot, and destroys their objects. The last one of a slot logs
 // out (PKCS #11 v2.40 §5.6).
 func (a *App) end(slot *slot, sessions ...*session) {
-	var l *login
 	var objects []*object
 	for _, s := range sessions {
-		if was, more, ok := a.take(s); ok {
-			l, objects = was, append(objects, more...)
-		}
+		objects = append(objects, a.take(s)...)
 	}
-	if l == nil { // nobody is logged in, so that there are no objects
-		return
+	if l := a.leaves(slot); l != nil {
+		a.endLogin(slot, l, objects)
+	} else {
+		a.discard(objects)
 	}
-	if !a.leaves(slot, l) {
-		a.discard(l, objects)
-		return
-	}
-	a.objects.drop(func(o *object) bool { return o.slot == slot })
-	l.leave(func() { a.discard(l, objects) })
 }
 
-// take closes a session, and returns the login that it had and what is to be destroyed
-// with it; ok is false if another thread was faster.
-func (a *App) take(s *session) (l *login, objects []*object, ok bool) {
+// endLogin leaves a login that is the slot's no more, with all handles that it has given,
+// and destroys what it has made, and what else has ended.
+func (a *App) endLogin(slot *slot, l *login, ended []*object) {
+	ended = append(ended, a.objects.drop(func(o *object) bool { return o.slot == slot && (o.session == nil || o.login == l) })...)
+	made, others := split(ended, l)
+	l.leave(func() { a.discard(made) })
+	a.discard(others)
+}
+
+// take closes a session, unless another thread was faster, and returns what is to be
+// destroyed with it.
+func (a *App) take(s *session) []*object {
 	s.turn.Lock() // whatever it does is finished first
 	defer s.turn.Unlock()
 	a.mu.Lock()
-	ok = a.sessions[s.id] == s
-	if ok {
+	lives := a.sessions[s.id] == s
+	if lives {
 		delete(a.sessions, s.id)
 	}
-	l = a.logins[s.slot]
 	a.mu.Unlock()
-	if !ok {
-		return nil, nil, false
+	if !lives {
+		return nil
 	}
-	return l, a.forget(s), true
+	return a.forget(s)
 }
 
-// leaves tells whether a login is to end, since its slot has no sessions any more, and
-// takes it away.
-func (a *App) leaves(slot *slot, l *login) bool {
+// leaves takes the slot's login away if it is to end, since there are no sessions any more.
+func (a *App) leaves(slot *slot) *login {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for _, s := range a.sessions {
 		if s.slot == slot {
-			return false
+			return nil
 		}
 	}
-	if a.logins[slot] != l {
-		return false // another thread has ended it
-	}
+	l := a.logins[slot]
 	delete(a.logins, slot)
-	return true
+	return l
 }
 
 // forget ends what a session does, and returns its objects, which have no handles any more.
@@ -155,10 +153,11 @@ func (a *App) forget(s *session) []*object {
 // discarding is how many session objects are destroyed at once.
 const discarding = 16
 
-// discard destroys those of the objects that are session objects, in endTime: what HSMs
-// do not destroy by then they destroy when they answer again.
-func (a *App) discard(l *login, objects []*object) {
-	if l == nil || len(objects) == 0 {
+// discard destroys those of the objects that are session objects, under the logins that
+// have made them, in endTime: what HSMs do not destroy by then they destroy when they
+// answer again, or when the login ends.
+func (a *App) discard(objects []*object) {
+	if len(objects) == 0 {
 		return
 	}
 	ctx, cancel := a.ending()
@@ -169,7 +168,7 @@ func (a *App) discard(l *login, objects []*object) {
 		all.Go(func() {
 			for i := next.Add(1); i <= int64(len(objects)); i = next.Add(1) {
 				if o := objects[i-1]; o.session != nil {
-					l.Discard(ctx, o.ref)
+					o.login.Discard(ctx, o.ref)
 				}
 			}
 		})
@@ -322,9 +321,8 @@ func (s *session) logout(context.Context, rpc.Args) ([]any, error) {
 	if l == nil {
 		return nil, ck.UserNotLoggedIn
 	}
-	objects := a.objects.drop(func(o *object) bool { return o.slot == s.slot })
 	s.ops, s.find = [opKinds]*operation{}, nil
-	l.leave(func() { a.discard(l, objects) })
+	a.endLogin(s.slot, l, nil)
 	a.log.Info("logged out", "slot", s.slot.Profile.Name)
 	return nil, nil
 }
@@ -332,6 +330,7 @@ func (s *session) logout(context.Context, rpc.Args) ([]any, error) {
 // authenticate is C_Login with CKU_CONTEXT_SPECIFIC: the same PIN once more, for one
 // use of a key with CKA_ALWAYS_AUTHENTICATE.
 func (s *session) authenticate(pin []byte) error {
+	s.endOperations()
 	waiting := false
 	for _, op := range s.ops {
 		waiting = waiting || op != nil && op.locked

@@ -80,12 +80,7 @@ func TestSessionObjectsEndWithTheLogin(t *testing.T) {
 		"C_Finalize":         func(a *app, _ uint64) { a.Close() },
 	} {
 		t.Run(name, func(t *testing.T) {
-			var destroyed atomic.Int64
-			w := newWorldWith(t, 2, cluster.Policy{MinCopies: 1}, func(_ context.Context, event string, _ hsm.Principal, _ hsm.KeyRef, _ string, _ error) {
-				if event == string(hsm.ChangeDestroy) {
-					destroyed.Add(1)
-				}
-			})
+			w, destroyed := countingWorld(t)
 			first, last := w.app(), w.app()
 			s, stays := first.session(bobPIN), last.session(bobPIN)
 			for range 3 {
@@ -104,4 +99,103 @@ func TestSessionObjectsEndWithTheLogin(t *testing.T) {
 			eventually(t, "no session of a user on an HSM, and no key in it", func() bool { return w.sessionsOfUsers() == 0 })
 		})
 	}
+}
+
+// A session object that becomes a token object stays, whatever ends meanwhile: the session
+// that made it, or the login, which another application has too.
+func TestAPromotedKeyOutlivesItsSession(t *testing.T) {
+	for name, end := range map[string]func(a *app, s uint64) error{
+		"C_CloseSession": func(a *app, s uint64) error { _, err := a.Call(t.Context(), rpc.CloseSession, []any{s}); return err },
+		"C_Logout":       func(a *app, s uint64) error { _, err := a.Call(t.Context(), rpc.Logout, []any{s}); return err },
+	} {
+		t.Run(name, func(t *testing.T) {
+			var commits atomic.Int64
+			var a *app
+			var s uint64
+			w := newWorldWith(t, 2, cluster.Policy{MinCopies: 2}, func(_ context.Context, event string, _ hsm.Principal, _ hsm.KeyRef, _ string, _ error) {
+				if event == "commit" && commits.Add(1) == 2 { // on both HSMs; nobody has heard of it
+					if err := end(a, s); err != nil {
+						t.Error(err)
+					}
+				}
+			})
+			stays := w.app()
+			with := stays.session(bobPIN)
+			a = w.app()
+			s = a.session(bobPIN)
+			other := a.open(ck.SessionRW)
+			key := a.aes(s, attr(ck.Label, "kept"))
+			a.call(rpc.SetAttributeValue, other, key, []rpc.Attribute{attr(ck.Token, true)})
+			if n := commits.Load(); n != 2 {
+				t.Fatalf("%d commits, want one on each HSM", n)
+			}
+			if n := len(stays.find(with, attr(ck.Label, "kept"))); n != 1 {
+				t.Errorf("%d token keys, want the one", n)
+			}
+		})
+	}
+}
+
+// A promotion that comes to nothing after its session has ended leaves no key behind.
+func TestAPromotionThatFailsEndsWithItsSession(t *testing.T) {
+	for name, end := range map[string]struct {
+		call      func(a *app, s uint64)
+		destroyed int64
+	}{
+		"C_CloseSession": {func(a *app, s uint64) { a.call(rpc.CloseSession, s) }, 1},
+		"C_Logout":       {func(a *app, s uint64) { a.call(rpc.Logout, s) }, 1},
+		"nothing":        {func(*app, uint64) {}, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w, destroyed := countingWorld(t)
+			stays, a := w.app(), w.app()
+			stays.session(bobPIN)
+			s := a.session(bobPIN)
+			a.open(ck.SessionRW)
+			o := a.objects.get(a.aes(s))
+			token := a.objects.promote(o)
+			if a.objects.promote(o) != nil {
+				t.Error("it is promoted twice at once")
+			}
+			end.call(a, s)
+			if n := destroyed.Load(); n != 0 {
+				t.Errorf("%d keys were destroyed that were about to be kept", n)
+			}
+			a.demote(token, o)
+			if n := destroyed.Load(); n != end.destroyed {
+				t.Errorf("%d keys were destroyed, want %d", n, end.destroyed)
+			}
+		})
+	}
+}
+
+// The objects of a session are destroyed under the login that has made them, whoever is
+// logged in when it ends.
+func TestObjectsEndUnderTheirOwnLogin(t *testing.T) {
+	w, destroyed := countingWorld(t)
+	stays, a := w.app(), w.app()
+	stays.session(bobPIN)
+	s := a.session(bobPIN)
+	other := a.open(ck.SessionRW)
+	a.aes(s)
+	session, err := a.App.session(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	taken := a.take(session) // C_CloseAllSessions of one thread is here
+	a.call(rpc.Logout, other)
+	a.discard(taken)
+	if n := destroyed.Load(); n != 1 {
+		t.Errorf("%d keys were destroyed, want the one", n)
+	}
+}
+
+// countingWorld counts the keys that its HSMs are asked to destroy.
+func countingWorld(t *testing.T) (*world, *atomic.Int64) {
+	destroyed := &atomic.Int64{}
+	return newWorldWith(t, 2, cluster.Policy{MinCopies: 1}, func(_ context.Context, event string, _ hsm.Principal, _ hsm.KeyRef, _ string, _ error) {
+		if event == string(hsm.ChangeDestroy) {
+			destroyed.Add(1)
+		}
+	}), destroyed
 }
