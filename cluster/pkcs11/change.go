@@ -21,26 +21,32 @@ func (t template) changes(k hsm.KeyInfo) (map[string]string, error) {
 			continue
 		case !set[at]:
 			return nil, ck.AttributeTypeInvalid
-		case t.fixed(at) || at == ck.Local || at == ck.AlwaysSensitive || at == ck.NeverExtractable || at == ck.KeyGenMechanism || at == ck.UniqueID:
+		case fixedAttribute(at) || slices.Contains(readOnly, at):
 			return nil, ck.AttributeReadOnly
 		}
-		name, value, err := attributeText(at, a)
-		if err != nil {
+		if err := addText(out, at, a); err != nil {
 			return nil, err
-		}
-		if name != "" {
-			out[name] = value
 		}
 	}
 	return out, nil
 }
 
-func (s *session) setAttributeValue(ctx context.Context, args rpc.Args) ([]any, error) {
+// changeErrors is what errors of the HSM mean for attributes that change, in place or in a
+// copy.
+var changeErrors = map[error]ck.RV{hsm.ErrAttribute: ck.AttributeReadOnly, hsm.ErrInvalid: ck.AttributeValueInvalid, hsm.ErrDenied: ck.ActionProhibited}
+
+// objectAndTemplate reads the object of a call, and how it, or a copy of it, is to change.
+func (s *session) objectAndTemplate(ctx context.Context, args rpc.Args) (*object, hsm.KeyInfo, template, error) {
 	o, k, err := s.object(ctx, args.Ulong(1), fresh)
 	if err != nil {
-		return nil, err
+		return nil, k, nil, err
 	}
 	t, err := parseTemplate(args.Attributes(2))
+	return o, k, t, err
+}
+
+func (s *session) setAttributeValue(ctx context.Context, args rpc.Args) ([]any, error) {
+	o, k, t, err := s.objectAndTemplate(ctx, args)
 	if err != nil {
 		return nil, err
 	}
@@ -66,7 +72,7 @@ func (s *session) setAttributeValue(ctx context.Context, args rpc.Args) ([]any, 
 		}
 		_, err := l.Change(ctx, hsm.Change{Kind: hsm.ChangeAttribute, Ref: o.ref, Name: name, Value: value})
 		if err != nil {
-			return nil, as(err, map[error]ck.RV{hsm.ErrAttribute: ck.AttributeReadOnly, hsm.ErrInvalid: ck.AttributeValueInvalid, hsm.ErrDenied: ck.ActionProhibited})
+			return nil, as(err, changeErrors)
 		}
 	}
 	return nil, s.setToken(ctx, l, o, k, t)
@@ -122,11 +128,8 @@ func mayChange(k hsm.KeyInfo, changes map[string]string, copied bool) error {
 // application it is one before the HSMs begin: a session or login that ends meanwhile must
 // not destroy a key that they promise to keep.
 func (s *session) setToken(ctx context.Context, l *login, o *object, k hsm.KeyInfo, t template) error {
-	switch {
-	case !t.has(ck.Token) || t.flag(ck.Token) == k.Token:
+	if k.Token || !t.flag(ck.Token) {
 		return nil
-	case k.Token:
-		return ck.AttributeReadOnly
 	}
 	token := s.app.objects.promote(o)
 	if token == nil {

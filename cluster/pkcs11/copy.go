@@ -2,6 +2,7 @@ package pkcs11
 
 import (
 	"context"
+	"slices"
 
 	"github.com/hsmbackup/hsmbackup/cluster/hsm"
 	"github.com/hsmbackup/hsmbackup/cluster/pkcs11/ck"
@@ -9,17 +10,13 @@ import (
 )
 
 func (s *session) copyObject(ctx context.Context, args rpc.Args) ([]any, error) {
-	o, k, err := s.object(ctx, args.Ulong(1), fresh)
-	if err != nil {
-		return nil, err
-	}
-	t, err := parseTemplate(args.Attributes(2))
+	o, k, t, err := s.objectAndTemplate(ctx, args)
 	if err != nil {
 		return nil, err
 	}
 	replaced := k.Class == hsm.ClassData && t.has(ck.Value)
 	for at := range t {
-		if at != ck.Token && t.fixed(at) && !(at == ck.Value && replaced) {
+		if fixedAttribute(at) && !(at == ck.Value && replaced) {
 			return nil, ck.AttributeReadOnly
 		}
 	}
@@ -46,7 +43,7 @@ func (s *session) copyObject(ctx context.Context, args rpc.Args) ([]any, error) 
 		}
 		defer r.Data.Wipe()
 	}
-	return s.one(ctx, l, r, map[error]ck.RV{hsm.ErrAttribute: ck.AttributeReadOnly, hsm.ErrInvalid: ck.AttributeValueInvalid, hsm.ErrDenied: ck.ActionProhibited})
+	return s.one(ctx, l, r, changeErrors)
 }
 
 // dataWith makes of the copy of a data object a new object with another value. It has what
@@ -66,12 +63,5 @@ func dataWith(r *hsm.CreateRequest, k hsm.KeyInfo, value []byte) error {
 	return nil
 }
 
-// fixed tells whether an attribute is the object's material, which no copy changes.
-func (t template) fixed(at ck.Attr) bool {
-	for _, m := range material {
-		if m == at && m != ck.Token {
-			return true
-		}
-	}
-	return false
-}
+// fixedAttribute tells whether an attribute is the object's material, which no copy changes.
+func fixedAttribute(at ck.Attr) bool { return at != ck.Token && slices.Contains(material, at) }

@@ -88,8 +88,9 @@ func initCall(kind opKind) sessionHandler {
 
 // endOperations ends those whose login has ended.
 func (s *session) endOperations() {
+	now, _ := s.login() // nil: nobody is logged in
 	for kind, op := range s.ops {
-		if op != nil && op.login != nil && !s.is(op.login) {
+		if op != nil && op.login != nil && op.login != now {
 			s.ops[kind] = nil
 		}
 	}
@@ -219,23 +220,15 @@ func (op *operation) signatureSize() int {
 // wants a PIN for each use. An operation ends with the login that it was begun under,
 // whichever session logs out: whoever logs in next has not begun it.
 func (s *session) op(kind opKind) (*operation, error) {
+	s.endOperations()
 	op := s.ops[kind]
 	switch {
 	case op == nil:
-		return nil, ck.OperationNotInitialized
-	case op.login != nil && !s.is(op.login):
-		s.ops[kind] = nil
 		return nil, ck.OperationNotInitialized
 	case op.locked:
 		return nil, ck.UserNotLoggedIn
 	}
 	return op, nil
-}
-
-// is tells whether a login is still that of the session.
-func (s *session) is(l *login) bool {
-	now, err := s.login()
-	return err == nil && now == l
 }
 
 // updateCall takes a part of what is signed, verified or digested.

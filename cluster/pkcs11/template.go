@@ -69,12 +69,8 @@ func (t template) wanted(class hsm.Class, keyType string) (map[string]string, er
 		case slices.Contains(readOnly, at):
 			return nil, ck.AttributeReadOnly
 		}
-		name, value, err := attributeText(at, a)
-		if err != nil {
+		if err := addText(out, at, a); err != nil {
 			return nil, err
-		}
-		if name != "" {
-			out[name] = value
 		}
 	}
 	if t.flag(ck.SignRecover) {
@@ -103,6 +99,15 @@ func (t template) defaultUsage(class hsm.Class, keyType string, out map[string]s
 	for _, name := range names[string(class)+" "+keyType] {
 		out[name] = "true"
 	}
+}
+
+// addText adds an attribute of a template as HSMs name and write it, if they know it.
+func addText(out map[string]string, at ck.Attr, a rpc.Attribute) error {
+	name, value, err := attributeText(at, a)
+	if err == nil && name != "" {
+		out[name] = value
+	}
+	return err
 }
 
 // attributeText is an attribute by the HSM's name and as its text. No name: it is what
