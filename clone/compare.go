@@ -142,17 +142,15 @@ func difference(ctx context.Context, s *backup.Snapshot, live *cluster.Cluster) 
 	return c, nil
 }
 
-// classify looks a batch up in the cluster.
+// classify looks a batch up in the cluster, each object once: the batch holds an
+// unsettled one in every state.
 func classify(ctx context.Context, live *cluster.Cluster, batch []*item, each func(*item)) error {
 	there := map[hsm.KeyRef]*hsm.Record{}
-	refs := func(yield func(hsm.KeyRef) bool) {
-		for _, i := range batch {
-			if !yield(i.ref) {
-				return
-			}
-		}
+	asked := map[hsm.KeyRef]bool{}
+	for _, i := range batch {
+		asked[i.ref] = true
 	}
-	for m, err := range live.Extract(ctx, refs) {
+	for m, err := range live.Extract(ctx, slices.Values(slices.Sorted(maps.Keys(asked)))) {
 		if err != nil {
 			return fmt.Errorf("read the cluster: %w", err)
 		}

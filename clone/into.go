@@ -67,6 +67,7 @@ type IntoPlan struct {
 	snapshot *backup.Snapshot
 	live     *cluster.Cluster
 	keys     map[hsm.KeyRef]class  // selected, and differing
+	open     map[hsm.KeyRef]bool   // what the snapshot holds in several states: whether the filter selects one of them
 	needs    map[hsm.KeyRef][]need // users that keys need and the cluster lacks
 	users    map[string]bool       // of the cluster
 	found    map[string]*item      // users of the snapshot that differ
@@ -106,7 +107,7 @@ func PlanInto(ctx context.Context, s *backup.Snapshot, live *cluster.Cluster, o 
 	}
 	p := &IntoPlan{
 		options: o, snapshot: s, live: live, keys: map[hsm.KeyRef]class{}, needs: map[hsm.KeyRef][]need{}, users: map[string]bool{},
-		found: map[string]*item{}, take: map[hsm.KeyRef]bool{}, details: map[hsm.KeyRef]synckey.Detail{},
+		found: map[string]*item{}, open: map[hsm.KeyRef]bool{}, take: map[hsm.KeyRef]bool{}, details: map[hsm.KeyRef]synckey.Detail{},
 		Result: IntoResult{Snapshot: s.ID(), Plan: true, Conflicts: []hsm.KeyRef{}, Blocked: []synckey.Blocked{}, Missing: []hsm.KeyRef{}},
 	}
 	users, err := live.Users(ctx)
@@ -116,10 +117,14 @@ func PlanInto(ctx context.Context, s *backup.Snapshot, live *cluster.Cluster, o 
 	for _, u := range users {
 		p.users[u.Name] = true
 	}
+	for _, ref := range s.Unsettled() {
+		p.open[ref] = false
+	}
 	c, err := compare(ctx, s, live, p.see)
 	if err != nil {
 		return nil, err
 	}
+	p.leaveUnselected()
 	p.decide()
 	return p, p.countUnchanged(ctx, c)
 }
@@ -149,13 +154,38 @@ func (p *IntoPlan) see(i *item) {
 		if old := p.found[i.from.Core.Owner]; old == nil || old.class < i.class {
 			p.found[i.from.Core.Owner] = i
 		}
-	case i.kind == hsm.KindKey && p.options.Filter.Match(i.from.Info(hsm.Digest{})):
-		old, seen := p.keys[i.ref]
-		if seen && old >= i.class {
-			return
+	case i.kind == hsm.KindKey:
+		p.seeKey(i)
+	}
+}
+
+// seeKey takes note of a key that the filter selects, and of every state of an
+// unsettled one: all of them are inserted if one is selected, so the highest class of
+// all counts, that of a tombstone too, of which no filter knows the label.
+func (p *IntoPlan) seeKey(i *item) {
+	selected := p.options.Filter.Match(i.from.Info(hsm.Digest{}))
+	before, open := p.open[i.ref]
+	switch {
+	case open:
+		p.open[i.ref] = before || selected
+	case !selected:
+		return
+	}
+	if old, seen := p.keys[i.ref]; seen && old >= i.class {
+		return
+	}
+	p.keys[i.ref] = i.class
+	p.note(i)
+}
+
+// leaveUnselected forgets the unsettled keys of which the filter selects no state.
+func (p *IntoPlan) leaveUnselected() {
+	for ref, selected := range p.open {
+		if !selected {
+			delete(p.keys, ref)
+			delete(p.needs, ref)
+			delete(p.details, ref)
 		}
-		p.keys[i.ref] = i.class
-		p.note(i)
 	}
 }
 

@@ -13,6 +13,7 @@ import (
 	"github.com/hsmbackup/hsmbackup/cluster/hsm"
 	"github.com/hsmbackup/hsmbackup/cluster/hsm/soft/mech"
 	"github.com/hsmbackup/hsmbackup/cluster/keytest"
+	"github.com/hsmbackup/hsmbackup/cluster/reconcile"
 )
 
 // history is a cluster's, in two snapshots, and a clone of the first.
@@ -306,6 +307,49 @@ func TestAnUnsettledSnapshotIsRestoredInto(t *testing.T) {
 	}
 	if got := r.counts(); got != (counts{Blocked: 1}) || !strings.Contains(r.Blocked[0].Reason, "neither in the cluster nor in the snapshot") {
 		t.Errorf("%+v", r)
+	}
+}
+
+// TestARestoreIntoDestroysNothing: of a key that was destroyed on one HSM and live on
+// another when the snapshot was taken, the snapshot holds both states. It counts as
+// destroyed, whatever selects it, and lives on in the cluster.
+func TestARestoreIntoDestroysNothing(t *testing.T) {
+	t.Parallel()
+	v := newVault(t)
+	east := v.newCluster(t, "east", 1)
+	ref := east.key("alice", "half destroyed")
+	before := east.snapshot(v)
+	west := v.restoreAndStart(t, before, 1)
+	keyring, ca, err := before.Recovery(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := newMemory(t, newVaultOf(v), 2)
+	m.keyring, m.ca = keyring, ca
+	for i := range m.hsms {
+		m.hsms[i] = newMemoryReplica(keyring)
+		if _, err := reconcile.Copy(t.Context(), before, m.hsms[i]); err != nil {
+			t.Fatal(err)
+		}
+	}
+	m.hsms[0].SetLabel(ref, "half destroyed, and renamed")
+	m.hsms[1].Destroy(ref)
+	s := m.vault.take(t, m)
+	if s.Settled() {
+		t.Fatal("the snapshot is settled")
+	}
+	label := hsm.Filter{Attrs: map[string]string{"label": "half destroyed, and renamed"}}
+	for name, f := range map[string]hsm.Filter{"by label": label, "by reference": {Refs: []hsm.KeyRef{ref}}, "all": {}} {
+		r, err := RestoreInto(t.Context(), s, west.auto, IntoOptions{Filter: f})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if r.Applied != 0 || r.Changed != 0 {
+			t.Errorf("%s: %+v", name, r)
+		}
+		if k, err := west.as("alice").Key(t.Context(), ref); err != nil || k.Label != "half destroyed" {
+			t.Errorf("%s: the key in the cluster: %q, %v", name, k.Label, err)
+		}
 	}
 }
 
