@@ -50,14 +50,15 @@ type auth struct {
 	turn     chan struct{} // held while a password is tried; guards what follows
 	refusals int
 	resume   time.Time
-	stale    *hsm.Secret // the password that was refused
+	stale    *hsm.Secret               // the password that was refused
+	unaware  map[hsm.HSMID]*hsm.Secret // the password that an HSM refused while out of touch, which others took
 }
 
 // errTurn: another HSM was looking at the password all the time.
 var errTurn = errors.New("waiting for another HSM to check the password")
 
 func newAuth(c Credential) *auth {
-	a := &auth{role: c.Role, name: c.Name, factor: c.SecondFactor, turn: make(chan struct{}, 1)}
+	a := &auth{role: c.Role, name: c.Name, factor: c.SecondFactor, turn: make(chan struct{}, 1), unaware: map[hsm.HSMID]*hsm.Secret{}}
 	a.setPassword(c.Password)
 	return a
 }
@@ -89,38 +90,43 @@ func (a *auth) refusal() error {
 	return nil
 }
 
-// open starts a session on one HSM.
-func (a *auth) open(ctx context.Context, m hsm.Module) (hsm.Session, error) {
+// open starts a session on one HSM. One that is out of touch with the others may not
+// know the user, or his new password: before it looks at the first password, yield is
+// called, which may wait for another HSM to have done so.
+func (a *auth) open(ctx context.Context, m hsm.Module, yield func(context.Context)) (hsm.Session, error) {
 	if a.name == "" {
 		return m.Session(ctx)
 	}
 	ticket := a.ticket.Load()
-	if ticket == nil {
-		// Whoever is first must not hold up the others on an HSM that is away.
-		if err := answers(ctx, m); err != nil {
-			return nil, err
+	if ticket != nil {
+		s, err := m.Redeem(ctx, *ticket)
+		if !errors.Is(err, hsm.ErrLogin) && !errors.Is(err, hsm.ErrSession) {
+			return s, err
 		}
-		return a.login(ctx, m, ticket)
 	}
-	s, err := m.Redeem(ctx, *ticket)
-	if errors.Is(err, hsm.ErrLogin) || errors.Is(err, hsm.ErrSession) {
-		return a.login(ctx, m, ticket)
+	// Whoever is first must not hold up the others on an HSM that is away.
+	info, err := look(ctx, m)
+	if err != nil {
+		return nil, err
 	}
-	return s, err
+	if info.OutOfTouch && ticket == nil {
+		yield(ctx)
+	}
+	return a.login(ctx, m, info, ticket)
 }
 
-func answers(ctx context.Context, m hsm.Module) error {
+func look(ctx context.Context, m hsm.Module) (hsm.Info, error) {
 	s, err := m.Session(ctx)
 	if err != nil {
-		return err
+		return hsm.Info{}, err
 	}
-	_, err = s.Info(ctx)
-	return errors.Join(err, s.Close())
+	info, err := s.Info(ctx)
+	return info, errors.Join(err, s.Close())
 }
 
 // login tries the password, unless another HSM has given a newer ticket
-// meanwhile than the one tried, and this one takes it.
-func (a *auth) login(ctx context.Context, m hsm.Module, tried *hsm.Secret) (hsm.Session, error) {
+// meanwhile than the one tried, and this one takes it. info is how this HSM is.
+func (a *auth) login(ctx context.Context, m hsm.Module, info hsm.Info, tried *hsm.Secret) (hsm.Session, error) {
 	select {
 	case a.turn <- struct{}{}:
 		defer func() { <-a.turn }()
@@ -135,7 +141,7 @@ func (a *auth) login(ctx context.Context, m hsm.Module, tried *hsm.Secret) (hsm.
 		// The clock of this HSM, or of the one that gave the ticket, is off: the password
 		// has worked there, and does here.
 	}
-	if err := a.mayTry(); err != nil {
+	if err := a.mayTry(info); err != nil {
 		return nil, err
 	}
 	password := a.password.Load()
@@ -146,7 +152,9 @@ func (a *auth) login(ctx context.Context, m hsm.Module, tried *hsm.Secret) (hsm.
 		a.who.Store(&who)
 		a.refusals = 0
 		a.ticket.Store(&ticket)
-	case errors.Is(err, hsm.ErrLogin), errors.Is(err, hsm.ErrLocked), errors.Is(err, hsm.ErrInvalid):
+	case isRefusal(err) && info.OutOfTouch && a.ticket.Load() != nil:
+		a.unaware[info.ID] = password
+	case isRefusal(err):
 		a.stale = password
 		a.noteRefusal(err)
 	}
@@ -192,11 +200,23 @@ func (a *auth) patience(ctx context.Context, connect time.Duration) (context.Con
 	return limited, cancel
 }
 
-func (a *auth) mayTry() error {
+// isRefusal tells whether an HSM has looked at a password and does not take it.
+func isRefusal(err error) bool {
+	return errors.Is(err, hsm.ErrLogin) || errors.Is(err, hsm.ErrLocked) || errors.Is(err, hsm.ErrInvalid)
+}
+
+// mayTry refuses what is not worth the failed login that it may count as. What an HSM out
+// of touch refuses, and others took, says nothing of the password; it is not asked
+// again until it has met the others.
+func (a *auth) mayTry(info hsm.Info) error {
 	if err := a.refusal(); err != nil {
 		return err
 	}
-	if wait := time.Until(a.resume); wait > 0 && a.stale == a.password.Load() {
+	password := a.password.Load()
+	if info.OutOfTouch && a.unaware[info.ID] == password {
+		return fmt.Errorf("%w: %s refused the password, which others take: it is out of touch with them; see its log, and its clock", hsm.ErrUnavailable, info.ID)
+	}
+	if wait := time.Until(a.resume); wait > 0 && a.stale == password {
 		return fmt.Errorf("%w: the password was refused; it is tried again in %s", hsm.ErrLogin, wait.Round(time.Second))
 	}
 	return nil

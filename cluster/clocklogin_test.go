@@ -18,7 +18,7 @@ func TestLoginBesideASlowClock(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		s, err := a.login(t.Context(), m, nil)
+		s, err := a.login(t.Context(), m, hsm.Info{ID: b.member.ID}, nil)
 		if err != nil {
 			t.Fatalf("%s: %v", b.member.Name, err)
 		}

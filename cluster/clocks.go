@@ -12,8 +12,8 @@ import (
 const clockNotice = 30 * time.Second
 
 // noteClocks says of each HSM whose clock is far from the middle of all others and
-// this host's. One that is so far ahead that the others refuse what it makes is
-// DEGRADED. now is when the answers had come; an answer that was under way for
+// this host's. One that is so far off that the others refuse what it makes, or it
+// what they make, is DEGRADED. now is when the answers had come; an answer that was under way for
 // some seconds looks late by as much.
 func noteClocks(out *Info, states map[*remote]hsm.Info, now time.Time) {
 	offsets := []time.Duration{0} // this host's
@@ -38,9 +38,9 @@ func noteClocks(out *Info, states map[*remote]hsm.Info, now time.Time) {
 		case off > clockNotice:
 			h.addNotice(fmt.Sprintf("its clock is %s ahead of the others'; above %s they refuse what it makes", off.Round(time.Second), hsm.MaxAhead))
 		case off < -clockNotice:
-			h.addNotice(fmt.Sprintf("its clock is %s behind the others'", (-off).Round(time.Second)))
+			h.addNotice(fmt.Sprintf("its clock is %s behind the others'; above %s it refuses what they make", (-off).Round(time.Second), hsm.MaxAhead))
 		}
-		if off > hsm.MaxAhead && h.State == string(hsm.StateActive) {
+		if off.Abs() > hsm.MaxAhead && h.State == string(hsm.StateActive) {
 			h.State = string(hsm.StateDegraded)
 		}
 	}

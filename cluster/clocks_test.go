@@ -20,7 +20,7 @@ func TestAClockThatIsOffShows(t *testing.T) {
 		{"all right", []time.Duration{0, time.Second, -2 * time.Second}, []string{"ACTIVE", "ACTIVE", "ACTIVE"}, []string{"", "", ""}},
 		{"minutes ahead", []time.Duration{0, 0, 6 * time.Minute}, []string{"ACTIVE", "ACTIVE", "DEGRADED"}, []string{"", "", "6m0s ahead"}},
 		{"a little ahead", []time.Duration{2 * time.Minute, 0, 0}, []string{"ACTIVE", "ACTIVE", "ACTIVE"}, []string{"2m0s ahead", "", ""}},
-		{"behind", []time.Duration{-time.Hour, 0}, []string{"ACTIVE", "ACTIVE"}, []string{"1h0m0s behind", ""}},
+		{"behind", []time.Duration{-time.Hour, 0}, []string{"DEGRADED", "ACTIVE"}, []string{"1h0m0s behind", ""}},
 		{"this host is off", []time.Duration{time.Hour, time.Hour, time.Hour}, []string{"ACTIVE", "ACTIVE", "ACTIVE"}, []string{"", "", ""}},
 	} {
 		out, states := &Info{}, map[*remote]hsm.Info{}

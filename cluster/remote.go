@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"hash/fnv"
 	mathrand "math/rand/v2"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -23,7 +24,8 @@ type remote struct {
 	avoided atomic.Int64         // until when not to create or change on it, in Unix nanoseconds
 	kick    chan struct{}        // wakes the keeper
 	member  atomic.Pointer[hsm.Member]
-	slow    int // logins in a row that were not done in time, on an HSM that answers; the keeper's
+	yields  atomic.Bool // it leaves the password to others
+	slow    int         // logins in a row that were not done in time, on an HSM that answers; the keeper's
 
 	mu    sync.Mutex
 	tries uint64 // finished attempts to connect
@@ -239,7 +241,7 @@ func (r *remote) dial(ctx context.Context) (_ *link, answered bool, _ error) {
 	if opener := r.c.opener.Load(); opener != nil {
 		ctx = hsm.SameApplication(ctx, *opener)
 	}
-	session, err := r.c.auth.open(ctx, module)
+	session, err := r.c.auth.open(ctx, module, r.yield)
 	if err != nil {
 		return nil, true, errors.Join(err, module.Close())
 	}
@@ -248,6 +250,41 @@ func (r *remote) dial(ctx context.Context) (_ *link, answered bool, _ error) {
 		return nil, true, errors.Join(err, l.close())
 	}
 	return l, true, nil
+}
+
+// yielding bounds the time that an HSM leaves the password to others.
+const yielding = 2 * time.Second
+
+// yield waits until another HSM has taken the password, or none is left that might do so
+// soon.
+func (r *remote) yield(ctx context.Context) {
+	r.yields.Store(true)
+	defer r.yields.Store(false)
+	r.c.signal()
+	enough := time.After(yielding)
+	for {
+		changed := r.c.changes()
+		if r.c.auth.ticket.Load() != nil || !r.c.mayLogIn() {
+			return
+		}
+		select {
+		case <-changed:
+		case <-enough:
+			return
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// mayLogIn tells whether an HSM that does not leave the password to others has not been
+// tried yet.
+func (c *Cluster) mayLogIn() bool {
+	return slices.ContainsFunc(c.all(), func(r *remote) bool {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		return r.tries == 0 && !r.yields.Load()
+	})
 }
 
 // check asks the HSM who it is, and takes note of the cluster's settings.

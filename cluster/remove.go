@@ -255,7 +255,7 @@ func (c *Cluster) visit(ctx context.Context, m hsm.Member) (session hsm.Session,
 	if err != nil {
 		return nil, nil, err
 	}
-	if session, err = c.auth.open(limited, module); err != nil {
+	if session, err = c.auth.open(limited, module, func(context.Context) {}); err != nil {
 		return nil, nil, errors.Join(err, module.Close())
 	}
 	return session, func() { session.Close(); module.Close() }, nil

@@ -176,6 +176,9 @@ type Info struct {
 	// random, and another one each time that its removal was taken back in between. 0: it
 	// does take something.
 	Departure uint64
+	// OutOfTouch: there are other HSMs, and it has synced with none of them lately. It may
+	// not know of users, or passwords, that they know.
+	OutOfTouch bool
 }
 
 // MaxEpochs bounds the masking keys of a lineage.

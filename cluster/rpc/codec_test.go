@@ -265,7 +265,7 @@ func TestRepliesRoundTrip(t *testing.T) {
 		ID: 1, Cluster: 2, ClusterName: "c", Region: "r", Zone: "z", Lineage: hsm.Lineage{3}, Version: "v", State: "ACTIVE", Notice: "n", Time: at,
 		Root: hsm.Root{Sum: [32]byte{4}, Count: 5}, ClusterRoot: hsm.Root{Sum: [32]byte{6}, Count: 7}, Keys: 8, InDoubt: 9, Sessions: 10, Format: 11,
 		Started: at, Doubts: []hsm.Doubt{{Op: hsm.OpID{1}, Refs: []hsm.KeyRef{2, 3}, Since: at}}, Settings: hsm.Settings{MinCopies: 2, MinZones: 1, CheckOnUse: true, Custodians: []string{"age1x"}, Threshold: 1},
-		Timeouts: hsm.QuorumTimeouts{Generated: time.Minute, Approved: time.Second}, Departure: 12,
+		Timeouts: hsm.QuorumTimeouts{Generated: time.Minute, Approved: time.Second}, Departure: 12, OutOfTouch: true,
 	}
 	gotInfo, err := fromInfo(wire(t, toInfo(info), &pb.InfoReply{}))
 	if diff := cmp.Diff(info, gotInfo); diff != "" || err != nil {

@@ -157,7 +157,7 @@ func toInfo(i hsm.Info) *pb.InfoReply {
 		Keys: i.Keys, InDoubt: i.InDoubt, Sessions: i.Sessions, Started: toTime(i.Started), LastSync: toTime(i.LastSync),
 		Settings: toSettings(&i.Settings), Doubts: toDoubts(i.Doubts), Epochs: i.Epochs, Sealing: i.Sealing, Format: i.Format, Clock: i.Clock,
 		Quorum: toQuorum(i.Quorum), GeneratedTimeout: toSeconds(i.Timeouts.Generated), ApprovedTimeout: toSeconds(i.Timeouts.Approved),
-		Departure: i.Departure,
+		Departure: i.Departure, OutOfTouch: i.OutOfTouch,
 	}
 }
 
@@ -207,7 +207,7 @@ func fromInfo(p *pb.InfoReply) (hsm.Info, error) {
 		Quorum: hsm.QuorumValues{User: c.small("quorum value", p.GetQuorum().GetUser()), Quorum: c.small("quorum value", p.GetQuorum().GetQuorum()),
 			Cluster: c.small("quorum value", p.GetQuorum().GetCluster())},
 		Timeouts:  hsm.QuorumTimeouts{Generated: fromSeconds(c, p.GetGeneratedTimeout()), Approved: fromSeconds(c, p.GetApprovedTimeout())},
-		Departure: p.GetDeparture(),
+		Departure: p.GetDeparture(), OutOfTouch: p.GetOutOfTouch(),
 	}
 	c.count("masking keys", len(i.Epochs), hsm.MaxEpochs)
 	if s := fromSettings(c, p.GetSettings()); s != nil {

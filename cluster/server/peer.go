@@ -30,6 +30,8 @@ type peer struct {
 	failures int // rounds in a row
 	// keysRefused: it has no room for masking keys, and that was said.
 	keysRefused bool
+	clocked     hsm.Session // in which it was asked for its clock, and when
+	clockedAt   time.Time
 	progress    *progress // outlives the peer's change of address
 
 	mu      sync.Mutex
@@ -59,7 +61,7 @@ func (s *syncer) keepUp(ctx context.Context, p *peer) {
 		}
 		if err != nil {
 			p.disconnect() // the next round dials again
-			s.missed(ctx, p)
+			s.missed(ctx, p, err)
 		}
 		if p.setTried() {
 			s.catchUp()
@@ -96,6 +98,9 @@ func (s *syncer) note(p *peer, err error) {
 func (s *syncer) exchange(ctx context.Context, p *peer) error {
 	session, theirs, err := s.ask(ctx, p)
 	if err != nil {
+		return err
+	}
+	if err := s.seeClock(ctx, p, session); err != nil {
 		return err
 	}
 	if err := s.bring(ctx, p, session, theirs); err != nil {

@@ -2,6 +2,9 @@ package server
 
 import (
 	"context"
+	"fmt"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -26,6 +29,7 @@ type progress struct {
 	// Of a peer that does not answer it is not known what it lacks: all that is
 	// new since.
 	failing bool
+	why     error     // of the last round that failed
 	behind  time.Time // when something new was first seen meanwhile
 }
 
@@ -35,14 +39,16 @@ type progressNumbers struct {
 	sketchBytes, objectBytes int64
 	added, changed           int // objects
 	conflicts                int
-	synced                   time.Time // end of the last round that ended well
+	synced                   time.Time     // end of the last round that ended well
+	ahead                    time.Duration // how far its clock is ahead of ours
+	clockAt                  time.Time     // when it told; zero: never
 }
 
 // looked ends a round in which the peer answered, and we had so many objects.
 func (p *progress) looked(equal bool, held uint64) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.synced, p.held, p.failing, p.behind = time.Now(), held, false, time.Time{}
+	p.synced, p.held, p.failing, p.why, p.behind = time.Now(), held, false, nil, time.Time{}
 	if equal {
 		p.equal++
 		p.lacks, p.more = nil, 0
@@ -77,13 +83,19 @@ func (p *progress) lacking(refs map[hsm.KeyRef]bool, all int) {
 	p.lacks, p.more = lacks, all-len(refs)
 }
 
-// failed ends a round in which the peer did not answer, and we had so many
-// objects.
-func (p *progress) failed(held uint64) {
+// clock notes how far the peer's clock is ahead of ours.
+func (p *progress) clock(ahead time.Duration) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.ahead, p.clockAt = ahead, time.Now()
+}
+
+// failed ends a round that failed, in which we had so many objects.
+func (p *progress) failed(held uint64, why error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.failures++
-	p.failing = true
+	p.failing, p.why = true, why
 	if held > p.held && p.behind.IsZero() {
 		p.behind = time.Now()
 	}
@@ -115,11 +127,25 @@ func (p *progress) numbers() progressNumbers {
 	return p.progressNumbers
 }
 
-// missed notes a round without an answer.
-func (s *syncer) missed(ctx context.Context, p *peer) {
+// missed notes a round that failed.
+func (s *syncer) missed(ctx context.Context, p *peer, why error) {
 	if ours, err := s.session.Info(ctx); err == nil {
-		p.progress.failed(ours.Root.Count)
+		p.progress.failed(ours.Root.Count, why)
 	}
+}
+
+// whyNot says of each peer with which the last round failed what it failed for.
+func (s *syncer) whyNot() string {
+	var reasons []string
+	for id, p := range s.watched() {
+		p.mu.Lock()
+		if p.why != nil {
+			reasons = append(reasons, fmt.Sprintf("%s: %v", id, p.why))
+		}
+		p.mu.Unlock()
+	}
+	slices.Sort(reasons)
+	return strings.Join(reasons, "; ")
 }
 
 // watched returns the progress with every peer.

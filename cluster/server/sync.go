@@ -47,6 +47,7 @@ type syncer struct {
 	copied   atomic.Int64 // until when another HSM runs under the same identity, Unix nanoseconds
 	gone     int          // members removed, as far as is known
 	left     time.Time    // when the last of them was seen to be
+	clockOff bool         // that the clock is off was said
 
 	mu      sync.Mutex
 	members []hsm.Member // nil until they were read once
@@ -80,6 +81,7 @@ func (s *syncer) run(ctx context.Context) error {
 		}
 		s.settle(ctx)
 		s.catchUp()
+		s.tellClock()
 		s.after(ctx)
 		select {
 		case <-ctx.Done():

@@ -81,6 +81,7 @@ func (s *Server) checks() []metrics.Check {
 		{Name: "state", Run: func(context.Context) error { return s.servesAll() }},
 		{Name: "audit", Run: func(context.Context) error { return s.device.audit.Ready() }},
 		{Name: "sync", Run: s.inSync},
+		{Name: "clock", Run: func(context.Context) error { return s.sync.clockInTime() }},
 	}
 }
 
@@ -122,7 +123,11 @@ func (s *Server) inSync(context.Context) error {
 	if s.sync.lately(s.fresh) {
 		return nil
 	}
-	return fmt.Errorf("%w: no other HSM of the cluster has answered for %s", hsm.ErrUnavailable, s.fresh)
+	err := fmt.Errorf("%w: no round of sync with any other HSM has ended well for %s", hsm.ErrUnavailable, s.fresh)
+	if why := s.sync.whyNot(); why != "" {
+		err = fmt.Errorf("%w: %s", err, why)
+	}
+	return err
 }
 
 var hsmDescs = []metrics.Desc{
@@ -232,6 +237,7 @@ var syncDescs = []metrics.Desc{
 	{Name: "hsmbackup_sync_peer_keys_missing", Help: "Objects of this HSM that are not known to be on a peer.", Labels: []string{"peer"}},
 	{Name: "hsmbackup_sync_rounds_total", Help: "Rounds of sync with a peer: the roots were equal, what differed was pulled, or it failed.", Counter: true, Labels: []string{"peer", "result"}},
 	{Name: "hsmbackup_sync_objects_total", Help: "Objects that sync brought from a peer.", Counter: true, Labels: []string{"peer", "result"}},
+	{Name: "hsmbackup_clock_ahead_seconds", Help: "How far this HSM's clock is ahead of the middle of its own and its peers'; negative: behind. Above 300 the others refuse what it makes, below -300 it refuses what they make."},
 	{Name: "hsmbackup_sync_bytes_total", Help: "Bytes that reconciling with a peer took: of sketches, and of masked objects.", Counter: true, Labels: []string{"peer", "part"}},
 }
 
@@ -243,6 +249,7 @@ func (s *syncer) show(set set) {
 	if at := s.lastSync(); !at.IsZero() {
 		set("hsmbackup_sync_lag_seconds", time.Since(at).Seconds())
 	}
+	set("hsmbackup_clock_ahead_seconds", s.clockOffset().Seconds())
 	most, oldest := 0, time.Duration(0)
 	for id, p := range s.watched() {
 		n, since := p.missing(info.Root.Count)

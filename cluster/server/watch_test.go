@@ -18,10 +18,12 @@ import (
 )
 
 // watched starts the HSM with metrics; it must be down.
-func (b *box) watched() {
+func (b *box) watched() { b.watchedAt(time.Now) }
+
+func (b *box) watchedAt(now func() time.Time) {
 	b.w.t.Helper()
 	o := b.options()
-	o.Metrics = ":0"
+	o.Metrics, o.Now = ":0", now
 	s, err := Open(b.w.t.Context(), b.folder, o)
 	if err != nil {
 		b.w.t.Fatal(err)
@@ -208,7 +210,7 @@ func TestReadyMeansServing(t *testing.T) {
 	}
 	w.eventually("an HSM alone is ready", func() bool {
 		ok, checks := one.ready()
-		return !ok && strings.Contains(checks["sync"], "no other HSM") && checks["store"] == "ok" && checks["member"] == "ok"
+		return !ok && strings.Contains(checks["sync"], "no round of sync with any other HSM") && checks["store"] == "ok" && checks["member"] == "ok"
 	})
 	if status, _ := one.page("/healthz"); status != http.StatusOK {
 		t.Errorf("/healthz: %d", status)

@@ -533,7 +533,8 @@ type InfoReply struct {
 	Quorum           *QuorumValues          `protobuf:"bytes,44,opt,name=quorum,proto3" json:"quorum,omitempty"`                                              // none: no value was ever set
 	GeneratedTimeout int64                  `protobuf:"varint,45,opt,name=generated_timeout,json=generatedTimeout,proto3" json:"generated_timeout,omitempty"` // of quorum tokens, seconds; 0: not told
 	ApprovedTimeout  int64                  `protobuf:"varint,46,opt,name=approved_timeout,json=approvedTimeout,proto3" json:"approved_timeout,omitempty"`
-	Departure        uint64                 `protobuf:"fixed64,47,opt,name=departure,proto3" json:"departure,omitempty"` // names the time since which an HSM that leaves takes nothing; 0: it does
+	Departure        uint64                 `protobuf:"fixed64,47,opt,name=departure,proto3" json:"departure,omitempty"`                      // names the time since which an HSM that leaves takes nothing; 0: it does
+	OutOfTouch       bool                   `protobuf:"varint,48,opt,name=out_of_touch,json=outOfTouch,proto3" json:"out_of_touch,omitempty"` // no other HSM of the cluster has synced with it lately
 	unknownFields    protoimpl.UnknownFields
 	sizeCache        protoimpl.SizeCache
 }
@@ -755,6 +756,13 @@ func (x *InfoReply) GetDeparture() uint64 {
 		return x.Departure
 	}
 	return 0
+}
+
+func (x *InfoReply) GetOutOfTouch() bool {
+	if x != nil {
+		return x.OutOfTouch
+	}
+	return false
 }
 
 type QuorumValues struct {
@@ -5178,7 +5186,7 @@ const file_hsm_proto_rawDesc = "" +
 	"\x06ticket\x18\x05 \x01(\fR\x06ticket\x12\x1c\n" +
 	"\tchallenge\x18\x06 \x01(\fR\tchallenge\"#\n" +
 	"\vInfoRequest\x12\x14\n" +
-	"\x05brief\x18\x01 \x01(\bR\x05brief\"\xd0\x06\n" +
+	"\x05brief\x18\x01 \x01(\bR\x05brief\"\xf2\x06\n" +
 	"\tInfoReply\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x06R\x02id\x12\x18\n" +
 	"\acluster\x18\x02 \x01(\x06R\acluster\x12!\n" +
@@ -5207,7 +5215,9 @@ const file_hsm_proto_rawDesc = "" +
 	"\x06quorum\x18, \x01(\v2\x1a.hsmbackup.v1.QuorumValuesR\x06quorum\x12+\n" +
 	"\x11generated_timeout\x18- \x01(\x03R\x10generatedTimeout\x12)\n" +
 	"\x10approved_timeout\x18. \x01(\x03R\x0fapprovedTimeout\x12\x1c\n" +
-	"\tdeparture\x18/ \x01(\x06R\tdeparture\"T\n" +
+	"\tdeparture\x18/ \x01(\x06R\tdeparture\x12 \n" +
+	"\fout_of_touch\x180 \x01(\bR\n" +
+	"outOfTouch\"T\n" +
 	"\fQuorumValues\x12\x12\n" +
 	"\x04user\x18\x01 \x01(\x03R\x04user\x12\x16\n" +
 	"\x06quorum\x18\x02 \x01(\x03R\x06quorum\x12\x18\n" +

@@ -1,0 +1,59 @@
+package server
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/hsmbackup/hsmbackup/cluster/hsm"
+)
+
+// TestAClockThatIsOffMakesUnready: minutes ahead or behind, the HSM says that it is, by how
+// much and what follows, and the others stay ready. The one that is behind takes nothing
+// new from the others: it says that it is out of touch, and why, until its clock is right.
+func TestAClockThatIsOffMakesUnready(t *testing.T) {
+	t.Parallel()
+	for _, tc := range []struct {
+		off  time.Duration
+		says string
+	}{
+		{-10 * time.Minute, "10m0s behind the others': it refuses what they make"},
+		{10 * time.Minute, "10m0s ahead of the others': they refuse what it makes"},
+	} {
+		t.Run(tc.off.String(), func(t *testing.T) {
+			w := newWatchedWorld(t, 3)
+			w.createAlice()
+			one, odd := w.boxes[0], w.boxes[2]
+			w.rounds()
+			if err := odd.stop(); err != nil {
+				t.Fatal(err)
+			}
+			odd.watchedAt(func() time.Time { return time.Now().Add(tc.off) })
+			w.createKey(one.alice(), "new")
+			w.eventually("the clock does not show", func() bool {
+				ok, checks := odd.ready()
+				return !ok && strings.Contains(checks["clock"], tc.says)
+			})
+			odd.becomes(func(v float64) bool { return (time.Duration(v)*time.Second - tc.off).Abs() < time.Minute }, "hsmbackup_clock_ahead_seconds")
+			one.becomes(func(v float64) bool { return time.Duration(v)*time.Second < time.Minute }, "hsmbackup_clock_ahead_seconds")
+			w.eventually("another HSM is not ready", func() bool { ok, checks := one.ready(); return ok && checks["clock"] == "ok" })
+			if tc.off > 0 {
+				return
+			}
+			alice := odd.alice()
+			w.eventually("it does not say that it is out of touch", func() bool {
+				info, err := alice.Info(t.Context())
+				if err != nil {
+					t.Fatal(err)
+				}
+				_, checks := odd.ready()
+				return info.OutOfTouch && strings.Contains(checks["sync"], one.id().String()+": ") && strings.Contains(checks["sync"], hsm.ErrFuture.Error())
+			})
+			if err := odd.stop(); err != nil {
+				t.Fatal(err)
+			}
+			odd.watched()
+			w.eventually("it does not come back", func() bool { ok, _ := odd.ready(); return ok })
+		})
+	}
+}
