@@ -81,11 +81,7 @@ func (s *session) usable(ref hsm.KeyRef, need access, attribute string) (*entry,
 	if !e.rec.Flag(attribute) {
 		return nil, fmt.Errorf("%w: key %s: %s is false; its owner sets it with key set-attribute", hsm.ErrAttribute, ref, attribute)
 	}
-	// Both may have been set at once, on two HSMs.
-	if (attribute == "encrypt" || attribute == "decrypt") && e.rec.Flag("trusted") {
-		return nil, fmt.Errorf("%w: key %s is trusted, and a trusted key only wraps and unwraps", hsm.ErrAttribute, ref)
-	}
-	return e, nil
+	return e, s.h.mayUseTrusted(e.rec, attribute)
 }
 
 // audit reports a management command.

@@ -142,6 +142,13 @@ func (s *session) unwrapped(r hsm.CreateRequest) (newborn, map[string]string, er
 	if err != nil {
 		return newborn{}, nil, err
 	}
+	careful, err := s.h.trusted(e.rec)
+	if err == nil && careful {
+		err = mayUnwrapTrusted(e.rec, r.Params)
+	}
+	if err != nil {
+		return newborn{}, nil, err
+	}
 	m, err := e.parsed()
 	if err != nil {
 		return newborn{}, nil, err
@@ -165,11 +172,7 @@ func (s *session) unwrapped(r hsm.CreateRequest) (newborn, map[string]string, er
 	if err != nil {
 		return newborn{}, nil, err
 	}
-	b.careful, err = s.h.trusted(e.rec)
-	switch {
-	case err != nil:
-		return newborn{}, nil, err
-	case b.class == hsm.ClassPublic:
+	if b.careful = careful; b.class == hsm.ClassPublic {
 		return newborn{}, nil, fmt.Errorf("%w: the data is a public key, which is imported, not unwrapped", hsm.ErrInvalid)
 	}
 	wanted, err := withTemplate(hsm.UnwrapTemplate, e.rec, r, b)

@@ -2,23 +2,77 @@ package soft
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 
 	"github.com/hsmbackup/hsmbackup/cluster/hsm"
+	"github.com/hsmbackup/hsmbackup/cluster/hsm/soft/mech"
 )
 
 // A trusted key wraps keys that their owners may not take out otherwise
 // (wrap-with-trusted). So nobody may know a trusted key or decrypt with it, its
-// owner included, for as long as it is trusted.
+// owner included, for as long as it is trusted: neither by name nor by way of another
+// use that comes to the same (mayUseTrusted, mayWrapTrusted, mayUnwrapTrusted).
 
-// trusted tells whether a key is trusted, or is the private half of one that is.
-// The other half is read without its lock: it counts as it was a moment ago.
+// trusted tells whether a key is trusted, or is the private half of one that is, or was
+// when it was destroyed: what that has wrapped is there still. The other half is read
+// without its lock: it counts as it was a moment ago.
 func (h *HSM) trusted(r *hsm.Record) (bool, error) {
-	if r.Flag("trusted") || r.Core.Class != hsm.ClassPrivate {
+	if r.Flag("trusted") || r.Core.Class != hsm.ClassPrivate || r.Core.Pair == 0 {
 		return r.Flag("trusted"), nil
 	}
-	pair, err := h.pairOf(r)
-	return pair != nil && pair.Flag("trusted"), err
+	cur, err := h.read(hsm.ScopeLineage, r.Core.Pair)
+	return cur != nil && cur.rec.Kind == hsm.KindKey && cur.rec.Flag("trusted"), err
+}
+
+// mayUseTrusted refuses what a trusted key does not do, whatever its attributes say:
+// they may have been set at once with trusted, on two HSMs, and of a pair each half has
+// its own. A signature of rsa-x-509 is a decryption; and a CMAC is the cipher itself to
+// whoever has computed its subkey while the key did encrypt, and so makes the bytes that
+// hide what aes-gcm wraps.
+func (h *HSM) mayUseTrusted(r *hsm.Record, attribute string) error {
+	if attribute != "encrypt" && attribute != "decrypt" && attribute != "sign" {
+		return nil
+	}
+	trusted := r.Flag("trusted")
+	if !trusted && r.Core.Class == hsm.ClassPrivate && r.Core.Type == string(mech.RSA) && r.Core.Pair != 0 {
+		pair, err := h.tokenKey(r.Core.Pair)
+		switch {
+		case errors.Is(err, hsm.ErrNotFound):
+			return nil
+		case err != nil && !errors.Is(err, hsm.ErrDestroyed):
+			return err
+		}
+		trusted = pair.rec.Flag("trusted")
+	}
+	if trusted {
+		return fmt.Errorf("%w: key %s is trusted, and a trusted key only wraps and unwraps", hsm.ErrAttribute, r.Ref)
+	}
+	return nil
+}
+
+// mayWrapTrusted refuses ways to wrap with a trusted key in which what it wraps comes out
+// otherwise. Two payloads under one IV give both away, and one of them may be known. Of
+// rsa-aes the first part is a key wrapped with rsa-oaep, which its owner unwraps as a key of
+// its own, and opens the second part with; and who may ask a private key often whether the
+// padding of rsa-pkcs is right can decrypt with it.
+func mayWrapTrusted(key, payload *hsm.Record, p hsm.Params) error {
+	switch {
+	case !key.Flag("trusted"):
+	case len(p.IV) > 0:
+		return fmt.Errorf("%w: key %s is trusted, and draws each IV itself; leave it out", hsm.ErrAttribute, key.Ref)
+	case payload.Flag("wrap-with-trusted") && key.Core.Pair != 0 && p.Mechanism != mech.RSAOAEP:
+		return fmt.Errorf("%w: key %s: the private half of its trusted key %s is in the HSM, which could open %.40q in parts; use %s", hsm.ErrAttribute, payload.Ref, key.Ref, p.Mechanism, mech.RSAOAEP)
+	}
+	return nil
+}
+
+// mayUnwrapTrusted refuses rsa-pkcs with a key that is trusted: see mayWrapTrusted.
+func mayUnwrapTrusted(key *hsm.Record, p hsm.Params) error {
+	if p.Mechanism == mech.RSAPKCS {
+		return fmt.Errorf("%w: key %s is trusted, and does not unwrap with %s; have it wrapped with %s or %s", hsm.ErrAttribute, key.Ref, mech.RSAPKCS, mech.RSAOAEP, mech.RSAAES)
+	}
+	return nil
 }
 
 // pairOf returns the other half of a pair, nil if there is none here.
@@ -43,10 +97,19 @@ func (h *HSM) mayTrust(r *hsm.Record) error {
 	if r.Core.Class != hsm.ClassPublic {
 		return h.onlyOne(r)
 	}
-	pair, err := h.pairOf(r)
-	if pair == nil || err != nil {
-		return err
+	if r.Core.Pair == 0 {
+		return nil
 	}
+	cur, err := h.read(hsm.ScopeLineage, r.Core.Pair)
+	switch {
+	case err != nil:
+		return err
+	case cur == nil:
+		return fmt.Errorf("%w: key %s: its private half %s is not here, and may be a session key that decrypts; make both token keys", hsm.ErrAttribute, r.Ref, r.Core.Pair)
+	case cur.rec.Kind != hsm.KindKey || cur.rec.Destroyed: // it comes back fit for it, or not at all: see mayRevive
+		return nil
+	}
+	pair := cur.rec
 	if pair.Core.Pair != r.Ref || !bytes.Equal(pair.Core.Public, r.Core.Public) {
 		// It was kept under another reference when another birth took its place.
 		return fmt.Errorf("%w: key %s: what is under %s is not its private half, so nobody can tell who has that", hsm.ErrAttribute, r.Ref, r.Core.Pair)
@@ -155,9 +218,16 @@ func (h *HSM) mindTrust(a hsm.Attribute, r *hsm.Record, value []byte) error {
 }
 
 // mayDestroy keeps a trusted key from being destroyed: revived in a state from
-// before it was trusted, its owner could decrypt with it what it has wrapped.
+// before it was trusted, its owner could decrypt with it what it has wrapped. What is
+// left of a pair whose other half is destroyed may go.
 func (h *HSM) mayDestroy(r *hsm.Record) error {
-	trusted, err := h.trusted(r)
+	trusted := r.Flag("trusted")
+	var err error
+	if r.Core.Class == hsm.ClassPrivate {
+		var pair *hsm.Record
+		pair, err = h.pairOf(r)
+		trusted = trusted || pair != nil && pair.Flag("trusted")
+	}
 	if err == nil && trusted {
 		return fmt.Errorf("%w: key %s is trusted, and so it stays; an admin withdraws trusted first", hsm.ErrAttribute, r.Ref)
 	}

@@ -198,7 +198,7 @@ func (s *session) wrap(ctx context.Context, u hsm.Use) ([]byte, error) {
 	if a != accessOwner && key.rec.Core.Class != hsm.ClassPublic {
 		return nil, fmt.Errorf("%w: key %s belongs to %q; only its owner wraps with it", hsm.ErrDenied, u.Key, key.rec.Core.Owner)
 	}
-	if err := cmp.Or(mayWrap(key.rec, payload.rec), fitsWrapTemplate(key.rec, payload.rec, s.sessionKey(u.Payload) == nil)); err != nil {
+	if err := cmp.Or(mayWrap(key.rec, payload.rec), mayWrapTrusted(key.rec, payload.rec, u.Params), fitsWrapTemplate(key.rec, payload.rec, s.sessionKey(u.Payload) == nil)); err != nil {
 		return nil, err
 	}
 	m, err := key.parsed()
