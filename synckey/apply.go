@@ -19,8 +19,8 @@ import (
 // key that this one lacks.
 //
 // What did not fit into memory is read again, in the state it is in by then; an
-// object that has been destroyed since is left out, so that nothing is destroyed
-// that the plan did not show.
+// object that has been destroyed since is left out, with Options.Destroyed too, so that
+// nothing is destroyed that the plan did not show and that its limit did not count.
 //
 // Before anything else, ErrLimit if the plan does more than its options allow, and
 // ErrMoved if it is older than a few seconds and the clusters have moved in a way
@@ -47,11 +47,9 @@ func (p *Plan) Apply(ctx context.Context) error {
 	return nil
 }
 
-// mayDestroy tells whether tombstones may come in a phase, though the object
-// was live when the plan was made.
-func (p *Plan) mayDestroy(at phase) bool {
-	return at == phaseGraves || at == phaseLeavers || at == phaseKeys && p.options.Destroyed
-}
+// mayDestroy tells whether tombstones may come in a phase: in those that the plan
+// destroys in. An object that was live when the plan was made counts in no limit.
+func mayDestroy(at phase) bool { return at == phaseGraves || at == phaseLeavers }
 
 // objects yields what one phase of a direction inserts.
 func (p *Plan) objects(ctx context.Context, f *flow, at phase) iter.Seq2[hsm.MaskedObject, error] {
@@ -60,7 +58,7 @@ func (p *Plan) objects(ctx context.Context, f *flow, at phase) iter.Seq2[hsm.Mas
 			return p.fetch(ctx, f, refs)
 		}
 		err := readAhead(ctx, f.steps.refs[at], fetch, func(refs []hsm.KeyRef, again map[hsm.KeyRef]*held) error {
-			return p.yieldBatch(f, p.mayDestroy(at), refs, again, yield)
+			return yieldBatch(f, mayDestroy(at), refs, again, yield)
 		})
 		if err != nil && !errors.Is(err, errEnough) {
 			yield(hsm.MaskedObject{}, err)
@@ -73,10 +71,10 @@ var errEnough = errors.New("enough")
 
 // yieldBatch yields the objects of a batch, those that were not kept as they were
 // read again.
-func (p *Plan) yieldBatch(f *flow, tombstones bool, refs []hsm.KeyRef, again map[hsm.KeyRef]*held, yield func(hsm.MaskedObject, error) bool) error {
+func yieldBatch(f *flow, tombstones bool, refs []hsm.KeyRef, again map[hsm.KeyRef]*held, yield func(hsm.MaskedObject, error) bool) error {
 	for _, ref := range refs {
 		kept, ok := f.steps.kept[ref]
-		if h := again[ref]; !ok && h != nil && (tombstones || !h.record.Destroyed && (p.options.Destroyed || f.steps.shown(ref, h.record))) {
+		if h := again[ref]; !ok && h != nil && (tombstones || !h.record.Destroyed) && f.steps.shown(ref, h.record) {
 			kept = h.masked
 		}
 		for _, m := range kept {

@@ -78,3 +78,36 @@ func TestLimitPerSide(t *testing.T) {
 	}
 	p.run(t, Options{})
 }
+
+// TestDestroyedSinceIsNotDestroyed: what the plan would change and could not keep in
+// memory is read again when its turn comes, hours later where a rate bounds the run. What
+// was destroyed by then, or has come to stand above another birth, counts in no limit,
+// and is left to the next plan.
+func TestDestroyedSinceIsNotDestroyed(t *testing.T) {
+	p := newPair(t)
+	refs := p.a.keys(15)
+	for _, ref := range refs {
+		p.b.put([]hsm.MaskedObject{p.a.get(0, ref)})
+		p.a.setLabel(ref, "later")
+	}
+	o := Options{Destroyed: true, MaxDestroyed: AtMost(0)}
+	plan, err := NewPlan(t.Context(), p.src, p.dst, o)
+	if err != nil || plan.Result.Changed != len(refs) {
+		t.Fatalf("%+v, %v", plan, err)
+	}
+	clear(plan.forth.steps.kept)
+	for _, ref := range refs[1:] {
+		p.a.destroy("alice", ref)
+	}
+	if err := plan.Apply(t.Context()); err != nil || plan.Result.Applied != 1 {
+		t.Errorf("%d applied, %v", plan.Result.Applied, err)
+	}
+	for _, ref := range refs {
+		if !live(p.b, ref) {
+			t.Fatalf("key %s, which the plan did not destroy, is destroyed at the destination", ref)
+		}
+	}
+	if r, err := run(t.Context(), p.src, p.dst, o); !errors.Is(err, ErrLimit) || r.Applied != 0 {
+		t.Errorf("the next plan: %+v, %v", r, err)
+	}
+}
