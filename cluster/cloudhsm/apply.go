@@ -2,6 +2,7 @@ package cloudhsm
 
 import (
 	"net"
+	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
@@ -68,16 +69,26 @@ func hostPortOr(address string, usual int) (host string, port int, err error) {
 		host, text = address, strconv.Itoa(usual)
 	}
 	port, err = strconv.Atoi(text)
-	if err != nil || port < 1 || port > 65535 || host == "" || strings.ContainsFunc(host, notOfHost) {
+	if err != nil || port < 1 || port > 65535 || !isHost(host) {
 		return "", 0, badFile("address %q: want HOST or HOST:PORT", address)
 	}
 	return host, port, nil
 }
 
-// notOfHost tells whether a character is in no host name and in no address, zones of IPv6
-// included.
-func notOfHost(r rune) bool {
-	return !(r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("-._:%", r))
+// isHost tells whether host is an address, or may be a name: of labels of 1 to 63
+// characters (RFC 1123, section 2.1), the underscore allowed. What ends in a number is an
+// address or nothing.
+func isHost(host string) bool {
+	if _, err := netip.ParseAddr(host); err == nil {
+		return true
+	}
+	labels := strings.Split(strings.TrimSuffix(host, "."), ".")
+	_, err := strconv.ParseUint(labels[len(labels)-1], 10, 64)
+	return err != nil && len(host) <= 253 && !slices.ContainsFunc(labels, func(l string) bool { return l == "" || len(l) > 63 || strings.ContainsFunc(l, notOfLabel) })
+}
+
+func notOfLabel(r rune) bool {
+	return !(r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || r == '-' || r == '_')
 }
 
 // perCluster tells whether any of the changes is of a cluster.

@@ -261,7 +261,7 @@ func TestSeveralClusters(t *testing.T) {
 func TestSettingsThatMakeNoSense(t *testing.T) {
 	for _, s := range []Settings{
 		{RetryMode: "always"}, {LogType: "syslog"}, {LogLevel: "loud"}, {LogRotation: "yearly"},
-		{Addresses: []string{""}}, {Addresses: []string{"h:0"}}, {Addresses: []string{"h:99999"}}, {Addresses: []string{"h:x"}},
+		{Addresses: []string{""}}, {Addresses: []string{"h:0"}}, {Addresses: []string{"h:99999"}}, {Addresses: []string{"h:x"}}, {Addresses: []string{"not..an..address"}}, {Addresses: []string{"10.0.0.300"}}, {Addresses: []string{"fe80::g"}}, {Addresses: []string{"a b"}},
 	} {
 		f := New()
 		if err := f.Apply(s); !errors.Is(err, ErrFile) || string(f.Bytes()) != "{}\n" {

@@ -76,7 +76,7 @@ func (st *stream) takes(n int) int {
 }
 
 // run works on whole blocks, or on any bytes of a counter mode.
-func (op *operation) run(ctx context.Context, l *login, data []byte) ([]byte, error) {
+func (op *operation) run(ctx context.Context, data []byte) ([]byte, error) {
 	st := op.stream
 	if st.left != nil {
 		if st.left.Cmp(big.NewInt(int64(len(data)))) < 0 {
@@ -90,7 +90,7 @@ func (op *operation) run(ctx context.Context, l *login, data []byte) ([]byte, er
 		use := op.use
 		use.Params.IV = st.iv
 		use.Data = append(make([]byte, st.used, st.used+n), data[:n]...)
-		piece, err := l.Use(ctx, use)
+		piece, err := op.login.Use(ctx, use)
 		if err != nil {
 			return nil, as(err, map[error]ck.RV{hsm.ErrNotFound: ck.KeyHandleInvalid, hsm.ErrDestroyed: ck.KeyHandleInvalid})
 		}
@@ -121,7 +121,7 @@ func (st *stream) advance(in, out []byte) {
 }
 
 // end works on what is left.
-func (op *operation) end(ctx context.Context, l *login) ([]byte, error) {
+func (op *operation) end(ctx context.Context) ([]byte, error) {
 	st, wrong := op.stream, ck.DataLenRange
 	if !st.encrypt {
 		wrong = ck.EncryptedDataLenRange
@@ -132,12 +132,12 @@ func (op *operation) end(ctx context.Context, l *login) ([]byte, error) {
 		for range n {
 			st.rest = append(st.rest, byte(n))
 		}
-		return op.run(ctx, l, st.rest)
+		return op.run(ctx, st.rest)
 	case st.pad:
 		if len(st.rest) != st.block {
 			return nil, wrong
 		}
-		out, err := op.run(ctx, l, st.rest)
+		out, err := op.run(ctx, st.rest)
 		if err != nil {
 			return nil, err
 		}
@@ -206,26 +206,22 @@ func (s *session) crypt(ctx context.Context, kind opKind, data []byte, room rpc.
 		return nil, ck.OperationActive
 	}
 	return s.deliver(op, room, op.cryptSize(len(data)), func() ([]byte, error) {
-		l, err := s.login()
-		if err != nil {
-			return nil, err
-		}
 		if op.stream == nil {
-			return op.whole(ctx, l, data)
+			return op.whole(ctx, data)
 		}
 		n := op.stream.takes(len(data))
-		out, err := op.run(ctx, l, data[:n])
+		out, err := op.run(ctx, data[:n])
 		if err != nil {
 			return nil, err
 		}
 		op.stream.rest = append([]byte{}, data[n:]...)
-		last, err := op.end(ctx, l)
+		last, err := op.end(ctx)
 		return append(out, last...), err
 	})
 }
 
 // whole works on data that an HSM takes in one piece.
-func (op *operation) whole(ctx context.Context, l *login, data []byte) ([]byte, error) {
+func (op *operation) whole(ctx context.Context, data []byte) ([]byte, error) {
 	wrong := ck.DataLenRange
 	if op.kind == opDecrypt {
 		wrong = ck.EncryptedDataLenRange
@@ -238,7 +234,7 @@ func (op *operation) whole(ctx context.Context, l *login, data []byte) ([]byte, 
 	}
 	use := op.use
 	use.Data = data
-	out, err := l.Use(ctx, use)
+	out, err := op.login.Use(ctx, use)
 	return out, as(err, map[error]ck.RV{hsm.ErrInvalid: wrong, hsm.ErrCrypto: ck.EncryptedDataInvalid, hsm.ErrNotFound: ck.KeyHandleInvalid, hsm.ErrDestroyed: ck.KeyHandleInvalid})
 }
 
@@ -262,11 +258,7 @@ func (s *session) cryptUpdate(ctx context.Context, kind opKind, data []byte, roo
 	}
 	op.parts = true
 	all := append(op.stream.rest, data...)
-	l, err := s.login()
-	if err != nil {
-		return nil, err
-	}
-	out, err := op.run(ctx, l, all[:n])
+	out, err := op.run(ctx, all[:n])
 	if err != nil {
 		s.ops[kind] = nil
 		return nil, err
@@ -281,12 +273,8 @@ func (s *session) cryptFinal(ctx context.Context, kind opKind, room rpc.Room) ([
 	if err != nil {
 		return nil, err
 	}
-	l, err := s.login()
-	if err != nil {
-		return nil, err
-	}
 	if op.stream == nil {
-		return s.deliver(op, room, op.cryptSize(len(op.buf)), func() ([]byte, error) { return op.whole(ctx, l, op.buf) })
+		return s.deliver(op, room, op.cryptSize(len(op.buf)), func() ([]byte, error) { return op.whole(ctx, op.buf) })
 	}
 	size := 0
 	switch {
@@ -295,7 +283,7 @@ func (s *session) cryptFinal(ctx context.Context, kind opKind, room rpc.Room) ([
 	case op.stream.pad:
 		size = -op.stream.block
 	}
-	return s.deliver(op, room, size, func() ([]byte, error) { return op.end(ctx, l) })
+	return s.deliver(op, room, size, func() ([]byte, error) { return op.end(ctx) })
 }
 
 func cryptCall(kind opKind) sessionHandler {

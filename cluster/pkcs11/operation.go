@@ -32,7 +32,7 @@ type operation struct {
 	kind   opKind
 	m      ck.Mech
 	key    *object
-	login  *login // under which it was begun; nil: it has no key
+	login  *login // under which it was begun, and that it uses its key under; nil: it has no key
 	info   hsm.KeyInfo
 	use    hsm.Use
 	locked bool // until a login with CKU_CONTEXT_SPECIFIC
@@ -109,9 +109,12 @@ func (s *session) newOperation(ctx context.Context, kind opKind, m rpc.Mechanism
 		op.hash = hashes[known.hash].New()
 		return op, nil
 	}
-	op.login, _ = s.login() // without one there are no keys
+	op.login, _ = s.login()
 	if op.key, op.info, err = s.key(ctx, args.Ulong(2), ck.KeyHandleInvalid); err != nil {
 		return nil, err
+	}
+	if op.login == nil { // it came in between
+		return nil, ck.UserNotLoggedIn
 	}
 	secret := op.info.Class == hsm.ClassSecret
 	if secret && !kinds[kind].secret || !secret && op.info.Class != kinds[kind].class {
@@ -286,16 +289,12 @@ func (s *session) sign(ctx context.Context, kind opKind, data []byte, final bool
 		return nil, ck.OperationActive
 	}
 	return s.deliver(op, room, op.signatureSize(), func() ([]byte, error) {
-		l, err := s.login()
-		if err != nil {
-			return nil, err
-		}
 		if err := op.update(data); err != nil {
 			return nil, err
 		}
 		use := op.use
 		use.Data = op.data()
-		out, err := l.Use(ctx, use)
+		out, err := op.login.Use(ctx, use)
 		return out, as(err, map[error]ck.RV{hsm.ErrInvalid: ck.DataLenRange, hsm.ErrNotFound: ck.KeyHandleInvalid, hsm.ErrDestroyed: ck.KeyHandleInvalid})
 	})
 }
@@ -322,10 +321,6 @@ func (s *session) verify(ctx context.Context, data, signature []byte, final bool
 		return ck.OperationActive
 	}
 	s.ops[opVerify] = nil
-	l, err := s.login()
-	if err != nil {
-		return err
-	}
 	if len(signature) != op.signatureSize() {
 		return ck.SignatureLenRange
 	}
@@ -334,7 +329,7 @@ func (s *session) verify(ctx context.Context, data, signature []byte, final bool
 	}
 	use := op.use
 	use.Data, use.Signature = op.data(), signature
-	_, err = l.Use(ctx, use)
+	_, err = op.login.Use(ctx, use)
 	return as(err, map[error]ck.RV{hsm.ErrInvalid: ck.DataLenRange, hsm.ErrNotFound: ck.KeyHandleInvalid, hsm.ErrDestroyed: ck.KeyHandleInvalid})
 }
 
