@@ -42,6 +42,9 @@ type Changed struct {
 // change is not acknowledged, even where the policy wants one copy. The next
 // changes are made on other HSMs for a while.
 //
+// A user is deleted only when as many HSMs have said that it owns no key as know of every
+// key that was acknowledged: with its owner gone nobody could use it, or destroy it.
+//
 // hsm.ErrUnavailable: the change may or may not have been made; look, and repeat.
 func (c *Cluster) Change(ctx context.Context, ch hsm.Change) (*Changed, error) {
 	ch.Approvals = slices.Concat(c.approvals, ch.Approvals)
@@ -64,6 +67,9 @@ func (c *Cluster) Change(ctx context.Context, ch hsm.Change) (*Changed, error) {
 	}
 	ch.After = heard.after
 	if err := c.nextLife(ctx, &ch, need); err != nil {
+		return nil, err
+	}
+	if err := c.ownsNothing(ctx, ch, need); err != nil {
 		return nil, err
 	}
 	uneven := c.level(ctx, ch)

@@ -97,20 +97,14 @@ func (c *Cluster) nextLife(ctx context.Context, ch *hsm.Change, need int) error 
 // nextLifeOn returns the incarnation, and one, that could begin for an object on an HSM, or
 // that it is in.
 func nextLifeOn(ctx context.Context, s hsm.Session, ref hsm.KeyRef) (life uint64, err error) {
-	life = 1
-	for m, err := range s.Extract(ctx, slices.Values([]hsm.KeyRef{ref})) {
-		if err != nil {
-			return 0, err
-		}
-		_, r, err := hsm.ParseMasked(m.Bytes)
-		if err != nil {
-			return 0, err
-		}
-		if life = r.Incarnation + 1; r.Destroyed {
-			life++
-		}
+	r, err := recordOn(ctx, s, ref)
+	switch {
+	case r == nil || err != nil:
+		return 1, err
+	case r.Destroyed:
+		return r.Incarnation + 2, nil
 	}
-	return life, nil
+	return r.Incarnation + 1, nil
 }
 
 func infosOf(as []answer[hsm.Info]) (infos []hsm.Info) {

@@ -84,6 +84,21 @@ const (
 	RegisterJoining = "joining"
 )
 
+// Registers without a value, whose stamp says when.
+const (
+	// RegisterCreated, of a user: when this incarnation was made.
+	RegisterCreated = "created"
+	// RegisterOwned, of a key: since when its owner has it, if that is not its creation:
+	// an admin has revived it for a later user of the name.
+	RegisterOwned = "owned"
+)
+
+// OwnedSince tells whether a live key belongs to the user of its owner's name who was
+// made then, and not to an earlier one.
+func (r *Record) OwnedSince(created Stamp) bool {
+	return r.Core.Created.Compare(created) >= 0 || r.Registers[RegisterOwned].Stamp.Compare(created) >= 0
+}
+
 // AttributeRegister names the register of a key attribute.
 func AttributeRegister(name string) string {
 	if i, ok := attributesByName[name]; ok {

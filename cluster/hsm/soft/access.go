@@ -18,10 +18,6 @@ const (
 	accessOwner        // everything
 )
 
-// registerOwned has no value; its stamp tells since when the owner has the key, if
-// that is not its creation: an admin has revived it for a later user of the name.
-const registerOwned = "owned"
-
 // owns tells whether a key belongs to the user who has this name now. Names are
 // given again when a user is deleted, keys are not: who was created after a key
 // does not own it. Nothing of a tombstone is anyone's but its name.
@@ -30,10 +26,8 @@ func (h *HSM) owns(name string, r *hsm.Record) bool {
 		return r.Core.Owner == name
 	}
 	u, _ := h.users.get(name)
-	return u.incarnation == 0 || !before(r.Core.Created, u.created) || !before(r.Registers[registerOwned].Stamp, u.created)
+	return u.incarnation == 0 || r.OwnedSince(u.created)
 }
-
-func before(a, b hsm.Stamp) bool { return a.Compare(b) < 0 }
 
 // access follows cloudhsm.md §1.4 and §2.3: an owner may do all; a user it is
 // shared with may use it; every crypto user may use what is shown to all; admins,

@@ -285,7 +285,7 @@ func TestSharesWithUsersOfUnknownBirth(t *testing.T) {
 	apply(t, login(t, h, "alice"), hsm.Change{Kind: hsm.ChangeShare, Ref: k.Ref, User: "bob"})
 	must[hsm.MaskedObject](t)(h.update(hsm.ScopeLineage, hsm.UserRef("bob"), func(cur *held) (*hsm.Record, error) {
 		r := cur.rec.Clone()
-		delete(r.Registers, registerCreated)
+		delete(r.Registers, hsm.RegisterCreated)
 		return r, nil
 	}))
 	if _, err := login(t, h, "bob").Key(t.Context(), k.Ref); err != nil {

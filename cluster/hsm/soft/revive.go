@@ -11,7 +11,7 @@ import (
 // now. Only an admin comes here with one; the stamp is the same on every HSM.
 func (h *HSM) hand(r *hsm.Record) {
 	if u, _ := h.users.get(r.Core.Owner); !h.owns(u.name, r) {
-		r.Set(registerOwned, nil, u.created)
+		r.Set(hsm.RegisterOwned, nil, u.created)
 	}
 }
 

@@ -14,8 +14,6 @@ import (
 const (
 	registerRole     = "role"
 	registerVerifier = "verifier" // hidden
-	// registerCreated has no value; its stamp is when this incarnation was made.
-	registerCreated = "created"
 )
 
 // user is a live user.
@@ -54,7 +52,7 @@ func (t *userTable) set(r *hsm.Record, o hsm.Object) (over bool) {
 		return known
 	}
 	u := user{
-		name: name, role: hsm.Role(r.Registers[registerRole].Value), ref: r.Ref, incarnation: r.Incarnation, created: r.Registers[registerCreated].Stamp,
+		name: name, role: hsm.Role(r.Registers[registerRole].Value), ref: r.Ref, incarnation: r.Incarnation, created: r.Registers[hsm.RegisterCreated].Stamp,
 		verifier: r.Hidden[registerVerifier].Value, digest: o.Digest,
 		quorumKey: r.Registers[registerQuorumKey].Value, mfaKey: r.Registers[registerMFAKey].Value,
 	}
@@ -157,7 +155,7 @@ func (h *HSM) createUser(c hsm.Change) (hsm.MaskedObject, error) {
 			return nil, err
 		}
 		r.Set(registerRole, []byte(c.Role), at)
-		r.Set(registerCreated, nil, at)
+		r.Set(hsm.RegisterCreated, nil, at)
 		r.Hidden[registerVerifier] = hsm.Register{Stamp: at, Value: v}
 		return r, nil
 	})
