@@ -142,7 +142,7 @@ func TestSimulationFindsPlanted(t *testing.T) {
 		{assumeCommit, 60, "though its creation failed", false},
 		{revive, 10, "is back", false},
 		{keepSession, 10, "lists session key", false},
-		{skipSetting, 10, "after it was acknowledged not to be", false},
+		{skipSetting, 40, "after it was acknowledged not to be", false},
 		{forgetAfter, 100, "acknowledged last", false},
 		{leakMaterial, 10, "to its disk", false},
 		{joinEarly, 20, "has joined, and lacks key", true},
