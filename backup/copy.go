@@ -104,7 +104,8 @@ func (c *copying) run(ctx context.Context) error {
 		return err
 	}
 	// If we die after the record, the destination shows a copy in progress.
-	if err := c.record(ctx); err != nil {
+	resumed, err := c.record(ctx)
+	if err != nil {
 		return err
 	}
 	names := neededBy(c.source.manifest)
@@ -121,7 +122,8 @@ func (c *copying) run(ctx context.Context) error {
 		if err := c.manifest(ctx); err != nil {
 			return err
 		}
-		if strays {
+		// The record of an earlier run may be too old to hold a prune back.
+		if strays || resumed {
 			if err := c.sweepsOver(ctx, format.ManifestPath(c.source.id.Sequence)); err != nil {
 				return err
 			}
@@ -185,26 +187,27 @@ func WasDeleted(err error) bool {
 }
 
 // record says where the snapshot comes from, unless it is there already: then a
-// record is, or the destination took it itself.
-func (c *copying) record(ctx context.Context) error {
+// record is, or the destination took it itself. resumed tells that an earlier run left
+// the record.
+func (c *copying) record(ctx context.Context) (resumed bool, err error) {
 	if c.report.Already {
-		return nil
+		return false, nil
 	}
 	stored, err := format.EncodeCopy(format.CopyRecord{
 		Sequence: c.source.id.Sequence, Manifest: c.source.id.Manifest, Source: c.options.Source, Begun: time.Now(), Tags: c.options.Tags, Software: c.options.Software,
 	})
 	if err != nil {
-		return err
+		return false, err
 	}
 	done, err := createOnce(ctx, c.to, format.CopyPath(c.source.id.Sequence), stored)
 	if err != nil || done {
-		return err
+		return false, err
 	}
 	there, err := readCopy(ctx, c.to, c.source.id.Sequence)
 	if err == nil && there.Manifest != c.source.id.Manifest {
 		err = fmt.Errorf("%w: the destination has a record of another copy of this number", ErrOccupied)
 	}
-	return err
+	return true, err
 }
 
 // objects brings over what is missing, and reads back everything that no whole

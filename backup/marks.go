@@ -208,8 +208,9 @@ func createOnce(ctx context.Context, store storage.Store, path string, stored []
 
 // spent returns the numbers of marks that decide nothing any more, and have not
 // for a day: a listing is not of one moment, and a reader must not miss a mark
-// that is gone and the newer one, too, that made it needless.
-func (l *markLog) spent() (out []uint64) {
+// that is gone and the newer one, too, that made it needless. What they say of a
+// snapshot that is being removed decides as long as its manifest is there.
+func (l *markLog) spent(there map[format.Marked]bool) (out []uint64) {
 	var clock time.Time // not later than the store's
 	for _, m := range l.marks {
 		clock = later(clock, m.at)
@@ -218,7 +219,7 @@ func (l *markLog) spent() (out []uint64) {
 	now := l.standings()
 	for _, m := range l.marks {
 		decides := m.Action == format.ActionRemove || m.Number+1 == l.next || m.at.After(limit) || slices.ContainsFunc(m.Snapshots, func(id format.Marked) bool {
-			return now[id].removed.IsZero() || now[id].removed.After(limit)
+			return there[id] || now[id].removed.IsZero() || now[id].removed.After(limit)
 		})
 		if !decides {
 			out = append(out, m.Number)

@@ -151,6 +151,8 @@ func (p *PrunePlan) snapshots(inv *Inventory) {
 		case protected[i] != "": // whatever marks say, which whoever may write them can forge
 		case s.Removing && !p.options.Now && s.DeleteAt.After(p.At):
 			v.Action, v.Reasons = PruneWait, []string{"a mark says that it is being removed, and it was not due"}
+		case s.Removing && !p.options.Now && running.After(p.At): // of its own mark, perhaps
+			v.Action, v.Reasons = PruneWait, []string{"its removal was interrupted, or a lock refused it, and goes on after the grace period, at " + running.UTC().Format(time.RFC3339)}
 		case s.Removing: // its mark stands: nothing takes that back
 			v.Action, v.Reasons = PruneRemove, []string{"an earlier prune was interrupted, or a lock refused it"}
 		case s.Err != nil && s.State == StateReady:

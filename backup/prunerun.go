@@ -171,22 +171,19 @@ func (x *pruning) unlocked(ctx context.Context, ids []format.Marked) ([]format.M
 	return out, nil
 }
 
-// condemn adds the mark that says that the snapshots are being removed, and
-// returns those it names now or named before.
+// condemn adds the mark that says that the snapshots are being removed, and returns
+// those it names. A mark of an earlier prune, which was interrupted or which a lock
+// refused, is said again: the grace period is that of the newest mark, and whoever saw a
+// manifest right before it goes has all of it ahead.
 func (x *pruning) condemn(ctx context.Context, ids []format.Marked, clock time.Time) ([]format.Marked, error) {
-	var before []format.Marked
 	m, err := x.addMark(ctx, func(log *markLog) (*format.Mark, error) {
 		now := log.standings()
-		before = nil
 		return markOf(format.ActionRemove, "", ids, func(id format.Marked) bool {
 			v := now[id]
-			if !v.removed.IsZero() {
-				if x.options.Now || !v.goes().After(clock) {
-					before = append(before, id)
-				}
-				return false
-			}
-			if v.deleted.IsZero() { // nobody had it back since we planned
+			switch {
+			case !v.removed.IsZero():
+				return x.options.Now || !v.goes().After(clock)
+			case v.deleted.IsZero(): // nobody had it back since we planned
 				return !v.keep && x.options.Now && !x.pending(id)
 			}
 			return !v.keep && (x.options.Now || !v.deleted.Add(UndeleteWindow).After(clock))
@@ -195,9 +192,9 @@ func (x *pruning) condemn(ctx context.Context, ids []format.Marked, clock time.T
 	if err != nil {
 		return nil, err
 	}
-	going := before
+	var going []format.Marked
 	if m != nil {
-		going = append(going, m.Snapshots...)
+		going = m.Snapshots
 	}
 	for _, id := range ids {
 		if !slices.Contains(going, id) {
@@ -279,10 +276,11 @@ func (x *pruning) look(ctx context.Context, objects []PlannedObject) ([]PlannedO
 		return nil, err
 	}
 	inv := &Inventory{needed: map[string][]int{}, copies: map[uint64]storage.Info{}}
-	if inv.log, err = readMarks(ctx, x.store); err != nil {
+	if err := inv.manifests(ctx, x.store); err != nil {
 		return nil, err
 	}
-	if err := inv.manifests(ctx, x.store); err != nil {
+	// After the manifests: of one that is gone by then the mark is seen that went before it.
+	if inv.log, err = readMarks(ctx, x.store); err != nil {
 		return nil, err
 	}
 	if err := inv.copyRecords(ctx, x.store); err != nil {
@@ -357,13 +355,13 @@ func (x *pruning) tidy(ctx context.Context) error {
 		return err
 	}
 	var going []string
-	there := map[uint64]*Entry{}
+	there, manifests := map[uint64]*Entry{}, map[format.Marked]bool{}
 	for i := range inv.Snapshots {
 		if s := &inv.Snapshots[i]; s.there() || s.State == StateInProgress {
-			there[s.id.Sequence] = s
+			there[s.id.Sequence], manifests[s.id] = s, s.there()
 		}
 	}
-	for _, n := range inv.log.spent() {
+	for _, n := range inv.log.spent(manifests) {
 		going = append(going, format.MarkPath(n))
 	}
 	for info, err := range x.store.List(ctx, format.VerifiedPrefix) {
