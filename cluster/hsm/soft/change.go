@@ -3,6 +3,7 @@ package soft
 import (
 	"context"
 	"fmt"
+	"math"
 	"time"
 
 	"github.com/hsmbackup/hsmbackup/cluster/hsm"
@@ -19,6 +20,9 @@ func (s *session) Change(ctx context.Context, c hsm.Change) (m hsm.MaskedObject,
 	defer func() { s.audit(ctx, string(c.Kind), c.Ref, detail(c), err) }()
 	if err := ctx.Err(); err != nil {
 		return hsm.MaskedObject{}, err
+	}
+	if c.After == math.MaxUint64 { // nothing is later
+		return hsm.MaskedObject{}, fmt.Errorf("%w: after %d", hsm.ErrFuture, c.After)
 	}
 	if c.After != 0 {
 		if err := s.h.clock.Follow(c.After + 1); err != nil {

@@ -3,6 +3,7 @@ package soft
 import (
 	"context"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"strconv"
 
@@ -340,5 +341,12 @@ func (s *session) promote(op hsm.OpID, r hsm.CreateRequest) (hsm.Created, error)
 	if rec.Birth, err = s.h.keys().Birth(&rec); err != nil {
 		return hsm.Created{}, err
 	}
-	return s.prepareNew(op, r, []*hsm.Record{&rec}, func() { s.forget(rec.Ref) })
+	made, err := s.prepareNew(op, r, []*hsm.Record{&rec}, func() { s.forget(rec.Ref) })
+	if err == nil && s.sessionKey(r.Key) != k { // from here on it does not change
+		err = errors.Join(fmt.Errorf("%w: session key %s was changed or destroyed meanwhile; nothing was done", hsm.ErrExist, r.Key), s.h.drop(op))
+	}
+	if err != nil {
+		return hsm.Created{}, err
+	}
+	return made, nil
 }

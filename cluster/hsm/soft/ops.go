@@ -1,6 +1,7 @@
 package soft
 
 import (
+	"cmp"
 	"encoding/binary"
 	"fmt"
 	"slices"
@@ -45,6 +46,24 @@ type opTable struct {
 	aborted map[hsm.OpID]bool // resolved as aborted, and still pending
 	locks   [4096]sync.Mutex  // by operation: one step of it at a time
 	marks   marks
+	most    int                   // bytes of one principal's objects, for tests; 0: maxPendingBytes
+	bytes   map[hsm.Principal]int // of the objects
+	all     int                   // of them
+}
+
+// Bounds of the masked objects that are provisional, of one principal and of all: they
+// are in memory, some four times as large, and whoever may create need not commit.
+const (
+	maxPendingBytes    = 64 << 20
+	maxAllPendingBytes = 256 << 20
+)
+
+// size counts the bytes of an operation's objects.
+func (p *pending) size() (n int) {
+	for _, m := range p.objects {
+		n += len(m.Bytes)
+	}
+	return n
 }
 
 func (t *opTable) lock(op hsm.OpID) (unlock func()) {
@@ -60,12 +79,16 @@ func (t *opTable) get(op hsm.OpID) *pending {
 }
 
 // reserve takes the operation's references. ErrExist or ErrConflict if another
-// operation has one of them.
+// operation has one of them, ErrFull if too much waits for a commit.
 func (t *opTable) reserve(p *pending) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.pending == nil {
-		t.pending, t.byRef, t.aborted = map[hsm.OpID]*pending{}, map[hsm.KeyRef]*pending{}, map[hsm.OpID]bool{}
+		t.pending, t.byRef, t.aborted, t.bytes = map[hsm.OpID]*pending{}, map[hsm.KeyRef]*pending{}, map[hsm.OpID]bool{}, map[hsm.Principal]int{}
+	}
+	n := p.size()
+	if t.bytes[p.by]+n > cmp.Or(t.most, maxPendingBytes) || t.all+n > maxAllPendingBytes {
+		return fmt.Errorf("%w: objects of %d bytes wait for a commit, %d of them of %s %q; commit or abort those first", hsm.ErrFull, t.all, t.bytes[p.by], p.by.Role, p.by.Name)
 	}
 	for ref, birth := range p.births {
 		if other := t.byRef[ref]; other != nil {
@@ -76,6 +99,8 @@ func (t *opTable) reserve(p *pending) error {
 		}
 	}
 	t.pending[p.op] = p
+	t.bytes[p.by] += n
+	t.all += n
 	for ref := range p.births {
 		t.byRef[ref] = p
 	}
@@ -85,8 +110,16 @@ func (t *opTable) reserve(p *pending) error {
 func (t *opTable) remove(p *pending) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if t.pending[p.op] != p {
+		return
+	}
 	delete(t.pending, p.op)
 	delete(t.aborted, p.op)
+	n := p.size()
+	t.all -= n
+	if t.bytes[p.by] -= n; t.bytes[p.by] == 0 {
+		delete(t.bytes, p.by)
+	}
 	for ref := range p.births {
 		delete(t.byRef, ref)
 	}

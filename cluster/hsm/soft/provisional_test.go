@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"testing"
 	"time"
@@ -269,4 +270,68 @@ func TestInDoubtNames(t *testing.T) {
 	if !slices.Equal(got, want) {
 		t.Errorf("in doubt %v, want %v", got, want)
 	}
+}
+
+// TestProvisionalObjectsAreBounded: a user who creates and does not commit fills no HSM's
+// memory; what is settled makes room.
+func TestProvisionalObjectsAreBounded(t *testing.T) {
+	h := withUser(t, open(t, testOptions(vfs.NewMem())))
+	h.ops.most = 8 << 10
+	alice := login(t, h, "alice")
+	var ops []hsm.OpID
+	var err error
+	for err == nil {
+		op := randomOp()
+		if _, err = alice.Create(t.Context(), op, aesRequest); err == nil {
+			ops = append(ops, op)
+		}
+		if len(ops) > 100 {
+			t.Fatal("there is no bound")
+		}
+	}
+	wantErr(t, "one too many", err, hsm.ErrFull)
+	apply(t, login(t, h, "admin"), hsm.Change{Kind: hsm.ChangeUserCreate, User: "bob", Role: hsm.RoleCryptoUser, Password: hsm.NewSecret([]byte(testPassword))})
+	createKey(t, login(t, h, "bob")) // has room of his own
+	for i, op := range ops {
+		if i%2 == 0 {
+			wantErr(t, "commit", alice.Commit(t.Context(), op), nil)
+		} else {
+			wantErr(t, "abort", alice.Abort(t.Context(), op), nil)
+		}
+	}
+	if h.ops.all != 0 || len(h.ops.bytes) != 0 {
+		t.Errorf("%d bytes are counted when nothing is provisional", h.ops.all)
+	}
+	createKey(t, alice)
+}
+
+// TestPromotionOfAKeyThatChanges: what becomes a token key is the session key as it is
+// when it is known to be on its way, and none that was destroyed.
+func TestPromotionOfAKeyThatChanges(t *testing.T) {
+	h := withUser(t, open(t, testOptions(vfs.NewMem())))
+	alice := login(t, h, "alice")
+	request := aesRequest
+	request.Token = false
+	for range 200 {
+		made := must[hsm.Created](t)(alice.Create(t.Context(), randomOp(), request))
+		ref, op := made.Keys[0].Ref, randomOp()
+		destroyed := make(chan error)
+		go func() {
+			_, err := alice.Change(t.Context(), hsm.Change{Kind: hsm.ChangeDestroy, Ref: ref})
+			destroyed <- err
+		}()
+		_, promoted := alice.Create(t.Context(), op, hsm.CreateRequest{Method: hsm.MethodPromote, Token: true, Key: ref})
+		if err := <-destroyed; err == nil && promoted == nil {
+			t.Fatal("a key was destroyed, and becomes a token key")
+		}
+	}
+}
+
+// TestNothingIsLaterThanTheEnd: the time after the last one is not the first.
+func TestNothingIsLaterThanTheEnd(t *testing.T) {
+	h := withUser(t, open(t, testOptions(vfs.NewMem())))
+	alice := login(t, h, "alice")
+	k := createKey(t, alice)
+	_, err := alice.Change(t.Context(), hsm.Change{Kind: hsm.ChangeAttribute, Ref: k.Ref, Name: "application", Value: "x", After: math.MaxUint64})
+	wantErr(t, "after the end of time", err, hsm.ErrFuture)
 }

@@ -177,6 +177,8 @@ func (s *session) keepRecord(r *hsm.Record) (hsm.MaskedObject, error) {
 	}
 	return s.h.update(hsm.ScopeLineage, kept.Ref, func(cur *held) (*hsm.Record, error) {
 		switch {
+		case s.h.ops.holding(hsm.ScopeLineage, kept.Ref) != nil:
+			return nil, fmt.Errorf("%w: %s is being created; commit or abort that first", hsm.ErrExist, kept.Ref)
 		case cur == nil:
 			return kept, nil
 		case cur.rec.Destroyed:
