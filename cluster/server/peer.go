@@ -33,6 +33,7 @@ type peer struct {
 	clocked     hsm.Session // in which it was asked for its clock, and when
 	clockedAt   time.Time
 	progress    *progress // outlives the peer's change of address
+	refusals    refusals
 
 	mu      sync.Mutex
 	module  hsm.Module
@@ -111,15 +112,17 @@ func (s *syncer) exchange(ctx context.Context, p *peer) error {
 	if err != nil {
 		return err
 	}
+	var refused error
 	if ours.ClusterRoot != theirs.ClusterRoot {
-		if err := s.pull(ctx, p, session, hsm.ScopeCluster); err != nil {
-			return err
+		if refused = s.pull(ctx, p, session, hsm.ScopeCluster); refused != nil && !isOfObject(refused) {
+			return refused
 		}
 	}
 	if ours.Root != theirs.Root {
-		if err := s.pull(ctx, p, session, hsm.ScopeLineage); err != nil {
-			return err
-		}
+		refused = errors.Join(refused, s.pull(ctx, p, session, hsm.ScopeLineage))
+	}
+	if refused != nil {
+		return refused
 	}
 	p.progress.looked(ours.Root == theirs.Root, ours.Root.Count)
 	p.mu.Lock()
@@ -259,12 +262,14 @@ func (s *syncer) introduce(ctx context.Context, peer hsm.Session) error {
 	return nil
 }
 
-// pull brings one scope of the local HSM up to the peer.
+// pull brings one scope of the local HSM up to the peer. Objects that the local HSM
+// does not take are an error once all others are there.
 func (s *syncer) pull(ctx context.Context, p *peer, from hsm.Session, scope hsm.Scope) error {
 	ctx, cancel := context.WithTimeout(ctx, syncTimeout)
 	defer cancel()
 	extra := map[hsm.KeyRef]bool{}
-	applied, err := reconcile.Sync(ctx, from.Scoped(scope), s.session.Scoped(scope), reconcile.OnEntry(func(e reconcile.Entry) {
+	to := &tolerant{SketchReplica: s.session.Scoped(scope), known: &p.refusals}
+	applied, err := reconcile.Sync(ctx, from.Scoped(scope), to, reconcile.OnEntry(func(e reconcile.Entry) {
 		if e.Extra() && len(extra) < maxLacks {
 			extra[e.Ref] = true
 		}
@@ -278,6 +283,9 @@ func (s *syncer) pull(ctx context.Context, p *peer, from hsm.Session, scope hsm.
 	}
 	for _, ref := range applied.Conflicts {
 		s.log.Error("server-side sync: one reference, two births; compare with key show, and decide with synckey resolve", "key_reference", ref.String(), "from", p.member.ID.String())
+	}
+	if err == nil {
+		err = to.refusal()
 	}
 	return err
 }

@@ -59,6 +59,7 @@ type box struct {
 	server *Server // nil: down
 	cancel context.CancelFunc
 	served chan error
+	now    func() time.Time // its clock; nil: that of the machine
 }
 
 // newWorld lays out a cluster and starts all of its HSMs. They are connected.
@@ -90,7 +91,7 @@ func startWorld(t *testing.T, spec Spec) *world {
 }
 
 func (b *box) options() Options {
-	return Options{SyncInterval: testInterval, Log: b.w.log, Iterations: testIterations, SealEnvelope: sealNothing}
+	return Options{SyncInterval: testInterval, Log: b.w.log, Iterations: testIterations, SealEnvelope: sealNothing, Now: b.now}
 }
 
 func sealNothing(context.Context, hsm.Secret, []string, int) ([]byte, error) {
