@@ -9,7 +9,6 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"runtime"
 	"strings"
 
 	"github.com/goccy/go-yaml"
@@ -222,7 +221,7 @@ func WriteFile(path string, b []byte, like fs.FileInfo) (err error) {
 	if err := os.Rename(f.Name(), path); err != nil {
 		return err
 	}
-	return syncFolder(folder)
+	return hsm.SyncFolder(folder)
 }
 
 func fill(f *os.File, b []byte, like fs.FileInfo) error {
@@ -234,17 +233,6 @@ func fill(f *os.File, b []byte, like fs.FileInfo) error {
 	_, err := f.Write(b)
 	err = errors.Join(err, f.Chmod(mode), f.Sync())
 	return errors.Join(err, f.Close())
-}
-
-func syncFolder(folder string) error {
-	if runtime.GOOS == "windows" { // refuses it; NTFS logs names itself
-		return nil
-	}
-	d, err := os.Open(folder)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
 }
 
 func exists(path string) bool {

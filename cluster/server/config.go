@@ -9,7 +9,6 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"runtime"
 	"strconv"
 	"syscall"
 
@@ -177,18 +176,7 @@ func replaceFile(path string, b []byte, mode os.FileMode) error {
 	if err := os.Rename(path+".new", path); err != nil {
 		return err
 	}
-	return syncDir(filepath.Dir(path))
-}
-
-func syncDir(path string) error {
-	if runtime.GOOS == "windows" { // refuses it; NTFS logs names itself
-		return nil
-	}
-	d, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
+	return hsm.SyncFolder(filepath.Dir(path))
 }
 
 func firstLine(err error) string {

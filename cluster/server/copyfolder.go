@@ -7,6 +7,8 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+
+	"github.com/hsmbackup/hsmbackup/cluster/hsm"
 )
 
 // copyStore copies an object store's folder for the HSM of that name, durably, but for the
@@ -37,7 +39,7 @@ func copyStore(ctx context.Context, name, from, to string, left leftovers) error
 			return err
 		}
 	}
-	return syncDir(to)
+	return hsm.SyncFolder(to)
 }
 
 // copyFile copies through memory: a file system that is asked to copy may let

@@ -64,7 +64,7 @@ func Create(ctx context.Context, s Spec) (*profile.Profile, error) {
 	if err := renameFolder(staging, dir); err != nil {
 		return nil, errors.Join(fmt.Errorf("%w %s: %w", ErrFolder, dir, err), os.RemoveAll(staging))
 	}
-	if err := syncDir(filepath.Dir(dir)); err != nil {
+	if err := hsm.SyncFolder(filepath.Dir(dir)); err != nil {
 		return nil, fmt.Errorf("%w %s: %w", ErrFolder, dir, err)
 	}
 	return profile.Load(dir)
@@ -240,11 +240,11 @@ func (l *layout) credential(kind pki.Kind) error {
 // sync makes the names of all files durable; their contents are already.
 func (l *layout) sync() error {
 	for _, c := range l.hsms {
-		if err := syncDir(l.path(c)); err != nil {
+		if err := hsm.SyncFolder(l.path(c)); err != nil {
 			return err
 		}
 	}
-	return syncDir(l.dir)
+	return hsm.SyncFolder(l.dir)
 }
 
 // objects fills the object stores: the first HSM's with the cluster's first

@@ -92,7 +92,7 @@ func Join(ctx context.Context, s JoinSpec) (*Config, error) {
 	if err := renameFolder(j.staging, dir); err != nil {
 		return nil, fmt.Errorf("%w %s: %w", ErrFolder, dir, err)
 	}
-	if err := syncDir(filepath.Dir(dir)); err != nil {
+	if err := hsm.SyncFolder(filepath.Dir(dir)); err != nil {
 		return nil, fmt.Errorf("%w %s: %w", ErrFolder, dir, err)
 	}
 	return j.config, nil
@@ -276,7 +276,7 @@ func (j *joiner) draw() error {
 	if err := writeFile(filepath.Join(j.staging, pendingFile), sealed, 0o600); err != nil {
 		return fmt.Errorf("%w %s: %w", ErrFolder, j.staging, err)
 	}
-	return errors.Join(syncDir(j.staging), syncDir(filepath.Dir(j.staging)))
+	return errors.Join(hsm.SyncFolder(j.staging), hsm.SyncFolder(filepath.Dir(j.staging)))
 }
 
 // address checks the address and picks a port if there is none.
@@ -339,7 +339,7 @@ func (j *joiner) once(ctx context.Context) error {
 	if err := os.Remove(filepath.Join(j.staging, pendingFile)); err != nil {
 		return fmt.Errorf("%w %s: %w", ErrFolder, j.staging, err)
 	}
-	return errors.Join(syncDir(j.staging), j.syncStore())
+	return errors.Join(hsm.SyncFolder(j.staging), j.syncStore())
 }
 
 // syncStore makes the name of a store on a file system of its own durable.

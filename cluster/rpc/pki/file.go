@@ -65,7 +65,7 @@ func SaveIdentityFile(path string, certPEM []byte, keyPEM hsm.Secret, caPEM []by
 	if err := WriteIdentityFile(next, certPEM, keyPEM, caPEM); err != nil {
 		return err
 	}
-	if err := errors.Join(os.Rename(next, path), syncDir(filepath.Dir(path))); err != nil {
+	if err := errors.Join(os.Rename(next, path), hsm.SyncFolder(filepath.Dir(path))); err != nil {
 		return fmt.Errorf("identity file %s: %w", path, err)
 	}
 	return nil
@@ -84,18 +84,7 @@ func writeNew(path string, content []byte) (err error) {
 	if err := os.Link(f.Name(), path); err != nil { // fails if path exists
 		return err
 	}
-	return syncDir(filepath.Dir(path))
-}
-
-func syncDir(dir string) error {
-	if runtime.GOOS == "windows" { // refuses it; NTFS logs names itself
-		return nil
-	}
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
+	return hsm.SyncFolder(filepath.Dir(path))
 }
 
 // LoadIdentityFile reads an identity file. hsm.ErrDenied if others may read it,
