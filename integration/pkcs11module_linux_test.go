@@ -82,6 +82,11 @@ func (w *moduleWorld) page(t *testing.T) {
 	if err := exec.Command("/usr/bin/python3", "-c", "import PyKCS11").Run(); err != nil {
 		t.Fatalf("no PyKCS11: make packages installs it: %v", err)
 	}
+	fetch := exec.CommandContext(t.Context(), "go", "mod", "download") // says what it fetches, which the page does not show
+	fetch.Dir, fetch.Env = filepath.Join(repository(), "integration", "gopkcs11"), w.with(goEnvironment(t)...).env
+	if out, err := fetch.CombinedOutput(); err != nil {
+		t.Fatalf("go mod download: %v\n%s", err, out)
+	}
 	const path = "cluster/pkcs11/module/README.md"
 	steps := consoleSteps(t, read(t, filepath.Join(repository(), path)))
 	ctx, cancel := context.WithTimeout(t.Context(), 4*deadline)

@@ -301,7 +301,11 @@ func (s *syncer) farewell(ctx context.Context, members []hsm.Member) {
 	for _, m := range members {
 		if m.Counts() && m.ID != s.self {
 			g.Go(func() {
-				if err := s.visit(ctx, m); err != nil && !errors.Is(err, hsm.ErrDenied) {
+				err := s.visit(ctx, m)
+				if errors.Is(err, hsm.ErrUnavailable) { // it cuts the connection as soon as it knows: then it denies the next
+					err = s.visit(ctx, m)
+				}
+				if err != nil && !errors.Is(err, hsm.ErrDenied) {
 					s.log.Warn("an HSM could not be told that this one was removed", "hsm", m.ID.String(), "error", err)
 				}
 			})
