@@ -410,3 +410,96 @@ func TestUnchangedNoticesAPrunedParent(t *testing.T) {
 		}
 	}
 }
+
+// TestDueByTheStoresClock: the clock of the host that prunes is days ahead, and a
+// snapshot that is pending since an hour seems due. It is not removed, and can be had back.
+func TestDueByTheStoresClock(t *testing.T) {
+	p := newPruned(t, 2)
+	if _, err := Delete(t.Context(), p.store, "1", "test"); err != nil {
+		t.Fatal(err)
+	}
+	p.store.tick(time.Hour)
+	plan, err := PlanPrune(t.Context(), p.store, PruneOptions{Policy: Policy{Last: Unlimited}, Grace: DefaultGrace, At: p.store.now.Add(UndeleteWindow)})
+	if err != nil || plan.Count(PruneRemove) != 1 {
+		t.Fatalf("the plan of a host whose clock is ahead: %+v, %v", plan, err)
+	}
+	if r, err := plan.Execute(t.Context(), p.store); err != nil || len(r.Removed) != 0 || !slices.Equal(r.Skipped, []string{fmtID(1)}) {
+		t.Errorf("%+v, %v", r, err)
+	}
+	if s, err := Undelete(t.Context(), p.store, "1", "test"); err != nil || s.State != StateReady {
+		t.Errorf("%+v, %v", s, err)
+	}
+}
+
+// TestKeptAfterThePlan: a snapshot that is marked keep between plan and execution stays,
+// whether it was pending or not and whether the prune waits or not.
+func TestKeptAfterThePlan(t *testing.T) {
+	for _, now := range []bool{false, true} {
+		for _, pending := range []bool{false, true} {
+			p := newPruned(t, 2)
+			if pending {
+				if _, err := Delete(t.Context(), p.store, "1", "test"); err != nil {
+					t.Fatal(err)
+				}
+				p.store.tick(UndeleteWindow)
+			}
+			plan, err := PlanPrune(t.Context(), p.store, PruneOptions{Policy: Policy{Last: 1}, Grace: DefaultGrace, Now: now, At: p.store.now})
+			if err != nil || plan.Count(PruneRemove)+plan.Count(PruneDelete) != 1 {
+				t.Fatalf("%+v, %v", plan, err)
+			}
+			p.forge(t, format.ActionKeep, fmtID(1)) // Keep refuses what is pending; another version may not
+			r, err := plan.Execute(t.Context(), p.store)
+			if err != nil || len(r.Removed)+len(r.Marked) != 0 || !slices.Equal(r.Skipped, []string{fmtID(1)}) {
+				t.Errorf("now %t, pending %t: %+v, %v", now, pending, r, err)
+			}
+		}
+	}
+}
+
+// TestALongTakeLooksAfterItsOwnPacks: a prune with too short a grace period removes what
+// a take has stored, right before its manifest. The take notices, and what follows is whole.
+func TestALongTakeLooksAfterItsOwnPacks(t *testing.T) {
+	for _, prefix := range objectPrefixes {
+		p := newPruned(t, 0)
+		o := p.options()
+		o.begun = time.Now().Add(-2 * longTake)
+		r := mustTake(t, p, &vanishingStore{Store: p.store, prefix: prefix}, o)
+		if r.FullReason == "" || len(r.Notes) == 0 {
+			t.Errorf("%s: %+v", prefix, r)
+		}
+		mustVerify(t, p.testCluster, p.store, "")
+	}
+}
+
+// TestALockThatIsToldLeavesNoMark: a mark that nothing takes back would say that a
+// snapshot is going which a lock keeps, where the store tells of the lock before.
+func TestALockThatIsToldLeavesNoMark(t *testing.T) {
+	p := newPruned(t, 2)
+	manifest := format.ManifestPath(1)
+	store := &lockable{Store: p.store, held: map[string]storage.Retention{manifest: {Mode: storage.Compliance, Until: time.Now().Add(24 * time.Hour)}}}
+	plan, err := PlanPrune(t.Context(), store, PruneOptions{Policy: Policy{Last: 1}, Grace: DefaultGrace, Now: true, At: p.store.now})
+	if err != nil || plan.Count(PruneRemove) != 1 {
+		t.Fatalf("%+v, %v", plan, err)
+	}
+	if r, err := plan.Execute(t.Context(), store); err != nil || len(r.Removed) != 0 || !slices.Equal(r.Locked, []string{manifest}) {
+		t.Errorf("%+v, %v", r, err)
+	}
+	if state := p.states(t)[fmtID(1)]; state != StateReady {
+		t.Errorf("the snapshot is %s", state)
+	}
+}
+
+// TestASignedRecordIsNotSuperseded by one that anybody may have made.
+func TestASignedRecordIsNotSuperseded(t *testing.T) {
+	whole := Verified{Level: LevelRoot, OK: true, Checked: 5, Packs: 5}
+	old, signed := whole, whole
+	old.path, old.Signed, signed.Signed = "old", true, true
+	for _, v := range []struct {
+		newer Verified
+		want  bool
+	}{{whole, false}, {signed, true}} {
+		if s := (&Entry{Verified: []Verified{old, v.newer}}); s.superseded("old") != v.want {
+			t.Errorf("by %+v: %t, want %t", v.newer, !v.want, v.want)
+		}
+	}
+}
