@@ -106,7 +106,7 @@ func TestQuorum(t *testing.T) {
 	sign("root", rootKey)
 	sign("second", secondKey)
 	second.ok(t, "quorum", "token-sign", "delete", "--scope", "all")
-	root.refused(t, 4, "quorum", "user", "delete", "alice", "--approval", token)
+	root.refused(t, 4, "quorum", "user", "delete", "second", "--approval", token)
 	c.wait(t)
 }
 
