@@ -44,13 +44,20 @@
 // of a message is a function of the seed and of the message, not of the order in
 // which goroutines run; no two messages arrive at one instant, and the world is
 // quiet before time goes on. All chance in the product comes from crypto/rand,
-// which the seed replaces. Not decided is what nobody sees: the order in which
-// pebble's goroutines run within one instant.
+// which the seed replaces.
 //
-// One goroutine runs at a time, in an order that follows from the program, as long as Go
-// does not take the processor from one that waits for the operating system or has run for
-// 10 ms of real time. On a machine that has much more to do than it can, that happens:
-// another goroutine of the same instant then runs first (and is the first to log in, or
-// makes the step of a disk at which the power fails), and the seed goes another way. It is
-// rare, and on the next run the seed goes its own way again.
+// One goroutine runs at a time, and which one is next is up to Go. Go takes the processor
+// from one that has run for 10 ms of real time or waits for the operating system, stops all
+// of them to collect garbage, and draws lots among the cases of a select, the keys of a map
+// and the timers of an instant. Within one instant another goroutine is then first: to log
+// in, or to make the step of a disk at which the power fails. So no garbage is collected
+// while a seed runs, and make test, make sim and make replay build with an overlay (see
+// overlay.sh) by which Go's runtime does none of the rest. Then a seed goes the same way
+// in each run, in every process, on a machine however busy, and the first difference is an
+// error. Built without it, as by go test ./integration/sim, a run goes another way now and
+// then, and sooner on a busy machine; the next may go the seed's own way again.
+//
+// The overlay leaves what follows from addresses in memory: in which order the end of a
+// context wakes more than eight who wait for it. These have nothing left to do but to hang
+// up, each for itself, and no trace is known to have changed by it.
 package sim

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -281,7 +280,7 @@ type result struct {
 // simulate runs one simulation in a bubble of its own.
 func simulate(t *testing.T, s script) (res result) {
 	t.Helper()
-	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
+	defer alone()()
 	cryptotest.SetGlobalRandom(t, s.seed)
 	var w *world
 	s.dir = t.TempDir()
