@@ -148,6 +148,13 @@ func (s *syncer) whyNot() string {
 	return strings.Join(reasons, "; ")
 }
 
+// outOfTouch tells whether this HSM may not know what the others do: no round with any of
+// them has ended well for three, or its clock is off and it takes nothing new from them.
+// Who is told looks at another HSM first, which costs little: it is told soon.
+func (s *syncer) outOfTouch() bool {
+	return !s.lately(max(3*time.Second, 3*s.interval)) || s.clockInTime() != nil
+}
+
 // watched returns the progress with every peer.
 func (s *syncer) watched() map[hsm.HSMID]*progress {
 	s.mu.Lock()

@@ -77,7 +77,7 @@ func (s servedSession) Info(ctx context.Context) (hsm.Info, error) {
 		return info, err
 	}
 	info.LastSync, info.Departure = s.server.sync.lastSync(), s.server.place.left.Load()
-	info.OutOfTouch = !s.server.sync.lately(s.server.fresh)
+	info.OutOfTouch = s.server.sync.outOfTouch()
 	// Both of one departure: who hears that it is LEAVING hears which one.
 	if state, notice := s.server.stateOf(info.Departure); info.State == hsm.StateActive || !state.Serves() {
 		info.State, info.Notice = state, notice
