@@ -163,7 +163,7 @@ func TestSimulationFindsPlanted(t *testing.T) {
 }
 
 // startAt is where the search for a bug that shows seldom starts, for it to be short.
-var startAt = map[plant]uint64{forgetAfter: 98}
+var startAt = map[plant]uint64{forgetAfter: 127}
 
 // findPlanted tries so many seeds, from the one after the script's.
 func findPlanted(t *testing.T, p script, seeds uint64, says string) {
