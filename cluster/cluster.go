@@ -34,6 +34,8 @@ type Cluster struct {
 	warned   sync.Once
 
 	policy   atomic.Pointer[Policy]
+	hearing  sync.Mutex                // guards inTouch, and that what it says is so of policy
+	inTouch  bool                      // the settings are of an HSM in touch with others
 	remotes  atomic.Pointer[[]*remote] // replaced whole under mu
 	seed     uint64                    // of all chance in waits and turns
 	turn     atomic.Uint32
@@ -256,6 +258,18 @@ func (c *Cluster) Principal() hsm.Principal { return c.auth.principal() }
 
 // Lineage returns the lineage of every object in the cluster.
 func (c *Cluster) Lineage() hsm.Lineage { return c.profile.Lineage }
+
+// hearSettings takes the settings as an HSM has them. One that is out of touch with the others
+// may have older ones, with fewer copies: it is heard only until one is that is not.
+func (c *Cluster) hearSettings(info hsm.Info) {
+	c.hearing.Lock()
+	defer c.hearing.Unlock()
+	if info.OutOfTouch && c.inTouch {
+		return
+	}
+	c.inTouch = !info.OutOfTouch
+	c.applySettings(info.Settings)
+}
 
 func (c *Cluster) applySettings(s hsm.Settings) {
 	p := policyOf(s, c.profile)

@@ -100,3 +100,18 @@ func TestAnHSMOutOfTouchLogsInAlone(t *testing.T) {
 		}
 	})
 }
+
+// TestAnHSMOutOfTouchSetsNoPolicy: one that missed that more copies are wanted does not put
+// fewer in force, whenever it is looked at; only while nobody else was heard is it.
+func TestAnHSMOutOfTouchSetsNoPolicy(t *testing.T) {
+	w := newWorld(t, 1, 1, false)
+	c := w.open(asUser)
+	old, now := hsm.Info{Settings: hsm.Settings{MinCopies: 1}, OutOfTouch: true}, hsm.Info{Settings: hsm.Settings{MinCopies: 3}}
+	c.inTouch = false
+	for i, info := range []hsm.Info{old, now, old, now, old} {
+		c.hearSettings(info)
+		if want := max(1, min(3, 1+2*i)); c.Policy().MinCopies != want {
+			t.Fatalf("after %d: %d copies, want %d", i+1, c.Policy().MinCopies, want)
+		}
+	}
+}

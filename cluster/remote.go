@@ -314,7 +314,7 @@ func (r *remote) check(ctx context.Context, s hsm.Session) error {
 		}
 		return err
 	}
-	r.c.applySettings(info.Settings)
+	r.c.hearSettings(info)
 	return nil
 }
 
