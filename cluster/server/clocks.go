@@ -34,7 +34,11 @@ func (s *syncer) seeClock(ctx context.Context, p *peer, session hsm.Session) err
 	}
 	p.clocked, p.clockedAt = session, time.Now()
 	if !theirs.Time.IsZero() { // an HSM of an older version does not tell
-		p.progress.clock(theirs.Time.Sub(ours.Time))
+		ahead := theirs.Time.Sub(ours.Time)
+		if (ahead - p.progress.numbers().ahead).Abs() > time.Second {
+			p.refusals.forget()
+		}
+		p.progress.clock(ahead)
 	}
 	return nil
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"iter"
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -64,8 +65,10 @@ func (t *tolerant) Insert(ctx context.Context, objects iter.Seq2[hsm.MaskedObjec
 		case !isOfObject(err):
 			return total, err
 		default:
-			t.known.add(one[0].Object, err)
 			t.note(err)
+			if !t.known.add(one[0].Object, err) {
+				return total, err
+			}
 		}
 		total.Add(n)
 	}
@@ -88,36 +91,67 @@ func isOfObject(err error) bool {
 	return slices.ContainsFunc([]error{hsm.ErrFuture, hsm.ErrCorrupt, hsm.ErrLineage, hsm.ErrInvalid}, func(of error) bool { return errors.Is(err, of) })
 }
 
-// refusals are objects that were refused a short while ago, and are not tried again in
-// every round: each time is an entry in the audit log.
+// refusals are objects of a peer that were refused, and are not tried again in every
+// round: each time is an entry in the audit log. They are few: what comes after maxRefusals
+// waits for them, as all would without.
 type refusals struct {
 	mu  sync.Mutex
-	all map[hsm.Object]refusedObject
+	all map[hsm.Object]*refusedObject
 }
 
 type refusedObject struct {
-	at  time.Time
-	why error
+	again time.Time
+	pause time.Duration // until then, from when it was refused last
+	why   error
 }
 
-// refusedFor is how long an object is not tried again.
-const refusedFor = 10 * time.Second
+const maxRefusals = 1024
+
+// firstRefusal and lastRefusal are how long an object is not tried again, at first, and at
+// most.
+const (
+	firstRefusal = 10 * time.Second
+	lastRefusal  = 10 * time.Minute
+)
 
 // lately returns why an object was refused not long ago; nil: try it.
 func (r *refusals) lately(o hsm.Object) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if was, ok := r.all[o]; ok && time.Since(was.at) < refusedFor {
+	if was := r.all[o]; was != nil && time.Now().Before(was.again) {
 		return was.why
 	}
 	return nil
 }
 
-func (r *refusals) add(o hsm.Object, why error) {
+// add notes that an object was refused; false if there are too many.
+func (r *refusals) add(o hsm.Object, why error) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.all == nil || len(r.all) >= maxLacks {
-		r.all = map[hsm.Object]refusedObject{}
+	was := r.all[o]
+	if was == nil && len(r.all) >= maxRefusals {
+		maps.DeleteFunc(r.all, func(_ hsm.Object, x *refusedObject) bool { return time.Since(x.again) > time.Minute }) // not offered any more
 	}
-	r.all[o] = refusedObject{time.Now(), why}
+	switch {
+	case was == nil && len(r.all) >= maxRefusals:
+		return false
+	case was == nil:
+		was = &refusedObject{pause: firstRefusal}
+	default:
+		was.pause = min(2*was.pause, lastRefusal)
+	}
+	if r.all == nil {
+		r.all = map[hsm.Object]*refusedObject{}
+	}
+	was.again, was.why = time.Now().Add(was.pause), why
+	r.all[o] = was
+	return true
+}
+
+// forget has all of them tried again: a clock was set, and what was of the future may no
+// longer be.
+func (r *refusals) forget() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	clear(r.all)
 }

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/hsmbackup/hsmbackup/cluster/hsm"
@@ -50,4 +51,38 @@ func TestAClockAheadDoesNotStopSync(t *testing.T) {
 	if at := other.server.sync.lastSync(); !at.IsZero() {
 		t.Error("the other HSM counts as in sync, and is not")
 	}
+}
+
+// TestRefusalsAreFew: an object is tried again later and later, at once when a clock was
+// set; there is room for so many, which those leave that are not offered any more.
+func TestRefusalsAreFew(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var r refusals
+		object := func(i int) hsm.Object { return hsm.Object{Ref: hsm.KeyRef(i)} }
+		tries := 0
+		for began := time.Now(); time.Since(began) < time.Hour; time.Sleep(time.Second) {
+			if r.lately(object(0)) == nil {
+				tries++
+				r.add(object(0), hsm.ErrFuture)
+			}
+		}
+		if tries < 6 || tries > 13 {
+			t.Errorf("an object was tried %d times in an hour", tries)
+		}
+		if r.forget(); r.lately(object(0)) != nil {
+			t.Error("it is not tried again though a clock was set")
+		}
+		for i := range maxRefusals {
+			if !r.add(object(i), hsm.ErrFuture) {
+				t.Fatalf("no room for the %dth", i+1)
+			}
+		}
+		if r.add(object(maxRefusals), hsm.ErrFuture) {
+			t.Error("there is no end to them")
+		}
+		time.Sleep(firstRefusal + time.Hour)
+		if !r.add(object(maxRefusals), hsm.ErrFuture) {
+			t.Error("those that are not offered any more take room")
+		}
+	})
 }
