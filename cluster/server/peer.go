@@ -124,6 +124,7 @@ func (s *syncer) exchange(ctx context.Context, p *peer) error {
 	if refused != nil {
 		return refused
 	}
+	p.refusals.forget()
 	p.progress.looked(ours.Root == theirs.Root, ours.Root.Count)
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -268,7 +269,7 @@ func (s *syncer) pull(ctx context.Context, p *peer, from hsm.Session, scope hsm.
 	ctx, cancel := context.WithTimeout(ctx, syncTimeout)
 	defer cancel()
 	extra := map[hsm.KeyRef]bool{}
-	to := &tolerant{SketchReplica: s.session.Scoped(scope), known: &p.refusals}
+	to := &tolerant{SketchReplica: s.session.Scoped(scope), known: &p.refusals, info: s.session.Info}
 	applied, err := reconcile.Sync(ctx, from.Scoped(scope), to, reconcile.OnEntry(func(e reconcile.Entry) {
 		if e.Extra() && len(extra) < maxLacks {
 			extra[e.Ref] = true

@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"errors"
+	"fmt"
 	"iter"
 	"maps"
 	"slices"
@@ -12,11 +13,12 @@ import (
 	"github.com/hsmbackup/hsmbackup/cluster/hsm"
 )
 
-// tolerant takes what it can of what a peer has: one object that is refused, of an HSM
-// whose clock is hours ahead for instance, must not keep from it what comes with that.
+// tolerant takes what it can of what a peer has: objects that are refused, of an HSM
+// whose clock is hours ahead for instance, must not keep from it what comes with them.
 type tolerant struct {
 	hsm.SketchReplica
 	known *refusals
+	info  func(context.Context) (hsm.Info, error) // of the HSM that takes them
 
 	mu    sync.Mutex
 	first error
@@ -50,15 +52,53 @@ func (t *tolerant) Insert(ctx context.Context, objects iter.Seq2[hsm.MaskedObjec
 		}
 		all = append(all, m)
 	}
-	if len(all) == 0 {
-		return hsm.Inserted{}, nil
+	if t.known.ofTheFuture() {
+		rest, err := t.withoutFuture(ctx, all)
+		if err != nil {
+			return hsm.Inserted{}, err
+		}
+		all = rest
 	}
 	total, err := t.insert(ctx, all)
-	if err == nil || !isOfObject(err) {
+	if !isOfObject(err) {
+		return total, err
+	}
+	rest, err := t.withoutFuture(ctx, all)
+	if err != nil {
+		return total, err
+	}
+	n, err := t.oneByOne(ctx, rest)
+	return hsm.Inserted{Added: total.Added + n.Added, Changed: total.Changed + n.Changed, Unchanged: n.Unchanged, Conflicts: n.Conflicts}, err
+}
+
+// withoutFuture refuses the objects that say themselves that they are of the future, and
+// returns the others. There may be many, as long as a clock is off: the HSM, which writes
+// each refusal to its audit log, is not asked about them.
+func (t *tolerant) withoutFuture(ctx context.Context, objects []hsm.MaskedObject) (rest []hsm.MaskedObject, err error) {
+	info, err := t.info(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, m := range objects {
+		_, r, err := hsm.ParseMasked(m.Bytes)
+		if err != nil || r.Latest().Wall().Sub(info.Time) <= hsm.MaxAhead {
+			rest = append(rest, m) // the HSM says what is wrong with it
+			continue
+		}
+		t.known.setFuture()
+		t.note(fmt.Errorf("%s %s: %w: %s by %s; check the clocks of both HSMs", m.Kind, m.Ref, hsm.ErrFuture, r.Latest().Wall().Format(time.RFC3339), r.Latest().HSM))
+	}
+	return rest, nil
+}
+
+// oneByOne inserts all objects if it can, and otherwise each on its own.
+func (t *tolerant) oneByOne(ctx context.Context, objects []hsm.MaskedObject) (total hsm.Inserted, err error) {
+	total, err = t.insert(ctx, objects)
+	if !isOfObject(err) {
 		return total, err
 	}
 	total = hsm.Inserted{Added: total.Added, Changed: total.Changed} // what else there was is counted again
-	for one := range slices.Chunk(all, 1) {
+	for one := range slices.Chunk(objects, 1) {
 		n, err := t.insert(ctx, one)
 		switch {
 		case err == nil:
@@ -76,6 +116,9 @@ func (t *tolerant) Insert(ctx context.Context, objects iter.Seq2[hsm.MaskedObjec
 }
 
 func (t *tolerant) insert(ctx context.Context, objects []hsm.MaskedObject) (hsm.Inserted, error) {
+	if len(objects) == 0 {
+		return hsm.Inserted{}, nil
+	}
 	return t.SketchReplica.Insert(ctx, func(yield func(hsm.MaskedObject, error) bool) {
 		for _, m := range objects {
 			if !yield(m, nil) {
@@ -95,8 +138,9 @@ func isOfObject(err error) bool {
 // round: each time is an entry in the audit log. They are few: what comes after maxRefusals
 // waits for them, as all would without.
 type refusals struct {
-	mu  sync.Mutex
-	all map[hsm.Object]*refusedObject
+	mu     sync.Mutex
+	all    map[hsm.Object]*refusedObject
+	future bool // the peer has objects of the future
 }
 
 type refusedObject struct {
@@ -148,10 +192,24 @@ func (r *refusals) add(o hsm.Object, why error) bool {
 	return true
 }
 
+// ofTheFuture tells whether to look for objects of the future before the HSM does.
+func (r *refusals) ofTheFuture() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.future
+}
+
+func (r *refusals) setFuture() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.future = true
+}
+
 // forget has all of them tried again: a clock was set, and what was of the future may no
-// longer be.
+// longer be; or the peer has nothing any more that is refused.
 func (r *refusals) forget() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	clear(r.all)
+	r.future = false
 }
