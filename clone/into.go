@@ -376,6 +376,7 @@ func (p *IntoPlan) reviveAll(ctx context.Context, count func(iter.Seq2[hsm.Maske
 	if len(p.revive) == 0 {
 		return nil
 	}
+	revived := map[hsm.KeyRef]bool{}
 	for m, err := range count(p.snapshot.Extract(ctx, slices.Values(p.revive))) {
 		if err == nil && !m.Tombstone {
 			_, err = p.live.Change(ctx, hsm.Change{Kind: hsm.ChangeRevive, Ref: m.Ref, Masked: &m})
@@ -383,7 +384,10 @@ func (p *IntoPlan) reviveAll(ctx context.Context, count func(iter.Seq2[hsm.Maske
 		if err != nil {
 			return fmt.Errorf("revive keys of snapshot %s: %w", p.Result.Snapshot, err)
 		}
-		p.Result.Applied++
+		if !m.Tombstone && !revived[m.Ref] { // an unsettled key is there in several states
+			revived[m.Ref] = true
+			p.Result.Applied++
+		}
 	}
 	return nil
 }

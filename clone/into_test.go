@@ -310,6 +310,46 @@ func TestAnUnsettledSnapshotIsRestoredInto(t *testing.T) {
 	}
 }
 
+// twice returns two HSMs in memory that hold what a snapshot does.
+func (v *vault) twice(t *testing.T, s *backup.Snapshot) *memory {
+	t.Helper()
+	keyring, ca, err := s.Recovery(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := newMemory(t, newVaultOf(v), 2)
+	m.keyring, m.ca = keyring, ca
+	for i := range m.hsms {
+		m.hsms[i] = newMemoryReplica(keyring)
+		if _, err := reconcile.Copy(t.Context(), s, m.hsms[i]); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return m
+}
+
+// TestAnUnsettledKeyIsRevivedOnce: a destroyed key of which the snapshot holds two live
+// states comes back, and counts as one.
+func TestAnUnsettledKeyIsRevivedOnce(t *testing.T) {
+	t.Parallel()
+	v := newVault(t)
+	east := v.newCluster(t, "east", 1)
+	ref := east.key("alice", "as it was")
+	before := east.snapshot(v)
+	m := v.twice(t, before)
+	m.hsms[0].SetLabel(ref, "as one HSM has it")
+	m.hsms[1].SetLabel(ref, "as another HSM has it")
+	s := m.vault.take(t, m)
+	east.destroy("alice", ref)
+	r, err := RestoreInto(t.Context(), s, east.as("root"), IntoOptions{Revive: true, Filter: hsm.Filter{Refs: []hsm.KeyRef{ref}}})
+	if err != nil || r.Revived != 1 || r.Applied != 1 {
+		t.Fatalf("%+v, %v", r, err)
+	}
+	if _, err := east.as("alice").Key(t.Context(), ref); err != nil {
+		t.Error(err)
+	}
+}
+
 // TestARestoreIntoDestroysNothing: of a key that was destroyed on one HSM and live on
 // another when the snapshot was taken, the snapshot holds both states. It counts as
 // destroyed, whatever selects it, and lives on in the cluster.
@@ -320,18 +360,7 @@ func TestARestoreIntoDestroysNothing(t *testing.T) {
 	ref := east.key("alice", "half destroyed")
 	before := east.snapshot(v)
 	west := v.restoreAndStart(t, before, 1)
-	keyring, ca, err := before.Recovery(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	m := newMemory(t, newVaultOf(v), 2)
-	m.keyring, m.ca = keyring, ca
-	for i := range m.hsms {
-		m.hsms[i] = newMemoryReplica(keyring)
-		if _, err := reconcile.Copy(t.Context(), before, m.hsms[i]); err != nil {
-			t.Fatal(err)
-		}
-	}
+	m := v.twice(t, before)
 	m.hsms[0].SetLabel(ref, "half destroyed, and renamed")
 	m.hsms[1].Destroy(ref)
 	s := m.vault.take(t, m)
