@@ -34,7 +34,7 @@ type Cluster struct {
 	warned   sync.Once
 
 	policy   atomic.Pointer[Policy]
-	hearing  sync.Mutex                // guards inTouch, and that what it says is so of policy
+	hearing  sync.Mutex                // guards inTouch and remote.policy, and that what it says is so of policy
 	inTouch  bool                      // the settings are of an HSM in touch with others
 	remotes  atomic.Pointer[[]*remote] // replaced whole under mu
 	seed     uint64                    // of all chance in waits and turns
@@ -260,11 +260,16 @@ func (c *Cluster) Principal() hsm.Principal { return c.auth.principal() }
 func (c *Cluster) Lineage() hsm.Lineage { return c.profile.Lineage }
 
 // hearSettings takes the settings as an HSM has them. One that is out of touch with the others
-// may have older ones, with fewer copies: it is heard only until one is that is not.
-func (c *Cluster) hearSettings(info hsm.Info) {
+// may have older ones, with fewer copies: it is heard only until one is that is not, or
+// if its settings are others than when it was heard last. Then an admin has changed them
+// there, perhaps to go on with the HSMs that are left.
+func (c *Cluster) hearSettings(r *remote, info hsm.Info) {
 	c.hearing.Lock()
 	defer c.hearing.Unlock()
-	if info.OutOfTouch && c.inTouch {
+	p := policyOf(info.Settings, c.profile)
+	changed := r.policy != nil && *r.policy != p
+	r.policy = &p
+	if info.OutOfTouch && c.inTouch && !changed {
 		return
 	}
 	c.inTouch = !info.OutOfTouch

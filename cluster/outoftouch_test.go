@@ -108,10 +108,32 @@ func TestAnHSMOutOfTouchSetsNoPolicy(t *testing.T) {
 	c := w.open(asUser)
 	old, now := hsm.Info{Settings: hsm.Settings{MinCopies: 1}, OutOfTouch: true}, hsm.Info{Settings: hsm.Settings{MinCopies: 3}}
 	c.inTouch = false
+	lonely, other := &remote{c: c}, &remote{c: c}
 	for i, info := range []hsm.Info{old, now, old, now, old} {
-		c.hearSettings(info)
+		from := other
+		if info.OutOfTouch {
+			from = lonely
+		}
+		c.hearSettings(from, info)
 		if want := max(1, min(3, 1+2*i)); c.Policy().MinCopies != want {
 			t.Fatalf("after %d: %d copies, want %d", i+1, c.Policy().MinCopies, want)
+		}
+	}
+}
+
+// TestTheLastHSMChangesThePolicy: an admin who lowers the number of copies on the one HSM that
+// is left, which is out of touch, is heard by whoever was there before.
+func TestTheLastHSMChangesThePolicy(t *testing.T) {
+	w := newWorld(t, 1, 1, false)
+	c := w.open(asUser)
+	left, gone := &remote{c: c}, &remote{c: c}
+	two, one := hsm.Settings{MinCopies: 2}, hsm.Settings{MinCopies: 1}
+	c.hearSettings(left, hsm.Info{Settings: two})
+	c.hearSettings(gone, hsm.Info{Settings: two})
+	for _, s := range []hsm.Settings{two, one, one} {
+		c.hearSettings(left, hsm.Info{Settings: s, OutOfTouch: true})
+		if got := c.Policy().MinCopies; got != s.MinCopies {
+			t.Fatalf("%d copies, want %d", got, s.MinCopies)
 		}
 	}
 }

@@ -24,6 +24,7 @@ type remote struct {
 	avoided atomic.Int64         // until when not to create or change on it, in Unix nanoseconds
 	kick    chan struct{}        // wakes the keeper
 	member  atomic.Pointer[hsm.Member]
+	policy  *Policy     // by its settings when it was looked at last; nil: it was not
 	yields  atomic.Bool // it leaves the password to others
 	slow    int         // logins in a row that were not done in time, on an HSM that answers; the keeper's
 
@@ -314,7 +315,7 @@ func (r *remote) check(ctx context.Context, s hsm.Session) error {
 		}
 		return err
 	}
-	r.c.hearSettings(info)
+	r.c.hearSettings(r, info)
 	return nil
 }
 
