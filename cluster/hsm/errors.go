@@ -58,8 +58,8 @@ var (
 	ErrSignature = errors.New("signature does not verify")
 	// ErrCrypto: decryption or unwrapping failed, without saying why.
 	ErrCrypto = errors.New("cryptographic operation failed")
-	// ErrFull: the disk is full, or a session holds as many keys as it may. Nothing
-	// was done.
+	// ErrFull: the disk is full, a session holds as many keys as it may, or as many
+	// objects wait for a commit as may. Nothing was done.
 	ErrFull = errors.New("no space left")
 	// ErrStarting: the HSM does not serve yet and soon will. It comes with
 	// ErrUnavailable.

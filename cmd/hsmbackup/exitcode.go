@@ -110,7 +110,7 @@ var verdicts = []verdict{
 	{hsm.ErrNotFound, "not_found", exitFailed, "key list and user list show what there is for this login"},
 	{hsm.ErrExist, "exists", exitRefused, "choose another name"},
 	{hsm.ErrCrypto, "crypto", exitFailed, "the data, the key or the mechanism is another one"},
-	{hsm.ErrFull, "full", exitFailed, "free space on the HSM's disk, or destroy session keys"},
+	{hsm.ErrFull, "full", exitFailed, "free space on the HSM's disk, destroy session keys, or wait for creations under way"},
 	{backup.ErrNoRoom, "backup", exitFailed, backup.Hint(backup.ErrNoRoom)},
 	{storage.ErrFull, "storage", exitFailed, storage.Hint(storage.ErrFull)},
 	{syscall.ENOSPC, "full", exitFailed, hintFull}, // of no store: of a folder that is made here
