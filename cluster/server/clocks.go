@@ -43,9 +43,9 @@ func (s *syncer) seeClock(ctx context.Context, p *peer, session hsm.Session) err
 	return nil
 }
 
-// clockOffset is how far this HSM's clock is ahead of the middle of its own and those
-// of its peers that have told theirs lately; negative: behind.
-func (s *syncer) clockOffset() time.Duration {
+// clockOffsets are how far the clocks of this HSM, 0, and of its peers that have told theirs
+// lately are ahead of this HSM's, in order.
+func (s *syncer) clockOffsets() []time.Duration {
 	offsets := []time.Duration{0}
 	for _, p := range s.watched() {
 		if n := p.numbers(); time.Since(n.clockAt) < 3*clockEvery {
@@ -53,7 +53,24 @@ func (s *syncer) clockOffset() time.Duration {
 		}
 	}
 	slices.Sort(offsets)
+	return offsets
+}
+
+// clockOffset is how far this HSM's clock is ahead of the middle of its own and those
+// of its peers that have told theirs lately; negative: behind.
+func (s *syncer) clockOffset() time.Duration {
+	offsets := s.clockOffsets()
 	return -offsets[(len(offsets)-1)/2]
+}
+
+// clockServes is clockInTime where more than two clocks tell which one is off. Of two, the
+// one ahead may be right: that HSM has all that both have, and the other one, which refuses
+// what it makes, is not in sync. So one of the two is worth calling.
+func (s *syncer) clockServes() error {
+	if len(s.clockOffsets()) <= 2 {
+		return nil
+	}
+	return s.clockInTime()
 }
 
 // clockInTime refuses a clock with which this HSM and the others do not take what is

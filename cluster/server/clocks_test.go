@@ -57,3 +57,26 @@ func TestAClockThatIsOffMakesUnready(t *testing.T) {
 		})
 	}
 }
+
+// TestOfTwoClocksNoneMakesBothUnready: nobody knows which of two is off. The HSM that refuses
+// what the other one makes is not in sync, and says why; the other one stays ready.
+func TestOfTwoClocksNoneMakesBothUnready(t *testing.T) {
+	t.Parallel()
+	w := newWatchedWorld(t, 2)
+	w.createAlice()
+	ahead, behind := w.boxes[0], w.boxes[1]
+	w.rounds()
+	if err := behind.stop(); err != nil {
+		t.Fatal(err)
+	}
+	behind.watchedAt(func() time.Time { return time.Now().Add(-10 * time.Minute) })
+	w.createKey(ahead.alice(), "new")
+	ahead.becomes(func(v float64) bool { return v > 500 }, "hsmbackup_clock_ahead_seconds")
+	w.eventually("it does not say that it refuses what the other one makes", func() bool {
+		ok, checks := behind.ready()
+		return !ok && strings.Contains(checks["sync"], hsm.ErrFuture.Error())
+	})
+	if ok, checks := ahead.ready(); !ok {
+		t.Errorf("both are unready: %v", checks)
+	}
+}

@@ -81,7 +81,7 @@ func (s *Server) checks() []metrics.Check {
 		{Name: "state", Run: func(context.Context) error { return s.servesAll() }},
 		{Name: "audit", Run: func(context.Context) error { return s.device.audit.Ready() }},
 		{Name: "sync", Run: s.inSync},
-		{Name: "clock", Run: func(context.Context) error { return s.sync.clockInTime() }},
+		{Name: "clock", Run: func(context.Context) error { return s.sync.clockServes() }},
 	}
 }
 
