@@ -119,6 +119,12 @@ var (
 	}()
 )
 
+// MayTurn tells whether a Boolean attribute that can be changed may go from one value to
+// the other: some do so one way only (PKCS #11 v2.40 §4.4).
+func (a Attribute) MayTurn(was, is bool) bool {
+	return was == is || !(a.Modifiable == ToTrue && was || a.Modifiable == ToFalse && is)
+}
+
 // LookupAttribute finds an attribute by name; ErrInvalid names those there are.
 func LookupAttribute(name string) (Attribute, error) {
 	i, ok := attributesByName[name]

@@ -117,7 +117,7 @@ func mayChange(k hsm.KeyInfo, changes map[string]string, copied bool) error {
 		if err != nil {
 			return err
 		}
-		if a.Modifiable == hsm.Never || a.Modifiable == hsm.ToTrue && was == "true" || a.Modifiable == hsm.ToFalse && was != "true" && value == "true" {
+		if a.Modifiable == hsm.Never || !a.MayTurn(was == "true", value == "true") {
 			return ck.AttributeReadOnly
 		}
 	}

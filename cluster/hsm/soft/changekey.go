@@ -119,7 +119,7 @@ func mayBecome(a hsm.Attribute, r *hsm.Record, value []byte) error {
 	switch {
 	case !r.Flag("modifiable"):
 		return fmt.Errorf("%w: key %s is not modifiable, and never will be", hsm.ErrAttribute, r.Ref)
-	case a.Modifiable == hsm.ToTrue && was && !is, a.Modifiable == hsm.ToFalse && !was && is:
+	case !a.MayTurn(was, is):
 		return fmt.Errorf("%w: key %s: %s is %t, and stays so", hsm.ErrAttribute, r.Ref, a.Name, was)
 	}
 	return fits(a, r.Core.Class, value)

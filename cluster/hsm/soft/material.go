@@ -111,7 +111,7 @@ func copiedAttributes(r *hsm.Record, req hsm.CreateRequest) (map[string]string, 
 				return nil, err
 			}
 		}
-		if a.Modifiable == hsm.ToTrue && a.Stored && was && v == "false" || a.Modifiable == hsm.ToFalse && a.Stored && !was && v == "true" && name != "copyable" {
+		if a.Stored && name != "copyable" && (v == "false" || v == "true") && !a.MayTurn(was, v == "true") {
 			return nil, fmt.Errorf("%w: %s is %t, and stays so in a copy", hsm.ErrAttribute, name, was)
 		}
 		wanted[name] = v
