@@ -25,7 +25,7 @@ func (c *Cluster) ownsNothing(ctx context.Context, ch hsm.Change, need int) erro
 	members := len(c.all())
 	want := max(need, c.hearingOf(members))
 	asked := 0
-	rs := c.readyWithin(ctx, want, c.timing.grace)
+	rs := c.readyWithin(ctx, want, c.timing.connect) // who has just begun has hardly met all
 	for _, a := range gather(ctx, c, rs, nil, nil, func(ctx context.Context, s hsm.Session) (hsm.KeyRef, error) { return ownedOn(ctx, s, name) }) {
 		switch {
 		case a.err == nil && a.value != 0:

@@ -1,9 +1,12 @@
 package cluster
 
 import (
+	"context"
 	"errors"
 	"slices"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/hsmbackup/hsmbackup/cluster/hsm"
 )
@@ -115,4 +118,26 @@ func TestKeysOfAnEarlierUserKeepNobody(t *testing.T) {
 	if err := change(remove); err != nil {
 		t.Errorf("delete while an earlier user's key is there: %v", err)
 	}
+}
+
+// TestADeletionWaitsForASlowHSM: where one copy is enough all must say that the user owns no
+// key, and one that takes some seconds to connect to is no reason to refuse.
+func TestADeletionWaitsForASlowHSM(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, 3, 1, false)
+		slow, dial := w.boxes[2], w.dialer(hsm.RoleNone)
+		admin, err := Open(t.Context(), w.profile(), asAdmin, WithDialer(func(ctx context.Context, m hsm.Member) (hsm.Module, error) {
+			if m.Address == slow.member.Address {
+				time.Sleep(4 * time.Second)
+			}
+			return dial(ctx, m)
+		}))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer admin.Close()
+		if _, err := admin.Change(t.Context(), hsm.Change{Kind: hsm.ChangeUserDelete, User: userName}); err != nil {
+			t.Error(err)
+		}
+	})
 }
