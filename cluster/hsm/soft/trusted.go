@@ -2,7 +2,6 @@ package soft
 
 import (
 	"bytes"
-	"errors"
 	"fmt"
 
 	"github.com/hsmbackup/hsmbackup/cluster/hsm"
@@ -36,19 +35,24 @@ func (h *HSM) mayUseTrusted(r *hsm.Record, attribute string) error {
 	}
 	trusted := r.Flag("trusted")
 	if !trusted && r.Core.Class == hsm.ClassPrivate && r.Core.Type == string(mech.RSA) && r.Core.Pair != 0 {
-		pair, err := h.tokenKey(r.Core.Pair)
-		switch {
-		case errors.Is(err, hsm.ErrNotFound):
-			return nil
-		case err != nil && !errors.Is(err, hsm.ErrDestroyed):
+		var err error
+		if trusted, err = h.pairTrusted(r); err != nil {
 			return err
 		}
-		trusted = pair.rec.Flag("trusted")
 	}
 	if trusted {
 		return fmt.Errorf("%w: key %s is trusted, and a trusted key only wraps and unwraps", hsm.ErrAttribute, r.Ref)
 	}
 	return nil
+}
+
+// pairTrusted is trusted for each signature. A public half that nobody uses takes no
+// place among the keys that are kept open: there are as few as before.
+func (h *HSM) pairTrusted(r *hsm.Record) (bool, error) {
+	if e := h.cache.get(r.Core.Pair); e != nil {
+		return e.rec.Flag("trusted"), nil
+	}
+	return h.trusted(r)
 }
 
 // mayWrapTrusted refuses ways to wrap with a trusted key in which what it wraps comes out

@@ -237,3 +237,24 @@ func TestTrustNeedsBothHalves(t *testing.T) {
 		r.sees("session key", must[[]byte](t)(r.s.Use(t.Context(), hsm.Use{Kind: hsm.UseDecrypt, Key: r.private, Data: wrapped, Params: oaep})))
 	}
 }
+
+// TestASignatureOpensOneKey: to see whether its other half is trusted takes no other key
+// from those that are kept open.
+func TestASignatureOpensOneKey(t *testing.T) {
+	h := withUser(t, open(t, testOptions(vfs.NewMem())))
+	alice := login(t, h, "alice")
+	op := randomOp()
+	made := must[hsm.Created](t)(alice.Create(t.Context(), op, hsm.CreateRequest{Method: hsm.MethodGenerate, Token: true, Type: "rsa", Size: 2048, Attributes: map[string]string{"sign": "true"}}))
+	if err := alice.Commit(t.Context(), op); err != nil {
+		t.Fatal(err)
+	}
+	h.cache = newKeyCache(cachedKeys)
+	for _, k := range made.Keys {
+		if k.Class == hsm.ClassPrivate {
+			must[[]byte](t)(alice.Use(t.Context(), hsm.Use{Kind: hsm.UseSign, Key: k.Ref, Data: []byte("data"), Params: hsm.Params{Mechanism: "rsa-pkcs", Hash: "sha256"}}))
+		}
+	}
+	if n := h.cache.order.Len(); n != 1 {
+		t.Errorf("%d keys are kept open, want 1", n)
+	}
+}
