@@ -168,7 +168,7 @@ func TestACrowdOfTheFutureStopsNobody(t *testing.T) {
 		good, future := crowd(t, 1, time.Now()), crowd(t, 2*maxRefusals/100, time.Now().Add(ahead))
 		to, known := &picky{taken: map[hsm.KeyRef]bool{}}, &refusals{}
 		to.refuses = func(m hsm.MaskedObject) error {
-			if _, r, err := hsm.ParseMasked(m.Bytes); err != nil || r.Latest().Wall().Sub(time.Now()) > hsm.MaxAhead {
+			if _, r, err := hsm.ParseMasked(m.Bytes); err != nil || time.Until(r.Latest().Wall()) > hsm.MaxAhead {
 				return hsm.ErrFuture
 			}
 			return nil
