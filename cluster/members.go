@@ -221,18 +221,25 @@ func (c *Cluster) readyWithin(ctx context.Context, n int, limit time.Duration) [
 			r.wake()
 		}
 	}
+	c.until(ctx, limit, func() bool { return len(c.up()) >= n || !stillTrying(waiting) })
+	return c.up()
+}
+
+// until waits, for as long as limit, for something that comes with a change of which HSMs
+// are in use or have been tried: done tells whether it is so.
+func (c *Cluster) until(ctx context.Context, limit time.Duration, done func() bool) {
 	enough := time.After(limit)
 	for {
 		changed := c.changes()
-		if len(c.up()) >= n || !stillTrying(waiting) {
-			return c.up()
+		if done() {
+			return
 		}
 		select {
 		case <-changed:
 		case <-enough:
-			return c.up()
+			return
 		case <-ctx.Done():
-			return c.up()
+			return
 		}
 	}
 }

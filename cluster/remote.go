@@ -262,20 +262,7 @@ func (r *remote) yield(ctx context.Context) {
 	r.yields.Store(true)
 	defer r.yields.Store(false)
 	r.c.signal()
-	enough := time.After(yielding)
-	for {
-		changed := r.c.changes()
-		if r.c.auth.ticket.Load() != nil || !r.c.mayLogIn() {
-			return
-		}
-		select {
-		case <-changed:
-		case <-enough:
-			return
-		case <-ctx.Done():
-			return
-		}
-	}
+	r.c.until(ctx, yielding, func() bool { return r.c.auth.ticket.Load() != nil || !r.c.mayLogIn() })
 }
 
 // mayLogIn tells whether an HSM that does not leave the password to others has not been
