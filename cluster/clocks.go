@@ -2,7 +2,6 @@ package cluster
 
 import (
 	"fmt"
-	"slices"
 	"time"
 
 	"github.com/hsmbackup/hsmbackup/cluster/hsm"
@@ -24,8 +23,7 @@ func noteClocks(out *Info, states map[*remote]hsm.Info, now time.Time) {
 			offsets = append(offsets, byID[s.ID])
 		}
 	}
-	slices.Sort(offsets)
-	middle := offsets[(len(offsets)-1)/2]
+	middle := hsm.MiddleClock(offsets)
 	for i := range out.HSMs {
 		h := &out.HSMs[i]
 		offset, ok := byID[h.ID]

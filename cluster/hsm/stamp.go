@@ -3,6 +3,7 @@ package hsm
 import (
 	"cmp"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 )
@@ -18,6 +19,14 @@ type Stamp struct {
 
 // MaxAhead is how far a stamp may lie ahead of the local clock.
 const MaxAhead = 5 * time.Minute
+
+// MiddleClock is the middle of how far clocks are ahead of one of them, of an even number
+// the lower of the two in the middle: what a clock that is off is off from. It sorts
+// offsets, of which there is one at least.
+func MiddleClock(offsets []time.Duration) time.Duration {
+	slices.Sort(offsets)
+	return offsets[(len(offsets)-1)/2]
+}
 
 // Compare orders stamps by time, ties by HSM.
 func (s Stamp) Compare(o Stamp) int {

@@ -3,7 +3,6 @@ package server
 import (
 	"context"
 	"fmt"
-	"slices"
 	"time"
 
 	"github.com/hsmbackup/hsmbackup/cluster/hsm"
@@ -44,7 +43,7 @@ func (s *syncer) seeClock(ctx context.Context, p *peer, session hsm.Session) err
 }
 
 // clockOffsets are how far the clocks of this HSM, 0, and of its peers that have told theirs
-// lately are ahead of this HSM's, in order.
+// lately are ahead of this HSM's.
 func (s *syncer) clockOffsets() []time.Duration {
 	offsets := []time.Duration{0}
 	for _, p := range s.watched() {
@@ -52,15 +51,13 @@ func (s *syncer) clockOffsets() []time.Duration {
 			offsets = append(offsets, n.ahead)
 		}
 	}
-	slices.Sort(offsets)
 	return offsets
 }
 
 // clockOffset is how far this HSM's clock is ahead of the middle of its own and those
 // of its peers that have told theirs lately; negative: behind.
 func (s *syncer) clockOffset() time.Duration {
-	offsets := s.clockOffsets()
-	return -offsets[(len(offsets)-1)/2]
+	return -hsm.MiddleClock(s.clockOffsets())
 }
 
 // clockServes is clockInTime where more than two clocks tell which one is off. Of two, the
