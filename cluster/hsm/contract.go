@@ -176,8 +176,8 @@ type Info struct {
 	// random, and another one each time that its removal was taken back in between. 0: it
 	// does take something.
 	Departure uint64
-	// OutOfTouch: there are other HSMs, and it has synced with none of them lately. It may
-	// not know of users, or passwords, that they know.
+	// OutOfTouch: there are other HSMs, and it has synced with none of them lately, or its
+	// clock is off. It may not know of users, or passwords, that they know.
 	OutOfTouch bool
 }
 

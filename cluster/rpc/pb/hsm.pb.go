@@ -534,7 +534,7 @@ type InfoReply struct {
 	GeneratedTimeout int64                  `protobuf:"varint,45,opt,name=generated_timeout,json=generatedTimeout,proto3" json:"generated_timeout,omitempty"` // of quorum tokens, seconds; 0: not told
 	ApprovedTimeout  int64                  `protobuf:"varint,46,opt,name=approved_timeout,json=approvedTimeout,proto3" json:"approved_timeout,omitempty"`
 	Departure        uint64                 `protobuf:"fixed64,47,opt,name=departure,proto3" json:"departure,omitempty"`                      // names the time since which an HSM that leaves takes nothing; 0: it does
-	OutOfTouch       bool                   `protobuf:"varint,48,opt,name=out_of_touch,json=outOfTouch,proto3" json:"out_of_touch,omitempty"` // no other HSM of the cluster has synced with it lately
+	OutOfTouch       bool                   `protobuf:"varint,48,opt,name=out_of_touch,json=outOfTouch,proto3" json:"out_of_touch,omitempty"` // it may not know what the other HSMs of the cluster do
 	unknownFields    protoimpl.UnknownFields
 	sizeCache        protoimpl.SizeCache
 }
